@@ -1,0 +1,34 @@
+"""Every place on the host that agentmon writes to, as one table.
+
+`AGENTMON_ROOT` in the environment prefixes /etc, /var/lib and /run for tests that need a second, private
+installation. It is read once, by root processes only; the job's environment never reaches them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(os.environ.get("AGENTMON_ROOT", "/"))
+
+ETC = ROOT / "etc/agentmon"
+SETTINGS = ETC / "settings.yml"
+BOTTLES = ETC / "bottles"
+
+LIB = ROOT / "var/lib/agentmon"
+LEDGER = LIB / "ledger/ledger.db"  # owner agentmon-ledger, directory 0700
+EVENTS = LIB / "events/events.db"  # owner root
+CA_DIR = LIB / "ca"  # mitmproxy-ca.pem (key, agentmon-proxy 0600), ca.pem (certificate, 0644)
+SAVED = LIB / "saved"  # private state of frozen bottles
+EPOCH = LIB / "epoch"  # last epoch handed out, decimal
+
+RUN = ROOT / "run/agentmon"
+CONTROL_SOCKET = RUN / "control.sock"
+LOCK = RUN / "daemon.lock"
+STATE = RUN / "state"  # SLOT.json: what a restarted daemon needs to adopt a bottle
+SVC = RUN / "svc"  # resolver.sock relay.sock proxy-N.sock ledger.sock lookup.sock, *.pid, *.log
+HOMES = RUN / "homes"  # private HOME of running bottles
+TRUST = RUN / "trust"  # SLOT.pem bundles, mounted into bottles
+
+NETNS = Path("/run/netns")  # shared with ip(8); our names start with "am-"
+BPFFS = Path("/sys/fs/bpf/agentmon")

@@ -1,0 +1,33 @@
+"""One bottle's whole policy after settings, manifest chain and command-line options are merged: the compiler's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agentmon import wire
+from agentmon.policy.rules import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class EffectivePolicy:
+    """Frozen, validated, deterministic. Budgets are weighted tokens; see wire.ScopeDef for scopes, most specific first."""
+
+    bottle: str
+    rules: tuple[Rule, ...]  # allow and deny, manifests' and settings' deny included
+    inspected: tuple[str, ...] = ()  # host patterns decrypted by the proxy: provider hosts, hosts of routes
+    routes: tuple[wire.Route, ...] = ()
+    scopes: tuple[wire.ScopeDef, ...] = ()
+    weights: dict[str, int] = field(default_factory=lambda: {"input": 1000, "cache_write": 1000, "cache_read": 100, "output": 1000})
+    agent: str = ""
+    provider: str = ""  # default for `--budget N`
+    shutdown: str = "cutoff"  # cutoff | freeze | kill
+    guard: str = "observe"  # off | observe | strict
+    observe: bool = False
+    home: str = "private"  # private | host
+    ro: tuple[str, ...] = ()
+    rw: tuple[str, ...] = ()
+    unix: tuple[str, ...] = ()
+    io_uring: bool = False
+    limits: dict[str, int] = field(default_factory=lambda: {"pids": 512, "connections": 1000, "queries_per_s": 100})
+    log: str = "blocks"
+    sources: tuple[str, ...] = ()  # files it was made of, for `policy explain` and events

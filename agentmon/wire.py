@@ -1,0 +1,388 @@
+"""What agentmon's processes say to each other: framed msgpack over Unix sockets, every message a typed struct.
+
+    frame = length (u32, big endian, of the payload) + payload (msgpack map with a "t" tag)
+
+    daemon   ─ SetBottle DropBottle CutBottle ─▶ resolver, relay, proxy     ◀─ Ready Ack Report Commit ─
+    proxy    ─ Reserve Settle Progress Release ─▶ ledger                    ◀─ Granted Denied Settled Done Failed ─
+    daemon   ─ OpenRun CloseRun SetBudget Enforced Audit ─▶ ledger          ◀─ Crossed (unasked) ─
+    relay, proxy ─ Lookup ─▶ resolver                                       ◀─ Looked ─
+    command line ─ Request ─▶ daemon                                        ◀─ Reply, Item… ─
+
+Who may say what is decided by SO_PEERCRED at the receiving end, never by the content. A frame over
+MAX_FRAME or one that does not decode ends the connection. Messages with an `id` are answered by
+exactly one message with the same `id`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+
+MAX_FRAME = 16 << 20
+VERSION = 1  # of this file; services of another version are replaced by a starting daemon
+
+_LENGTH = struct.Struct(">I")
+
+
+class WireError(Exception):
+    """The peer sent something that is not a frame, or a frame that is no known message."""
+
+
+class Message(msgspec.Struct, tag=True, tag_field="t", omit_defaults=True, frozen=True):
+    """Base of all messages."""
+
+
+# ── policy, pushed by the daemon ─────────────────────────────────────────────
+
+
+class Route(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A manifest's `routes:` entry, validated; see the manifest contract."""
+
+    host: str
+    auth_header: str = ""  # "" with auth_credential "": the bottle's own passes
+    auth_credential: str = ""
+    auth_none: bool = False
+    methods: tuple[str, ...] = ()  # empty: all
+    paths: tuple[str, ...] = ()
+    outbound: str = "supervise"
+    inbound: str = "warn"
+    scan_headers_except: tuple[str, ...] = ()
+    git_fetch: bool = False
+
+
+class BottleView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All that resolver, relay and proxy know of a bottle. Rules are canonical texts, deny rules with their `!`."""
+
+    slot: int
+    bottle: str
+    run: str  # unique id of this run
+    addr4: str
+    addr6: str = ""
+    epoch: int = 0
+    mode: str = "enforce"  # closed | enforce | observe | cut
+    rules: tuple[str, ...] = ()
+    inspected: tuple[str, ...] = ()  # host patterns that are decrypted although their rule is a name rule (providers, routes)
+    routes: tuple[Route, ...] = ()
+    relay: tuple[str, ...] = ()  # the addresses the resolver answers with: [v4, v6]
+    proxy: tuple[str, ...] = ()
+    agent: str = ""
+    log: str = "blocks"
+    limits: dict[str, int] = {}
+
+
+class SetBottle(Message, frozen=True):
+    id: int
+    view: BottleView
+
+
+class DropBottle(Message, frozen=True):
+    id: int
+    slot: int
+
+
+class CutBottle(Message, frozen=True):
+    """The bottle's budget is spent (`spent` fills the 403 body) or an operator cut it (`spent` empty)."""
+
+    id: int
+    slot: int
+    spent: dict[str, Any] = {}
+    crossed_ns: int = 0  # CLOCK_MONOTONIC of the settle that crossed, 0: an operator
+
+
+class Ready(Message, frozen=True):
+    """First message of a service on a control connection."""
+
+    service: str
+    pid: int
+    version: int = VERSION
+
+
+class Ack(Message, frozen=True):
+    id: int
+    error: str = ""
+    closed: int = 0  # CutBottle: streams ended
+    at_ns: int = 0  # CutBottle: CLOCK_MONOTONIC when the last one was closed
+
+
+class Report(Message, frozen=True):
+    """An event for people; fields as in agentmon.events.Event."""
+
+    event: dict[str, Any]
+
+
+class Commit(Message, frozen=True):
+    """Resolver to daemon: `name` resolved to `addresses`; may they be opened? Answered by Committed, then the answer leaves."""
+
+    id: int
+    slot: int
+    name: str
+    addresses: tuple[str, ...]
+    ttl_s: int
+
+
+class Committed(Message, frozen=True):
+    id: int
+    addresses: tuple[str, ...] = ()  # what was opened; empty: refused
+    reason: str = ""
+
+
+class Lookup(Message, frozen=True):
+    """Relay or proxy to resolver: vetted, committed upstream addresses of a permitted name."""
+
+    id: int
+    slot: int
+    name: str
+    port: int
+
+
+class Looked(Message, frozen=True):
+    id: int
+    addresses: tuple[str, ...] = ()
+    ttl_s: int = 0
+    error: str = ""  # denied | nxdomain | timeout | servfail | stripped | uncommitted
+
+
+# ── ledger ───────────────────────────────────────────────────────────────────
+
+
+class BudgetDef(msgspec.Struct, frozen=True):
+    """A budget in weighted tokens for one provider ("*": any) in one window."""
+
+    provider: str
+    tokens: int
+    per: str = "run"  # run | hour | day | week | month
+    shadow: bool = False
+
+
+class ScopeDef(msgspec.Struct, frozen=True):
+    """scope: agent | bottle | parent | host | ceiling. `name`: of the agent, bottle, manifest; the host's is "host"."""
+
+    scope: str
+    name: str
+    budgets: tuple[BudgetDef, ...] = ()
+
+
+class OpenRun(Message, frozen=True):
+    """A bottle starts: whom its usage is charged to, most specific scope first."""
+
+    id: int
+    slot: int
+    bottle: str
+    run: str
+    agent: str
+    scopes: tuple[ScopeDef, ...]
+    weights: dict[str, int]
+
+
+class CloseRun(Message, frozen=True):
+    id: int
+    slot: int
+    run: str
+
+
+class SetBudget(Message, frozen=True):
+    """`resume --budget`, `budget set`: the new amount for a running bottle's scope."""
+
+    id: int
+    scope: str
+    name: str
+    run: str  # "" for scopes other than agent and bottle
+    budget: BudgetDef
+    uid: int
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One canonical usage row. `input` is uncached; `output` includes `reasoning`; counts are tokens."""
+
+    provider: str
+    model: str = ""
+    request_id: str = ""
+    input: int = 0
+    cache_read: int = 0
+    cache_write_5m: int = 0
+    cache_write_1h: int = 0
+    output: int = 0
+    reasoning: int = 0
+    source: str = "wire"  # wire | estimate | reconciled
+    complete: bool = True
+    raw: bytes = b""  # the provider's usage JSON
+
+
+class Reserve(Message, frozen=True):
+    id: int
+    slot: int
+    provider: str
+    model: str
+    input: int  # estimated uncached input tokens
+    output: int  # max output tokens of the request, or a learned bound
+    key: str  # unique per request attempt
+
+
+class Granted(Message, frozen=True):
+    id: int
+    hold: int
+    tokens: int  # weighted tokens held, possibly shrunk to what remains
+
+
+class Denied(Message, frozen=True):
+    """Nothing remains. `scope`, `name`, `per`: the budget that refused."""
+
+    id: int
+    scope: str
+    name: str
+    provider: str
+    tokens: int
+    used: int
+    held: int
+    per: str
+
+
+class Settle(Message, frozen=True):
+    id: int
+    hold: int
+    usage: Usage
+
+
+class Settled(Message, frozen=True):
+    id: int
+    duplicate: bool = False  # this request_id was settled before; nothing was added
+    crossed: bool = False
+
+
+class Progress(Message, frozen=True):
+    """Cumulative usage in mid-stream; may cross a budget before the end. Not a row."""
+
+    id: int
+    hold: int
+    usage: Usage
+
+
+class Release(Message, frozen=True):
+    id: int
+    hold: int
+
+
+class Done(Message, frozen=True):
+    id: int
+    value: Any = None
+
+
+class Failed(Message, frozen=True):
+    id: int
+    error: str  # class name from agentmon.errors, or "unavailable"
+    message: str
+    hint: str = ""
+
+
+class Crossed(Message, frozen=True):
+    """Ledger to daemon, unasked, in the commit that crossed: cut these bottles. `threshold` < 100 only informs."""
+
+    slots: tuple[int, ...]
+    scope: str
+    name: str
+    provider: str
+    per: str
+    tokens: int
+    used: int
+    threshold: int = 100
+    at_ns: int = 0  # CLOCK_MONOTONIC of the commit
+
+
+class Enforced(Message, frozen=True):
+    """Daemon to ledger: one row of enforcement_v."""
+
+    id: int
+    slot: int
+    bottle: str
+    run: str
+    policy: str  # cutoff | freeze | kill | resume
+    trigger: str  # budget | operator
+    by: str  # scope:name or uid:N
+    latency_ns: int
+    result: str
+
+
+class Audit(Message, frozen=True):
+    id: int
+    uid: int
+    action: str
+    target: str
+    detail: dict[str, Any] = {}
+
+
+class Totals(Message, frozen=True):
+    """Daemon to ledger: used and held by scope and provider of a running bottle. Answered by Done with a list of dicts."""
+
+    id: int
+    slot: int
+
+
+# ── control socket ───────────────────────────────────────────────────────────
+
+
+class Request(Message, frozen=True):
+    id: int
+    op: str
+    args: dict[str, Any] = {}
+
+
+class Reply(Message, frozen=True):
+    """The end of a request. `error` set: {class, message, hint, exit}. Descriptors may travel with it."""
+
+    id: int
+    value: Any = None
+    error: dict[str, Any] = {}
+
+
+class Item(Message, frozen=True):
+    """One element of a streamed answer."""
+
+    id: int
+    value: Any
+
+
+AnyMessage = (
+    SetBottle | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed | Lookup | Looked
+    | OpenRun | CloseRun | SetBudget | Reserve | Granted | Denied | Settle | Settled | Progress | Release
+    | Done | Failed | Crossed | Enforced | Audit | Totals | Request | Reply | Item
+)  # fmt: skip
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: Message) -> bytes:
+    """The frame of one message."""
+    payload = _encoder.encode(message)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class Frames:
+    """Cuts a byte stream into messages; feed() returns those that are complete.
+
+    :raises WireError: from feed(), after which the stream is unusable.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[AnyMessage]:
+        buffer = self._buffer
+        buffer += data
+        out: list[AnyMessage] = []
+        at = 0
+        while len(buffer) - at >= 4:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            if length > MAX_FRAME:
+                raise WireError(f"frame of {length} bytes; at most {MAX_FRAME} are allowed")
+            if len(buffer) - at - 4 < length:
+                break
+            try:
+                out.append(_decoder.decode(memoryview(buffer)[at + 4 : at + 4 + length]))
+            except msgspec.MsgspecError as e:
+                raise WireError(str(e)) from e
+            at += 4 + length
+        del buffer[:at]
+        return out

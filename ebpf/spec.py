@@ -1,0 +1,116 @@
+"""What the programs are told: frozen values, and the protocol that the kernel edge and the fake both keep.
+
+Addresses are ipaddress objects, ports inclusive (lo, hi) pairs in host order; encode.py turns them into the
+byte order that bpf/am_abi.h declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal, Protocol
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Proto = Literal["tcp", "udp"]
+
+
+class Mode(IntEnum):
+    CLOSED = 0
+    ENFORCE = 1
+    OBSERVE = 2  # protected destinations stay refused
+    CUT = 3  # only endpoints that survive a cut
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    address: Address
+    proto: Proto
+    port: int
+    survives_cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Traffic to `network` on `ports` of `proto`. `rule` indexes the policy's rules, for events; `timeout_s` 0: for ever."""
+
+    network: Network
+    proto: Proto
+    ports: tuple[tuple[int, int], ...]
+    rule: int = 0
+    timeout_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BottlePolicy:
+    """All that the programs know of a bottle. `policy_id` is never reused; switching it is one map element."""
+
+    slot: int
+    cgroup_id: int  # inode of the bottle's cgroup directory
+    policy_id: int
+    epoch: int
+    mode: Mode
+    services: tuple[Endpoint, ...] = ()
+    allow: tuple[Entry, ...] = ()
+    deny: tuple[Entry, ...] = ()
+    netns_cookie: int = 0  # 0: not checked
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One decoded ring record: an operation and its verdict. `ts_ns` is CLOCK_BOOTTIME."""
+
+    ts_ns: int
+    slot: int
+    epoch: int
+    kind: Literal["connect", "send", "socket", "escape"]
+    verdict: Literal["allowed", "refused", "observed"]
+    reason: str  # default, deny, cut, closed, protected, family, expired, netns
+    pid: int
+    tgid: int
+    ppid: int
+    uid: int
+    comm: str
+    proto: str
+    dst: Address | None
+    port: int
+    rule: int
+    count: int
+
+
+class Bpf(Protocol):
+    """What the daemon uses. Deciding maps are not LRU: a full map raises, and refuses in the kernel.
+
+    Errors: :class:`ebpf.errors.VerifierRefused` (whole log kept), :class:`ebpf.errors.MapFull`,
+    :class:`ebpf.errors.Missing` (bcc, bpffs, cgroup v2, a kernel feature), all with what to do.
+    """
+
+    def open(self, cgroup: str) -> None:
+        """Load, attach to `cgroup` (the parent of all bottles' cgroups) and pin; adopts pins of the same layout, and
+        replaces others without a gap."""
+
+    def close(self) -> None:
+        """Detach and remove every pin; idempotent."""
+
+    def apply(self, policy: BottlePolicy) -> None:
+        """Write the new entries, switch the bottle to them in one element, then remove the old ones."""
+
+    def learn(self, slot: int, entries: Sequence[Entry]) -> None: ...
+
+    def set_mode(self, slot: int, mode: Mode) -> None:
+        """One element; what `cut` and `resume` use."""
+
+    def delete_bottle(self, slot: int) -> None: ...
+
+    def fileno(self) -> int:
+        """Readable when events wait."""
+
+    def read(self) -> list[Event]:
+        """All waiting events, without blocking; at most a few thousand a call."""
+
+    def lost(self) -> int:
+        """Events the ring could not take since open, counted in the kernel."""
+
+    def slots(self) -> frozenset[int]: ...

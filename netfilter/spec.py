@@ -1,0 +1,144 @@
+"""What netfilter is told: frozen, validated values, and the protocol that the kernel edge and the fake both keep.
+
+Addresses are ipaddress objects, ports are inclusive (lo, hi) pairs in host order, times are integer seconds
+unless the name says otherwise. IPv4 and IPv6 entries stand in the same tuples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal, Protocol
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Proto = Literal["tcp", "udp"]
+
+EPOCH_MASK = 0x00FF_FFFF  # the field of the conntrack mark that carries a bottle's epoch
+PASS_MARK = 0x0100_0000  # the packet-mark bit without which the routing backstop refuses to forward
+
+
+class Mode(Enum):
+    """What a bottle's host chain does with a new flow."""
+
+    CLOSED = "closed"  # nothing passes, services included
+    ENFORCE = "enforce"
+    OBSERVE = "observe"  # the allowlist is relaxed; protected destinations stay refused
+    CUT = "cut"  # only resolver and proxy
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One service a bottle may always reach."""
+
+    address: Address
+    proto: Proto
+    port: int
+    survives_cut: bool  # resolver and proxy: yes; relay: no
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A direct rule: `network` on `ports` of `proto`. All ports: ((1, 65535),)."""
+
+    network: Network
+    proto: Proto
+    ports: tuple[tuple[int, int], ...] = ((1, 65535),)
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """An address that a permitted name resolved to, usable for `timeout_s` from the commit (an answer renews it)."""
+
+    address: Address
+    proto: Proto
+    ports: tuple[tuple[int, int], ...]
+    timeout_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostSpec:
+    """Facts that hold for every bottle of the host."""
+
+    pool4: IPv4Network
+    pool6: IPv6Network | None
+    gateway4: IPv4Address
+    gateway6: IPv6Address | None
+    service_netns: str
+    service_veth: str
+    service_addresses: tuple[Address, ...]  # all live on the service namespace's eth0; [0] of each family is its own source address
+    upstream_dns: tuple[tuple[Address, int], ...] = ()  # (address, port), UDP and TCP, that the resolver may ask
+
+
+@dataclass(frozen=True, slots=True)
+class BottleNet:
+    """The links and addresses of one bottle; everything follows from the slot (agentmon.addresses)."""
+
+    slot: int
+    netns: str
+    veth: str
+    mac_host: str
+    mac_bottle: str
+    addr4: IPv4Address
+    addr6: IPv6Address | None
+    gateway4: IPv4Address
+    gateway6: IPv6Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class BottleRules:
+    """One bottle's policy, as packets see it. `deny` wins over `allow` and over learned addresses."""
+
+    slot: int
+    epoch: int  # 1 … EPOCH_MASK, never reused on this host
+    mode: Mode
+    services: tuple[Endpoint, ...] = ()
+    allow: tuple[Direct, ...] = ()
+    deny: tuple[Direct, ...] = ()
+    learned: tuple[Learned, ...] = field(default=())  # carried over when the chain is switched
+
+
+class Netfilter(Protocol):
+    """What the daemon uses. Every call is one atomic change or raises and leaves the previous state in force.
+
+    Errors: :class:`netfilter.errors.KernelRefused` (an OSError: errno kept, the refused operation described),
+    :class:`netfilter.errors.Missing` (a kernel feature or package is not there; says which).
+    All `delete_*` and `close_*` calls are idempotent and need nothing but the slot.
+    """
+
+    def open_host(self, host: HostSpec) -> None:
+        """Make the host table (everything closed), routing backstop, service namespace with its addresses, and
+        forwarding on the interfaces concerned; idempotent, adopts what is there without a window."""
+
+    def close_host(self) -> None:
+        """Remove all of the above and undo the forwarding switches that open_host made."""
+
+    def create_bottle(self, net: BottleNet) -> None:
+        """Namespace, veth, addresses, routes, neighbours; deny-all tables on both sides."""
+
+    def delete_bottle(self, slot: int) -> None:
+        """Conntrack entries first, then rules, links, namespace."""
+
+    def apply(self, rules: BottleRules) -> None:
+        """Put `rules` in force on both sides. Same epoch: additions, live flows go on. New epoch: flows that the new
+        rules (or `learned`) still allow are re-marked first, the rest lose conntrack entry and sockets."""
+
+    def learn(self, slot: int, entries: Sequence[Learned]) -> None:
+        """Add or renew learned addresses on both sides; committed when it returns."""
+
+    def permit_service(self, entries: Sequence[Learned]) -> None:
+        """Add or renew what the service namespace itself may dial (vetted upstreams of name and inspected rules)."""
+
+    def cut(self, slot: int) -> None:
+        """One element: the bottle reaches only services that survive a cut. Other flows lose conntrack entry and socket."""
+
+    def destroy_flows(self, slot: int) -> int:
+        """Delete every conntrack entry and kill every TCP socket of the bottle, services included; how many."""
+
+    def refusals(self, slot: int) -> dict[str, int]:
+        """Packets refused on the host side so far, by reason (`policy`, `spoof`, `protected`, `cut`, …)."""
+
+    def slots(self) -> frozenset[int]:
+        """Slots for which the kernel holds any of our objects: what a starting daemon adopts or cleans."""
