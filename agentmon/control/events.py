@@ -1,0 +1,90 @@
+"""What can happen to the daemon. Requests carry the number of the request to answer and the peer's uid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentmon import wire
+from agentmon.control.state import Bottle, Job
+from agentmon.policy.effective import EffectivePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequested:
+    request: int
+    policy: EffectivePolicy
+    job: Job
+    run: str
+    now_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFailed:
+    """An action of a bottle's plan failed; `error` is a class name of agentmon.errors."""
+
+    slot: int
+    error: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartFinished:
+    slot: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The job's first process ended with wait status `status`."""
+
+    slot: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientGone:
+    """The command line that started the bottle went away without asking to detach."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetCrossed:
+    message: wire.Crossed
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """cut, freeze, resume or kill by a person; `bottle` "" means all."""
+
+    request: int
+    verb: str
+    bottle: str
+    uid: int
+    tokens: int = 0
+    provider: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChanged:
+    """allow, deny or a reloaded manifest. `removal`: something that was allowed may no longer be."""
+
+    request: int
+    slot: int
+    policy: EffectivePolicy
+    removal: bool
+    uid: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A bottle of an earlier daemon, found alive."""
+
+    bottle: Bottle
+
+
+Event = (
+    RunRequested | PlanFailed | StartFinished | Exited | ClientGone | BudgetCrossed | Operator | PolicyChanged | Adopted
+)

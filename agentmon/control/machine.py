@@ -1,0 +1,206 @@
+"""(state, event) ─▶ (state, actions): the whole of the daemon's judgement. Pure; unknown slots and late events change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from agentmon.control import actions as a
+from agentmon.control import events as e
+from agentmon.control import plans
+from agentmon.control.state import Bottle, Host, Phase
+
+Step = tuple[Host, tuple[a.Action, ...]]
+MAX_EPOCH = 0x00FF_FFFF
+
+_WORD = {"cutoff": "cutoff", "freeze": "freeze", "kill": "kill"}
+
+
+def step(host: Host, event: e.Event) -> Step:
+    """The next state and what to do about it."""
+    return _HANDLERS[type(event)](host, event)
+
+
+def _run(host: Host, event: e.RunRequested) -> Step:
+    name = event.policy.bottle
+    if (taken := host.find(name)) is not None:
+        return host, (
+            a.Fail(
+                0, event.request, "BadInput", f"a bottle named {name!r} is already running (slot {taken.slot})",
+                "choose another with --name, or see agentmon ps",
+            ),
+        )  # fmt: skip
+    slot = host.free_slot(after=max(host.bottles, default=0))
+    if slot is None or host.epoch >= MAX_EPOCH:
+        what = "address pool is used up" if slot is None else "policy epochs are used up"
+        hint = "end a bottle (agentmon ps), or widen addresses: in settings.yml" if slot is None else "reboot the host"
+        return host, (a.Fail(0, event.request, "HostLacks", f"the {what}: {len(host.bottles)} bottles are running", hint),)
+    host = replace(host, epoch=host.epoch + 1)
+    bottle = Bottle(slot, name, event.run, Phase.STARTING, event.policy, event.job, host.epoch, started_ns=event.now_ns)
+    return host.put(bottle), (a.Answer(slot, event.request, slot), a.Save(slot, bottle), *plans.start(bottle))
+
+
+def _started(host: Host, event: e.StartFinished) -> Step:
+    bottle = host.bottles.get(event.slot)
+    if bottle is None or bottle.phase is not Phase.STARTING:
+        return host, ()
+    bottle = bottle.with_phase(Phase.RUNNING, pid=event.pid)
+    return host.put(bottle), (a.Save(bottle.slot, bottle),)
+
+
+def _failed(host: Host, event: e.PlanFailed) -> Step:
+    bottle = host.bottles.get(event.slot)
+    if bottle is None or bottle.phase is Phase.STOPPING:
+        return host, ()
+    error = {"class": event.error, "message": event.message, "hint": event.hint}
+    told = a.Emit(event.slot, {"kind": "daemon", "verdict": "refused", "layer": "daemon", "bottle": bottle.name,
+                               "reason": event.message})  # fmt: skip
+    if bottle.phase is not Phase.STARTING:
+        return host, (told,)  # a running bottle keeps what is in force
+    bottle = bottle.with_phase(Phase.STOPPING)
+    return host.put(bottle), (told, *plans.stop(bottle, -1, error))
+
+
+def _exited(host: Host, event: e.Exited) -> Step:
+    bottle = host.bottles.get(event.slot)
+    if bottle is None or bottle.phase is Phase.STOPPING:
+        return host, ()
+    bottle = bottle.with_phase(Phase.STOPPING)
+    return host.put(bottle), plans.stop(bottle, event.status)
+
+
+def _client_gone(host: Host, event: e.ClientGone) -> Step:
+    return _exited(host, e.Exited(event.slot, -1))
+
+
+def _crossed(host: Host, event: e.BudgetCrossed) -> Step:
+    m = event.message
+    spent = {"scope": m.scope, "name": m.name, "provider": m.provider, "tokens": m.tokens, "used": m.used, "per": m.per}
+    actions: tuple[a.Action, ...] = ()
+    for slot in m.slots:
+        bottle = host.bottles.get(slot)
+        if bottle is None:
+            continue
+        if m.threshold < 100:
+            actions += (a.Emit(slot, {"kind": "threshold", "verdict": "observed", "layer": "daemon", "bottle": bottle.name,
+                                      "reason": f"{m.threshold}% of {m.scope} {m.name}", "detail": spent}),)  # fmt: skip
+            continue
+        if bottle.phase not in {Phase.STARTING, Phase.RUNNING}:
+            continue
+        host, more = _cut(host, bottle, bottle.policy.shutdown, "budget", f"{m.scope}:{m.name}", spent, m.at_ns)
+        actions += more
+    return host, actions
+
+
+def _cut(
+    host: Host, bottle: Bottle, policy: str, trigger: str, by: str, spent: dict[str, Any], at_ns: int
+) -> Step:
+    phase = Phase.FROZEN if policy == "freeze" else Phase.CUT
+    bottle = bottle.with_phase(phase, spent=spent)
+    told = a.Emit(bottle.slot, {"kind": _WORD[policy], "verdict": "refused", "layer": "daemon", "bottle": bottle.name,
+                                "reason": "budget" if trigger == "budget" else "operator", "detail": {"by": by, **spent}})  # fmt: skip
+    plan = plans.cut(bottle, policy=policy, trigger=trigger, by=by, spent=spent, crossed_ns=at_ns)
+    return host.put(bottle), (*plan, told)
+
+
+def _operator(host: Host, event: e.Operator) -> Step:
+    if event.bottle:
+        found = host.find(event.bottle)
+        if found is None:
+            names = ", ".join(sorted(b.name for b in host.bottles.values())) or "none"
+            return host, (a.Fail(0, event.request, "BadInput", f"no bottle is named {event.bottle!r}", f"running: {names}"),)
+        targets: tuple[Bottle, ...] = (found,)
+    else:
+        targets = tuple(host.bottles.values())
+    actions: tuple[a.Action, ...] = ()
+    done: list[str] = []
+    for bottle in targets:
+        host, more = _OPERATOR[event.verb](host, bottle, event)
+        if len(targets) == 1 and more and isinstance(more[0], a.Fail):
+            return host, more
+        actions += tuple(m for m in more if not isinstance(m, a.Fail))
+        done.append(bottle.name)
+    return host, (*actions, a.Answer(0, event.request, {"bottles": done}))
+
+
+def _operator_cut(host: Host, bottle: Bottle, event: e.Operator) -> Step:
+    policy = "freeze" if event.verb == "freeze" else "cutoff"
+    allowed = {Phase.RUNNING, Phase.CUT} if policy == "freeze" else {Phase.RUNNING}
+    if bottle.phase not in allowed:
+        return host, (_cannot(event, bottle),)
+    return _cut(host, bottle, policy, "operator", f"uid:{event.uid}", dict(bottle.spent or {}), 0)
+
+
+def _operator_resume(host: Host, bottle: Bottle, event: e.Operator) -> Step:
+    if bottle.phase not in {Phase.CUT, Phase.FROZEN}:
+        return host, (_cannot(event, bottle),)
+    if bottle.spent and bottle.spent.get("used", 0) >= max(event.tokens, 0) and event.tokens:
+        used = bottle.spent["used"]
+        return host, (
+            a.Fail(bottle.slot, event.request, "BadInput", f"{event.tokens} tokens are already spent: {used} were used",
+                   f"give more than that: agentmon resume {bottle.name} --budget {used * 2}"),
+        )  # fmt: skip
+    if bottle.spent and not event.tokens:
+        s = bottle.spent
+        return host, (
+            a.Fail(bottle.slot, event.request, "Refused",
+                   f"the budget of {s['scope']} {s['name']} for {s['provider']} is spent: {s['used']} of {s['tokens']} tokens",
+                   f"agentmon resume {bottle.name} --budget {s['used'] * 2}"),
+        )  # fmt: skip
+    host = replace(host, epoch=host.epoch + 1)
+    provider = event.provider or (bottle.spent or {}).get("provider", "")
+    bottle = bottle.with_phase(Phase.RUNNING, spent=None, epoch=host.epoch)
+    told = a.Emit(bottle.slot, {"kind": "resume", "verdict": "allowed", "layer": "daemon", "bottle": bottle.name,
+                                "reason": "operator", "detail": {"by": f"uid:{event.uid}", "tokens": event.tokens}})  # fmt: skip
+    plan = plans.resume(bottle, tokens=event.tokens, provider=provider, uid=event.uid)
+    return host.put(bottle), (*plan, told)
+
+
+def _operator_kill(host: Host, bottle: Bottle, event: e.Operator) -> Step:
+    if bottle.phase is Phase.STOPPING:
+        return host, (_cannot(event, bottle),)
+    by = f"uid:{event.uid}"
+    bottle = bottle.with_phase(Phase.STOPPING)
+    told = a.Emit(bottle.slot, {"kind": "kill", "verdict": "refused", "layer": "daemon", "bottle": bottle.name,
+                                "reason": "operator", "detail": {"by": by}})  # fmt: skip
+    row = a.Enforced(bottle.slot, bottle, "kill", "operator", by, "no process left")
+    first, *rest = plans.stop(bottle, 9)
+    return host.put(bottle), (first, row, told, *rest)
+
+
+def _cannot(event: e.Operator, bottle: Bottle) -> a.Fail:
+    return a.Fail(
+        bottle.slot, event.request, "BadInput", f"bottle {bottle.name!r} is {bottle.phase.value}: it cannot be {event.verb} now",
+        "agentmon ps shows what runs",
+    )  # fmt: skip
+
+
+def _policy(host: Host, event: e.PolicyChanged) -> Step:
+    old = host.bottles.get(event.slot)
+    if old is None or old.phase in {Phase.STOPPING, Phase.STARTING}:
+        return host, (a.Fail(0, event.request, "BadInput", "the bottle is starting or has ended", "agentmon ps"),)
+    epoch = old.epoch
+    if event.removal:
+        host = replace(host, epoch=host.epoch + 1)
+        epoch = host.epoch
+    new = replace(old, policy=event.policy, epoch=epoch)
+    told = a.Emit(new.slot, {"kind": "policy", "verdict": "observed", "layer": "daemon", "bottle": new.name,
+                             "reason": event.what, "epoch": epoch, "detail": {"by": f"uid:{event.uid}"}})  # fmt: skip
+    plan = plans.change(old, new, removal=event.removal)
+    return host.put(new), (*plan, told, a.Answer(new.slot, event.request, {"bottle": new.name, "epoch": epoch}))
+
+
+def _adopted(host: Host, event: e.Adopted) -> Step:
+    bottle = event.bottle
+    return replace(host.put(bottle), epoch=max(host.epoch, bottle.epoch)), (a.PushViews(bottle.slot, bottle),)
+
+
+_OPERATOR: dict[str, Callable[[Host, Bottle, e.Operator], Step]] = {
+    "cut": _operator_cut, "freeze": _operator_cut, "resume": _operator_resume, "kill": _operator_kill,
+}  # fmt: skip
+_HANDLERS: dict[type, Callable[..., Step]] = {
+    e.RunRequested: _run, e.StartFinished: _started, e.PlanFailed: _failed, e.Exited: _exited,
+    e.ClientGone: _client_gone, e.BudgetCrossed: _crossed, e.Operator: _operator, e.PolicyChanged: _policy,
+    e.Adopted: _adopted,
+}  # fmt: skip

@@ -1,0 +1,85 @@
+"""The order of things (DESIGN 2, 5, 11): one function per plan, each a tuple of actions and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentmon.control import actions as a
+from agentmon.control.state import Bottle, Phase
+
+
+def start(bottle: Bottle) -> tuple[a.Action, ...]:
+    """Deny-all on both sides before anything runs; the job exists, frozen, before its policy opens; thaw is last."""
+    s = bottle.slot
+    return (
+        a.MakeCgroup(s),
+        a.MakeNet(s),
+        a.ApplyClosed(s, bottle),
+        a.OpenRun(s, bottle),
+        a.MakeFiles(s, bottle),
+        a.PushViews(s, bottle),
+        a.Launch(s, bottle),
+        a.ApplyRules(s, bottle),
+        a.Probe(s),
+        a.Thaw(s),
+        a.Started(s),
+    )
+
+
+def stop(bottle: Bottle, status: int, error: dict[str, Any] | None = None) -> tuple[a.Action, ...]:
+    """Processes first, so that nothing of the job is left when its rules go; every step is idempotent."""
+    s = bottle.slot
+    return (a.KillAll(s), *clean(s), a.Ended(s, bottle, status, error))
+
+
+def clean(slot: int) -> tuple[a.Action, ...]:
+    """Remove every object of a slot; needs nothing but the slot."""
+    return (
+        a.DropViews(slot),
+        a.CloseRun(slot),
+        a.ForgetBpf(slot),
+        a.DeleteNet(slot),
+        a.RemoveCgroup(slot),
+        a.RemoveFiles(slot),
+    )
+
+
+def cut(
+    bottle: Bottle, *, policy: str, trigger: str, by: str, spent: dict[str, Any], crossed_ns: int
+) -> tuple[a.Action, ...]:
+    """The kernel element first, then streams; `freeze` and `kill` add what stops the processes."""
+    s = bottle.slot
+    steps: tuple[a.Action, ...] = (
+        a.CutKernel(s),
+        a.CloseStreams(s, bottle, policy, trigger, by, spent, crossed_ns),
+    )
+    if policy == "freeze":
+        steps += (a.Freeze(s),)
+    elif policy == "kill":
+        steps += (a.KillAll(s),)
+    return (*steps, a.Save(s, bottle))
+
+
+def resume(bottle: Bottle, *, tokens: int, provider: str, uid: int) -> tuple[a.Action, ...]:
+    """Budget first (so that the first call after it is admitted), then the services, then the kernel, then the processes."""
+    s = bottle.slot
+    steps: tuple[a.Action, ...] = ()
+    if tokens:
+        steps += (a.SetBudget(s, bottle, provider, tokens, uid),)
+    return (
+        *steps,
+        a.PushViews(s, bottle),
+        a.ApplyRules(s, bottle),
+        a.Thaw(s),
+        a.Enforced(s, bottle, "resume", "operator", f"uid:{uid}", "running"),
+        a.Save(s, bottle),
+    )
+
+
+def change(old: Bottle, new: Bottle, *, removal: bool) -> tuple[a.Action, ...]:
+    """Additions open from the kernel outwards; removals close from the names inwards."""
+    s = new.slot
+    if old.phase in {Phase.CUT, Phase.FROZEN}:
+        return (a.PushViews(s, new), a.Save(s, new))  # the rules come into force with resume
+    steps: tuple[a.Action, ...] = (a.PushViews(s, new), a.ApplyRules(s, new))
+    return (*(steps if removal else steps[::-1]), a.Save(s, new))

@@ -1,0 +1,86 @@
+"""The daemon's state as frozen values: one Host, its Bottles by slot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+from agentmon.policy.effective import EffectivePolicy
+
+
+class Phase(Enum):
+    STARTING = "starting"  # closed on every layer until the probe has passed
+    RUNNING = "running"
+    CUT = "cut"  # reaches only resolver and proxy
+    FROZEN = "frozen"  # cut, and every process stopped
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What runs in a bottle: enough to build its LaunchSpec and to know who asked. `uid` is never 0."""
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    cwd: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    tty: bool
+    rows: int = 24
+    cols: int = 80
+    owner: int = 0  # uid that started it
+
+
+@dataclass(frozen=True, slots=True)
+class Bottle:
+    slot: int
+    name: str
+    run: str
+    phase: Phase
+    policy: EffectivePolicy
+    job: Job
+    epoch: int
+    worker: int = 0
+    pid: int = 0  # of the launcher's outer process, 0 before it runs
+    started_ns: int = 0  # CLOCK_REALTIME
+    spent: Mapping[str, Any] | None = None  # the budget that cut it; {} when an operator did
+    refused: Mapping[str, int] = field(default_factory=dict)  # refusals by layer, for the summary
+
+    def with_phase(self, phase: Phase, **changes: Any) -> Bottle:
+        return replace(self, phase=phase, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Everything the machine decides on. `epoch` is the last one handed out; it only grows, over restarts too."""
+
+    first_slot: int
+    last_slot: int
+    epoch: int = 0
+    bottles: Mapping[int, Bottle] = field(default_factory=dict)
+
+    def find(self, name: str) -> Bottle | None:
+        """A bottle by name, or by its slot written as a number."""
+        for bottle in self.bottles.values():
+            if bottle.name == name:
+                return bottle
+        return self.bottles.get(int(name)) if name.isdigit() else None
+
+    def put(self, bottle: Bottle) -> Host:
+        return replace(self, bottles={**self.bottles, bottle.slot: bottle})
+
+    def drop(self, slot: int) -> Host:
+        return replace(self, bottles={s: b for s, b in self.bottles.items() if s != slot})
+
+    def free_slot(self, after: int = 0) -> int | None:
+        """The next unused slot above `after` (wrapping): a freed address is used again as late as possible."""
+        span = self.last_slot - self.first_slot + 1
+        start = max(after + 1, self.first_slot) - self.first_slot
+        for i in range(span):
+            slot = self.first_slot + (start + i) % span
+            if slot not in self.bottles:
+                return slot
+        return None
