@@ -35,8 +35,8 @@ def peer_of(sock: socket.socket) -> Peer:
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     so_peergroups = 59  # include/uapi/asm-generic/socket.h
     try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, so_peergroups, 4 * 4096)
-    except OSError:
+        raw = sock.getsockopt(socket.SOL_SOCKET, so_peergroups, 1024)  # CPython's limit: 256 groups
+    except OSError:  # ERANGE: a peer in more groups than that counts as in its primary one only
         raw = b""
     groups = frozenset(struct.unpack(f"{len(raw) // 4}I", raw[: len(raw) // 4 * 4]))
     return Peer(pid, uid, gid, groups | {gid})
@@ -74,6 +74,11 @@ class Channel:
         """Queue one message; never blocks. A closed channel drops it (the reader side reports the loss)."""
         if not self.closed:
             self._writer.write(wire.encode(message))
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What is queued and not yet taken by the kernel: how far the peer lags behind."""
+        return self._writer.transport.get_write_buffer_size()
 
     async def drain(self) -> None:
         await self._writer.drain()

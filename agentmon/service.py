@@ -69,12 +69,13 @@ def listen_tcp(address: str, port: int, *, backlog: int = 1024) -> socket.socket
 
 
 def drop(user: str) -> None:
-    """Become `user` for good: no groups but its own, no capabilities, no way to gain any.
+    """Become `user` for good: its own groups (agentmon-svc opens the sockets between services), no capabilities, no
+    way to gain any.
 
     :raises KeyError: the user does not exist. :raises PermissionError: not started as root.
     """
     entry = pwd.getpwnam(user)
-    os.setgroups([])
+    os.setgroups(os.getgrouplist(user, entry.pw_gid))
     os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
     os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -89,15 +90,19 @@ Answer = Callable[[Any, Channel], Awaitable[wire.Message | None]]
 class Control:
     """Serves control connections: says Ready, passes each message to `answer`, sends back what it returns.
 
-    `report()` sends an event to every connected daemon (there is one, or none while it restarts).
+    `report()` sends an event to the daemon. Events that a slow
+    or absent daemon does not take are counted; the next one that gets through is preceded by a `lost` event.
     """
+
+    MAX_BACKLOG_BYTES = 1 << 20
 
     def __init__(self, service: str, sock: socket.socket, answer: Answer, uids: frozenset[int] = frozenset({0})) -> None:
         self._service = service
         self._sock = sock
         self._answer = answer
         self._uids = uids
-        self.channels: set[Channel] = set()
+        self.channels: dict[Channel, None] = {}  # in order of arrival
+        self.lost = 0  # events nobody took
 
     async def start(self) -> asyncio.AbstractServer:
         return await asyncio.start_unix_server(self._serve, sock=self._sock)
@@ -108,7 +113,7 @@ class Control:
             return
         channel = Channel(reader, writer)
         channel.send(wire.Ready(self._service, os.getpid()))
-        self.channels.add(channel)
+        self.channels[channel] = None
         try:
             with contextlib.suppress(wire.WireError):
                 async for message in channel.messages():
@@ -116,16 +121,23 @@ class Control:
                     if reply is not None:
                         channel.send(reply)
         finally:
-            self.channels.discard(channel)
+            self.channels.pop(channel, None)
             channel.close()
 
     def report(self, event: dict[str, Any]) -> None:
-        for channel in self.channels:
-            channel.send(wire.Report(event))
+        channel = self.daemon()
+        if channel is None or channel.backlog_bytes > self.MAX_BACKLOG_BYTES:
+            self.lost += 1
+            return
+        if self.lost:
+            channel.send(wire.Report({"kind": "lost", "layer": self._service, "count": self.lost}))
+            self.lost = 0
+        channel.send(wire.Report(event))
 
     def daemon(self) -> Channel | None:
-        """The connected daemon, for questions (Commit); None while it is away."""
-        return next(iter(self.channels), None)
+        """The connected daemon, for questions (Commit) and events; the newest one when a restart overlaps, None while
+        it is away."""
+        return next((c for c in reversed(self.channels) if not c.closed), None)
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:

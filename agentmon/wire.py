@@ -113,13 +113,20 @@ class Report(Message, frozen=True):
 
 
 class Commit(Message, frozen=True):
-    """Resolver to daemon: `name` resolved to `addresses`; may they be opened? Answered by Committed, then the answer leaves."""
+    """Resolver to daemon: `name` resolved to `addresses`; may they be opened? Answered by Committed, then the answer leaves.
+
+    `purpose` "bottle": for the bottle's own direct flows; the ports are the policy's (`ports` is empty).
+    `purpose` "service": for relay or proxy, which dial `ports` (TCP) from the service namespace.
+    `ttl_s` is the element's timeout: it outlives every answer that carries these addresses.
+    """
 
     id: int
     slot: int
     name: str
     addresses: tuple[str, ...]
     ttl_s: int
+    purpose: str = "bottle"  # bottle | service
+    ports: tuple[int, ...] = ()
 
 
 class Committed(Message, frozen=True):
