@@ -14,8 +14,6 @@ from agentmon.control.state import Bottle, Host, Phase
 Step = tuple[Host, tuple[a.Action, ...]]
 MAX_EPOCH = 0x00FF_FFFF
 
-_WORD = {"cutoff": "cutoff", "freeze": "freeze", "kill": "kill"}
-
 
 def step(host: Host, event: e.Event) -> Step:
     """The next state and what to do about it."""
@@ -31,12 +29,12 @@ def _run(host: Host, event: e.RunRequested) -> Step:
                 "choose another with --name, or see agentmon ps",
             ),
         )  # fmt: skip
-    slot = host.free_slot(after=max(host.bottles, default=0))
+    slot = host.free_slot()
     if slot is None or host.epoch >= MAX_EPOCH:
         what = "address pool is used up" if slot is None else "policy epochs are used up"
         hint = "end a bottle (agentmon ps), or widen addresses: in settings.yml" if slot is None else "reboot the host"
         return host, (a.Fail(0, event.request, "HostLacks", f"the {what}: {len(host.bottles)} bottles are running", hint),)
-    host = replace(host, epoch=host.epoch + 1)
+    host = replace(host, epoch=host.epoch + 1, last=slot)
     bottle = Bottle(slot, name, event.run, Phase.STARTING, event.policy, event.job, host.epoch, started_ns=event.now_ns)
     return host.put(bottle), (a.Answer(slot, event.request, slot), a.Save(slot, bottle), *plans.start(bottle))
 
@@ -98,7 +96,7 @@ def _cut(
 ) -> Step:
     phase = Phase.FROZEN if policy == "freeze" else Phase.CUT
     bottle = bottle.with_phase(phase, spent=spent)
-    told = a.Emit(bottle.slot, {"kind": _WORD[policy], "verdict": "refused", "layer": "daemon", "bottle": bottle.name,
+    told = a.Emit(bottle.slot, {"kind": policy, "verdict": "refused", "layer": "daemon", "bottle": bottle.name,
                                 "reason": "budget" if trigger == "budget" else "operator", "detail": {"by": by, **spent}})  # fmt: skip
     plan = plans.cut(bottle, policy=policy, trigger=trigger, by=by, spent=spent, crossed_ns=at_ns)
     return host.put(bottle), (*plan, told)

@@ -47,7 +47,6 @@ class Bottle:
     pid: int = 0  # of the launcher's outer process, 0 before it runs
     started_ns: int = 0  # CLOCK_REALTIME
     spent: Mapping[str, Any] | None = None  # the budget that cut it; {} when an operator did
-    refused: Mapping[str, int] = field(default_factory=dict)  # refusals by layer, for the summary
 
     def with_phase(self, phase: Phase, **changes: Any) -> Bottle:
         return replace(self, phase=phase, **changes)
@@ -60,6 +59,7 @@ class Host:
     first_slot: int
     last_slot: int
     epoch: int = 0
+    last: int = 0  # slot handed out last
     bottles: Mapping[int, Bottle] = field(default_factory=dict)
 
     def find(self, name: str) -> Bottle | None:
@@ -75,10 +75,10 @@ class Host:
     def drop(self, slot: int) -> Host:
         return replace(self, bottles={s: b for s, b in self.bottles.items() if s != slot})
 
-    def free_slot(self, after: int = 0) -> int | None:
-        """The next unused slot above `after` (wrapping): a freed address is used again as late as possible."""
+    def free_slot(self) -> int | None:
+        """The next unused slot above the last one handed out, wrapping: a freed address is used again as late as possible."""
         span = self.last_slot - self.first_slot + 1
-        start = max(after + 1, self.first_slot) - self.first_slot
+        start = max(self.last + 1, self.first_slot) - self.first_slot
         for i in range(span):
             slot = self.first_slot + (start + i) % span
             if slot not in self.bottles:

@@ -1,0 +1,217 @@
+"""One method per action of control/actions.py: the only place where a decision becomes a change.
+
+Each reads the bottle's *current* state, so a plan that was queued before a cut never opens what the cut closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from agentmon import wire
+from agentmon.control import actions as a
+from agentmon.control.state import Bottle, Phase
+from agentmon.daemon import files, jobs, persist
+from agentmon.daemon.kernel import mode_of
+from agentmon.errors import AgentmonError, HostLacks
+from agentmon.events import Event
+
+if TYPE_CHECKING:
+    from agentmon.daemon.app import Daemon
+
+STREAM_GRACE_S = 0.010  # what the proxy has not closed by then, the kernel destroys
+_KILL_DEADLINE_S = 5.0
+_VIEWED = ("resolver", "relay", "proxy")
+
+Method = Callable[[Any], Awaitable[None]]
+
+
+class Applier:
+    """Applies actions for one Daemon; methods raise AgentmonError or OSError, which ends the plan they stand in."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._d = daemon
+        self._methods: dict[type[a.Action], Method] = {
+            a.MakeCgroup: self._make_cgroup, a.MakeNet: self._make_net, a.ApplyClosed: self._apply_closed,
+            a.OpenRun: self._open_run, a.PushViews: self._push_views, a.MakeFiles: self._make_files,
+            a.Launch: self._launch, a.ApplyRules: self._apply_rules, a.Probe: self._probe, a.Thaw: self._thaw,
+            a.Freeze: self._freeze, a.CutKernel: self._cut_kernel, a.CloseStreams: self._close_streams,
+            a.SetBudget: self._set_budget, a.Enforced: self._enforced, a.KillAll: self._kill_all,
+            a.CloseRun: self._close_run, a.DropViews: self._drop_views, a.ForgetBpf: self._forget_bpf,
+            a.DeleteNet: self._delete_net, a.RemoveCgroup: self._remove_cgroup, a.RemoveFiles: self._remove_files,
+            a.Save: self._save, a.Emit: self._emit, a.Started: self._started, a.Ended: self._ended,
+            a.Answer: self._answer, a.Fail: self._fail,
+        }  # fmt: skip
+
+    async def apply(self, action: a.Action) -> None:
+        """:raises AgentmonError, OSError: the action did not happen; what it had begun is undone or idempotent."""
+        await self._methods[type(action)](action)
+
+    def _bottle(self, slot: int) -> Bottle:
+        bottle = self._d.host.bottles.get(slot)
+        if bottle is None:
+            raise AgentmonError(f"the bottle in slot {slot} is gone")
+        return bottle
+
+    # ── start ──
+
+    async def _make_cgroup(self, action: a.MakeCgroup) -> None:
+        self._d.kernel.make_cgroup(action.slot, self._bottle(action.slot).policy.limits.get("pids", 0))
+
+    async def _make_net(self, action: a.MakeNet) -> None:
+        self._d.kernel.make_net(action.slot)
+
+    async def _apply_closed(self, action: a.ApplyClosed) -> None:
+        self._d.kernel.apply_bpf_closed(self._bottle(action.slot))
+
+    async def _open_run(self, action: a.OpenRun) -> None:
+        await self._d.ledger_open(self._bottle(action.slot))
+
+    async def _make_files(self, action: a.MakeFiles) -> None:
+        files.make_home(action.slot, action.bottle.job)
+
+    async def _push_views(self, action: a.PushViews) -> None:
+        bottle = self._bottle(action.slot)
+        view = self._d.kernel.compiled(bottle, mode_of(bottle)).view
+        await asyncio.gather(*(self._push(name, view) for name in _VIEWED))
+
+    async def _push(self, name: str, view: wire.BottleView) -> None:
+        service = self._d.services[name]
+        await service.call(wire.SetBottle(service.next_id(), view))
+
+    async def _launch(self, action: a.Launch) -> None:
+        bottle = self._bottle(action.slot)
+        spec = jobs.launch_spec(bottle, self._d.kernel.tree.job(bottle.slot), self._d.trust, self._d.pool, self._d.providers)
+        spawned = await self._d.spawner.spawn(spec)
+        self._d.clients.hold(bottle.slot, spawned)
+
+    async def _apply_rules(self, action: a.ApplyRules) -> None:
+        bottle = self._bottle(action.slot)
+        if bottle.phase is not Phase.STOPPING:
+            self._d.kernel.apply(bottle, mode_of(bottle))
+
+    async def _probe(self, action: a.Probe) -> None:
+        """An allowed path works and a forbidden one is refused by each layer, seen from the sibling leaf."""
+        slot = action.slot
+        if self._bottle(slot).policy.observe:
+            return  # in observe mode nothing is refused by policy: there is nothing to prove
+        before = self._d.kernel.nft.refusals(slot)
+        result = await self._d.spawner.probe(jobs.probe_spec(slot, self._d.kernel, self._bottle(slot).worker))
+        problems = list(result.problems)
+        if result.frame == "sent" and not await self._counted(slot, before):
+            problems.append("the host-side rules did not count the frame that was sent past the other layers")
+        if problems:
+            raise HostLacks(
+                f"the bottle did not pass its own test: {'; '.join(problems)}",
+                "traffic stayed refused; see agentmon events --kind daemon and docs/design/netfilter.md",
+            )
+
+    async def _counted(self, slot: int, before: dict[str, int]) -> bool:
+        for _ in range(20):
+            if sum(self._d.kernel.nft.refusals(slot).values()) > sum(before.values()):
+                return True
+            await asyncio.sleep(0.002)
+        return False
+
+    async def _thaw(self, action: a.Thaw) -> None:
+        self._d.kernel.tree.freeze(action.slot, frozen=False)
+
+    async def _freeze(self, action: a.Freeze) -> None:
+        self._d.kernel.tree.freeze(action.slot, frozen=True)
+
+    async def _started(self, action: a.Started) -> None:
+        await self._d.started(action.slot)
+
+    # ── cut, resume ──
+
+    async def _cut_kernel(self, action: a.CutKernel) -> None:
+        self._d.kernel.cut(action.slot)
+
+    async def _close_streams(self, action: a.CloseStreams) -> None:
+        """Ends streams, then records the enforcement with the time from the crossing commit to the last closed stream."""
+        slot = action.slot
+        began_ns = action.crossed_ns or time.monotonic_ns()
+        asks = [self._cut_service(name, action) for name in ("proxy", "relay", "resolver")]
+        closed, late = 0, False
+        try:
+            acks = await asyncio.wait_for(asyncio.gather(*asks), STREAM_GRACE_S)
+            closed = sum(ack.closed for ack in acks)
+            ended_ns = max([time.monotonic_ns() if not ack.at_ns else ack.at_ns for ack in acks[:1]])
+        except (TimeoutError, AgentmonError):
+            late = True
+            await asyncio.to_thread(self._d.kernel.nft.destroy_flows, slot)
+            ended_ns = time.monotonic_ns()
+        result = f"{closed} streams closed" if not late else "flows destroyed in the kernel after the grace"
+        row = (action.policy, action.trigger, action.by, max(0, ended_ns - began_ns), result)
+        await self._d.ledger_enforced(action.bottle, *row)
+
+    async def _cut_service(self, name: str, action: a.CloseStreams) -> wire.Ack:
+        service = self._d.services[name]
+        answer = await service.call(wire.CutBottle(service.next_id(), action.slot, action.spent, action.crossed_ns))
+        return answer if isinstance(answer, wire.Ack) else wire.Ack(0)
+
+    async def _set_budget(self, action: a.SetBudget) -> None:
+        await self._d.ledger_set_budget(action.bottle, action.provider, action.tokens, action.uid)
+
+    async def _enforced(self, action: a.Enforced) -> None:
+        await self._d.ledger_enforced(action.bottle, action.policy, action.trigger, action.by, 0, action.result)
+
+    # ── stop ──
+
+    async def _kill_all(self, action: a.KillAll) -> None:
+        tree = self._d.kernel.tree
+        tree.kill(action.slot)
+        end = time.monotonic() + _KILL_DEADLINE_S
+        while tree.populated(action.slot):
+            if time.monotonic() > end:
+                raise AgentmonError(f"processes of slot {action.slot} survive SIGKILL: {tree.processes(action.slot)}")
+            await asyncio.sleep(0.001)
+
+    async def _drop_views(self, action: a.DropViews) -> None:
+        self._d.collect(action.slot)
+        await asyncio.gather(*(self._drop(name, action.slot) for name in _VIEWED))
+
+    async def _drop(self, name: str, slot: int) -> None:
+        service = self._d.services.get(name)
+        if service is not None and service.channel is not None:
+            await service.call(wire.DropBottle(service.next_id(), slot))
+
+    async def _close_run(self, action: a.CloseRun) -> None:
+        await self._d.ledger_close(action.slot)
+
+    async def _forget_bpf(self, action: a.ForgetBpf) -> None:
+        self._d.commits.forget(action.slot)
+        self._d.kernel.forget_bpf(action.slot)
+
+    async def _delete_net(self, action: a.DeleteNet) -> None:
+        self._d.kernel.delete_net(action.slot)
+
+    async def _remove_cgroup(self, action: a.RemoveCgroup) -> None:
+        self._d.kernel.remove_cgroup(action.slot)
+
+    async def _remove_files(self, action: a.RemoveFiles) -> None:
+        files.remove(action.slot)
+
+    # ── telling ──
+
+    async def _save(self, action: a.Save) -> None:
+        bottle = self._d.host.bottles.get(action.slot)
+        if bottle is not None and bottle.phase is not Phase.STOPPING:
+            persist.save_epoch(self._d.host.epoch)
+            persist.save(bottle)
+
+    async def _emit(self, action: a.Emit) -> None:
+        self._d.log.add(Event(**action.event))
+
+    async def _ended(self, action: a.Ended) -> None:
+        await self._d.ended(action)
+
+    async def _answer(self, action: a.Answer) -> None:
+        self._d.clients.answer(action.request, action.value)
+
+    async def _fail(self, action: a.Fail) -> None:
+        self._d.clients.fail(action.request, action.error, action.message, action.hint)
+
+

@@ -1,0 +1,124 @@
+"""The cgroup v2 tree of the bottles: `<v2 mount>/agentmon/b<slot>/{job,probe}`. Needs root.
+
+The mount point comes from mountinfo (a hybrid host has it elsewhere than /sys/fs/cgroup). Kernel files used:
+cgroup.freeze, cgroup.kill, cgroup.events, cgroup.procs, pids.max (cgroup-v2 documentation, "Core Interface Files").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from agentmon.errors import HostLacks
+
+PARENT = "agentmon"
+
+
+def find_v2(mountinfo: str = "/proc/self/mountinfo") -> Path:
+    """The mount point of cgroup v2.
+
+    :raises HostLacks: only v1 is mounted.
+    """
+    for line in Path(mountinfo).read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        if rest.split(" ", 1)[0] == "cgroup2":
+            return Path(fields.split()[4].encode().decode("unicode_escape"))
+    raise HostLacks(
+        "cgroup v2 is not mounted: the programs that decide have nowhere to be attached",
+        "boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup/unified",
+    )
+
+
+class Tree:
+    """All bottles' cgroups under one parent directory.
+
+    :param parent: made when missing; tests pass their own.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
+        self.parent = parent if parent is not None else find_v2() / PARENT
+
+    def open(self) -> None:
+        self.parent.mkdir(exist_ok=True)
+
+    def bottle(self, slot: int) -> Path:
+        return self.parent / f"b{slot}"
+
+    def job(self, slot: int) -> Path:
+        return self.bottle(slot) / "job"
+
+    def probe(self, slot: int) -> Path:
+        return self.bottle(slot) / "probe"
+
+    def make(self, slot: int, pids: int = 0) -> int:
+        """Directory with a frozen job leaf; returns the bottle's cgroup id (its inode number).
+
+        :raises FileExistsError: the slot is in use, or an earlier daemon's rest was not cleaned.
+        """
+        bottle = self.bottle(slot)
+        bottle.mkdir()
+        self.job(slot).mkdir()
+        self.probe(slot).mkdir()
+        (self.job(slot) / "cgroup.freeze").write_text("1")
+        limit = bottle / "pids.max"
+        if pids and limit.exists():  # the pids controller may live in v1 on a hybrid host
+            limit.write_text(str(pids))
+        return bottle.stat().st_ino
+
+    def cgroup_id(self, slot: int) -> int:
+        return self.bottle(slot).stat().st_ino
+
+    def freeze(self, slot: int, *, frozen: bool) -> None:
+        (self.job(slot) / "cgroup.freeze").write_text("1" if frozen else "0")
+
+    def populated(self, slot: int) -> bool:
+        try:
+            return "populated 1" in (self.bottle(slot) / "cgroup.events").read_text()
+        except FileNotFoundError:
+            return False
+
+    def kill(self, slot: int) -> None:
+        """SIGKILL to every process of the subtree, also frozen ones and those that fork meanwhile; idempotent."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.bottle(slot) / "cgroup.kill").write_text("1")
+
+    def remove(self, slot: int, deadline_s: float = 2.0) -> None:
+        """Remove the (empty) subtree; a directory the kernel still holds busy is tried again until the deadline.
+
+        :raises OSError: EBUSY at the deadline.
+        """
+        bottle = self.bottle(slot)
+        end = time.monotonic() + deadline_s
+        for path in sorted((Path(p) for p, _, _ in os.walk(bottle)), key=lambda p: -len(p.parts)):
+            while True:
+                try:
+                    path.rmdir()
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    if time.monotonic() > end:
+                        raise
+                    os.sched_yield()
+                else:
+                    break
+
+    def slots(self) -> frozenset[int]:
+        if not self.parent.is_dir():
+            return frozenset()
+        names = (p.name[1:] for p in self.parent.iterdir() if p.is_dir() and p.name.startswith("b"))
+        return frozenset(int(n) for n in names if n.isdigit())
+
+    def processes(self, slot: int) -> list[int]:
+        """Pids in the whole subtree."""
+        out: list[int] = []
+        for path, _, _ in os.walk(self.bottle(slot)):
+            with contextlib.suppress(OSError):
+                out += [int(p) for p in (Path(path) / "cgroup.procs").read_text().split()]
+        return out
+
+    def close(self) -> None:
+        """Remove the parent when no bottle is left in it."""
+        with contextlib.suppress(OSError):
+            self.parent.rmdir()

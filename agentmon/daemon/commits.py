@@ -1,0 +1,88 @@
+"""Names that the resolver proposes: checked against policy once more, opened on every layer, then acknowledged (DESIGN 3, 4).
+
+The resolver is unprivileged and parses hostile bytes, so what it says is a proposal: the name must be permitted for
+that bottle, every address must be one that may be opened, and an address that a name or inspected rule of the
+bottle also resolves to is not opened as direct.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from agentmon import wire
+from agentmon.compile import learned, policy_set
+from agentmon.control.state import Bottle
+from agentmon.policy.rules import Depth, stripped
+from netfilter.spec import Learned, Netfilter
+
+FLOOR_S = 30
+MAX_ADDRESSES = 64  # of one answer
+MAX_TIMEOUT_S = 86_400
+
+
+class Commits:
+    """Decides and applies proposals.
+
+    :param bpf_learn: the eBPF side's learn().
+    """
+
+    def __init__(self, netfilter: Netfilter, bpf_learn: Callable[..., None]) -> None:
+        self._netfilter = netfilter
+        self._bpf_learn = bpf_learn
+        self._served: dict[int, dict[IPv4Address | IPv6Address, float]] = {}  # slot → address of a relayed name → until
+
+    def forget(self, slot: int) -> None:
+        self._served.pop(slot, None)
+
+    def commit(self, bottle: Bottle | None, message: wire.Commit) -> wire.Committed:
+        """Open what may be opened; the answer names exactly that. Committed in nft and BPF when it returns.
+
+        :raises OSError: the kernel refused; nothing may be answered to the bottle.
+        """
+        if bottle is None:
+            return wire.Committed(message.id, (), "no such bottle")
+        policies = policy_set(bottle.policy)
+        usable = tuple(
+            address
+            for text in message.addresses[:MAX_ADDRESSES]
+            if stripped(address := ip_address(text)) is None
+        )
+        if message.purpose == "service":
+            return self._for_service(bottle, message, usable)
+        decision = policies.resolves(message.name)
+        if not decision.allowed and not bottle.policy.observe:
+            return wire.Committed(message.id, (), decision.reason)
+        if decision.allowed and decision.depth is not Depth.DIRECT:
+            return wire.Committed(message.id, (), "answered with the service address")
+        now = time.monotonic()
+        served = self._served.get(bottle.slot, {})
+        usable = tuple(address for address in usable if served.get(address, 0.0) < now)
+        nft, bpf = learned(policies, message.name, usable, _timeout(message.ttl_s), observe=bottle.policy.observe)
+        if nft:
+            self._netfilter.learn(bottle.slot, nft)
+        if bpf:
+            self._bpf_learn(bottle.slot, bpf)
+        return wire.Committed(message.id, tuple(map(str, usable)), "" if usable else "no usable address")
+
+    def _for_service(
+        self, bottle: Bottle, message: wire.Commit, usable: tuple[IPv4Address | IPv6Address, ...]
+    ) -> wire.Committed:
+        policies = policy_set(bottle.policy)
+        for port in message.ports:
+            decision = policies.decide_name(message.name, port)
+            if not decision.allowed or decision.depth is Depth.DIRECT:
+                return wire.Committed(message.id, (), decision.reason or "not a name rule")
+        ports = tuple((port, port) for port in message.ports)
+        timeout_s = _timeout(message.ttl_s)
+        served = self._served.setdefault(bottle.slot, {})
+        until = time.monotonic() + timeout_s
+        for address in usable:
+            served[address] = until
+        self._netfilter.permit_service([Learned(address, "tcp", ports, timeout_s) for address in usable])
+        return wire.Committed(message.id, tuple(map(str, usable)), "" if usable else "no usable address")
+
+
+def _timeout(ttl_s: int) -> int:
+    return min(max(ttl_s, FLOOR_S), MAX_TIMEOUT_S)

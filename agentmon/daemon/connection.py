@@ -1,0 +1,92 @@
+"""One accepted connection on the control socket: messages in, messages and descriptors out, in order.
+
+Not an asyncio stream, because those cannot carry descriptors (SCM_RIGHTS).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+from agentmon import wire
+from agentmon.channel import Peer, peer_of
+
+_BACKLOG = 10_000  # messages; a reader that far behind is cut off
+
+
+class Connection:
+    """:raises OSError: from the constructor, if the peer is already gone."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self.peer: Peer = peer_of(sock)
+        self._out: asyncio.Queue[tuple[wire.Message, tuple[int, ...]] | None] = asyncio.Queue()
+        self._writing = asyncio.create_task(self._write())
+        self.closed = False
+
+    def send(self, message: wire.Message, fds: tuple[int, ...] = ()) -> None:
+        """Queue one message. `fds` belong to this connection from now on and are closed when they have been sent."""
+        if self.closed or self._out.qsize() > _BACKLOG:
+            _close_all(fds)
+            self.shut()
+            return
+        self._out.put_nowait((message, fds))
+
+    async def messages(self) -> AsyncIterator[Any]:
+        """:raises wire.WireError: the peer does not speak the protocol."""
+        loop = asyncio.get_running_loop()
+        frames = wire.Frames()
+        with contextlib.suppress(ConnectionError):
+            while data := await loop.sock_recv(self._sock, 1 << 16):
+                for message in frames.feed(data):
+                    yield message
+
+    async def close(self) -> None:
+        """Send what is queued, then close."""
+        self._out.put_nowait(None)
+        with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+            await asyncio.wait_for(self._writing, 1.0)
+        self.shut()
+
+    def shut(self) -> None:
+        if not self.closed:
+            self.closed = True
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            self._sock.close()
+            self._writing.cancel()
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while (item := await self._out.get()) is not None:
+            message, fds = item
+            data = wire.encode(message)
+            try:
+                if fds:
+                    sent = await self._send_fds(data, fds)
+                    data = data[sent:]
+                if data:
+                    await loop.sock_sendall(self._sock, data)
+            except OSError:
+                self.closed = True
+                return
+            finally:
+                _close_all(fds)
+
+    async def _send_fds(self, data: bytes, fds: tuple[int, ...]) -> int:
+        while True:
+            try:
+                return socket.send_fds(self._sock, [data], list(fds))
+            except BlockingIOError:
+                await asyncio.sleep(0.001)
+
+
+def _close_all(fds: tuple[int, ...]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,97 @@
+"""Events on their way to people: stored by a writer thread, sent to followers, counted per bottle and layer.
+
+Nothing that decides waits for this: a queue that is full drops the event and counts it (`lost`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from agentmon import events
+from agentmon.events import Event
+from agentmon.ledger.events_store import EventStore
+
+_QUEUE = 20_000
+
+
+class EventLog:
+    """One per daemon. add() is called in the loop and never blocks."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._queue: queue.Queue[Event | threading.Event | None] = queue.Queue(_QUEUE)
+        self._followers: set[Callable[[dict[str, Any]], None]] = set()
+        self.refused: dict[str, Counter[str]] = {}  # bottle → layer → refusals
+        self.lost = 0
+        self._thread = threading.Thread(target=self._write, name="events")
+        self._thread.start()
+
+    def add(self, event: Event) -> Event:
+        """Complete (time, hint), count, store and show one event; returns it as stored."""
+        if not event.ts_ns:
+            event = msgspec.structs.replace(event, ts_ns=events.now_ns())
+        if not event.hint:
+            event = msgspec.structs.replace(event, hint=events.allow_hint(event))
+        if event.verdict == "refused" and event.bottle and event.layer not in {"daemon", ""}:
+            self.refused.setdefault(event.bottle, Counter())[event.layer] += max(event.count, 1)
+        try:
+            self._queue.put_nowait(event)
+        except queue.Full:
+            self.lost += 1
+        shown = events.to_dict(event)
+        for follower in tuple(self._followers):
+            follower(shown)
+        return event
+
+    def follow(self, follower: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        """Call `follower` with every event from now on; returns what ends that."""
+        self._followers.add(follower)
+        return lambda: self._followers.discard(follower)
+
+    async def flushed(self) -> None:
+        """Return when everything added so far can be read from the store."""
+        mark = threading.Event()
+        self._queue.put(mark)
+        await asyncio.to_thread(mark.wait, 5.0)
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join(5.0)
+        self._store.close()
+
+    def _write(self) -> None:
+        while True:
+            batch: list[Event] = []
+            marks: list[threading.Event] = []
+            item = self._queue.get()
+            last = item is None
+            while item is not None:
+                if isinstance(item, threading.Event):
+                    marks.append(item)
+                else:
+                    batch.append(item)
+                if len(batch) >= 1000:
+                    break
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                last = item is None
+            if batch:
+                try:
+                    self._store.append(batch)
+                except OSError as e:  # a full disk must not end the daemon; enforcement goes on
+                    self.lost += len(batch)
+                    print(f"warning: {len(batch)} events not stored: {e}, ignoring", file=sys.stderr)
+            for mark in marks:
+                mark.set()
+            if last:
+                return

@@ -1,0 +1,131 @@
+"""nft, BPF and cgroups together, per bottle: what the applier calls. Synchronous: each call is one short kernel transaction."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ebpf.spec
+import netfilter.spec
+from agentmon import addresses, paths
+from agentmon.addresses import Pool
+from agentmon.compile import Compiled, Place, compile_bottle
+from agentmon.control.state import Bottle, Phase
+from agentmon.daemon.cgroups import Tree
+from agentmon.daemon.netns_cookie import netns_cookie
+
+MODES = {
+    "closed": (netfilter.spec.Mode.CLOSED, ebpf.spec.Mode.CLOSED),
+    "enforce": (netfilter.spec.Mode.ENFORCE, ebpf.spec.Mode.ENFORCE),
+    "observe": (netfilter.spec.Mode.OBSERVE, ebpf.spec.Mode.OBSERVE),
+    "cut": (netfilter.spec.Mode.CUT, ebpf.spec.Mode.CUT),
+}
+
+
+def mode_of(bottle: Bottle) -> str:
+    """The mode a bottle's rules are to be in, by its phase."""
+    if bottle.phase in {Phase.CUT, Phase.FROZEN}:
+        return "cut"
+    return "observe" if bottle.policy.observe else "enforce"
+
+
+@dataclass(slots=True)
+class _Kept:
+    cgroup_id: int
+    cookie: int
+
+
+class Kernel:
+    """Every kernel object of every bottle.
+
+    :raises OSError: from each call, when the kernel refuses; the state before the call stays in force.
+    """
+
+    def __init__(self, nft: netfilter.spec.Netfilter, bpf: ebpf.spec.Bpf, tree: Tree, pool: Pool) -> None:
+        self.nft = nft
+        self.bpf = bpf
+        self.tree = tree
+        self.pool = pool
+        self._kept: dict[int, _Kept] = {}
+        self._policy_id = 0
+
+    def net(self, slot: int) -> netfilter.spec.BottleNet:
+        pair, gateway = self.pool.at(slot), self.pool.gateway
+        return netfilter.spec.BottleNet(
+            slot=slot,
+            netns=addresses.netns(slot),
+            veth=addresses.veth(slot),
+            mac_host=addresses.mac(slot, host=True),
+            mac_bottle=addresses.mac(slot, host=False),
+            addr4=pair.v4,
+            addr6=pair.v6,
+            gateway4=gateway.v4,
+            gateway6=gateway.v6,
+        )
+
+    def make_cgroup(self, slot: int, pids: int) -> None:
+        self._kept[slot] = _Kept(self.tree.make(slot, pids), 0)
+
+    def make_net(self, slot: int) -> None:
+        self.nft.create_bottle(self.net(slot))
+        self._kept[slot].cookie = self._cookie(slot)
+
+    def adopt(self, slot: int) -> None:
+        """Take over a bottle that an earlier daemon made. :raises OSError: a part of it is gone."""
+        self._kept[slot] = _Kept(self.tree.cgroup_id(slot), self._cookie(slot))
+
+    def compiled(self, bottle: Bottle, mode: str) -> Compiled:
+        kept = self._kept[bottle.slot]
+        self._policy_id = max(self._policy_id + 1, bottle.epoch << 8)
+        place = Place(
+            slot=bottle.slot,
+            net=self.net(bottle.slot),
+            pool=self.pool,
+            cgroup_id=kept.cgroup_id,
+            worker=bottle.worker,
+            netns_cookie=kept.cookie,
+            policy_id=self._policy_id,
+        )
+        return compile_bottle(bottle.policy, place, bottle.epoch, mode, run=bottle.run)
+
+    def apply(self, bottle: Bottle, mode: str) -> None:
+        """Both layers to `mode` with the bottle's policy. Opening: nft first, so that BPF's consent meets open rules."""
+        compiled = self.compiled(bottle, mode)
+        self.nft.apply(compiled.rules)
+        self.bpf.apply(compiled.bpf)
+
+    def apply_bpf_closed(self, bottle: Bottle) -> None:
+        self.bpf.apply(self.compiled(bottle, "closed").bpf)
+
+    def cut(self, slot: int) -> None:
+        """nft first (it holds the flows that are open), then BPF (it refuses new ones with EPERM)."""
+        self.nft.cut(slot)
+        self.bpf.set_mode(slot, ebpf.spec.Mode.CUT)
+
+    def forget_bpf(self, slot: int) -> None:
+        self.bpf.delete_bottle(slot)
+
+    def delete_net(self, slot: int) -> None:
+        self.nft.delete_bottle(slot)
+
+    def remove_cgroup(self, slot: int) -> None:
+        self.tree.remove(slot)
+        self._kept.pop(slot, None)
+
+    def slots(self) -> frozenset[int]:
+        """Slots of which any layer holds something."""
+        return self.nft.slots() | self.bpf.slots() | self.tree.slots()
+
+    def clean(self, slot: int) -> None:
+        """Remove whatever is left of a slot, processes first; goes on past what is not there."""
+        self.tree.kill(slot)
+        steps: tuple[Callable[[int], None], ...] = (self.forget_bpf, self.delete_net, self.remove_cgroup)
+        for remove in steps:
+            with contextlib.suppress(FileNotFoundError):
+                remove(slot)
+
+    @staticmethod
+    def _cookie(slot: int) -> int:
+        return netns_cookie(str(Path(paths.NETNS) / addresses.netns(slot)))
