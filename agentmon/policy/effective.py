@@ -1,4 +1,4 @@
-"""One bottle's whole policy after settings, manifest chain and command-line options are merged: the compiler's input."""
+"""One bottle's whole policy after settings, manifest chain and options are merged: the compiler's input."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from dataclasses import dataclass, field
 from agentmon import wire
 from agentmon.policy.rules import Rule
 
+WEIGHTS = {"input": 1000, "cache_write": 1000, "cache_read": 100, "output": 1000}  # per mille
+LIMITS = {"pids": 512, "connections": 1000, "queries_per_s": 100}
+
 
 @dataclass(frozen=True, slots=True)
 class EffectivePolicy:
-    """Frozen, validated, deterministic. Budgets are weighted tokens; see wire.ScopeDef for scopes, most specific first."""
+    """Frozen, validated, deterministic. Budgets are weighted tokens; scopes (wire.ScopeDef) most specific first."""
 
     bottle: str
     rules: tuple[Rule, ...]  # allow and deny, manifests' and settings' deny included
     inspected: tuple[str, ...] = ()  # host patterns decrypted by the proxy: provider hosts, hosts of routes
     routes: tuple[wire.Route, ...] = ()
     scopes: tuple[wire.ScopeDef, ...] = ()
-    weights: dict[str, int] = field(default_factory=lambda: {"input": 1000, "cache_write": 1000, "cache_read": 100, "output": 1000})
+    weights: dict[str, int] = field(default_factory=lambda: dict(WEIGHTS))
     agent: str = ""
     provider: str = ""  # default for `--budget N`
     shutdown: str = "cutoff"  # cutoff | freeze | kill
@@ -28,6 +31,7 @@ class EffectivePolicy:
     rw: tuple[str, ...] = ()
     unix: tuple[str, ...] = ()
     io_uring: bool = False
-    limits: dict[str, int] = field(default_factory=lambda: {"pids": 512, "connections": 1000, "queries_per_s": 100})
+    limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
     log: str = "blocks"
     sources: tuple[str, ...] = ()  # files it was made of, for `policy explain` and events
+    origins: tuple[str, ...] = ()  # one per rule: "FILE:LINE", "--allow", "provider claude", "settings FILE:LINE" …
