@@ -82,6 +82,13 @@ class Freeze(Action):
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class Mark(Action):
+    """Does nothing; `before` is what is put back if a later action of this plan fails."""
+
+    before: Bottle
+
+
 # ── cut and resume ──
 @dataclass(frozen=True, slots=True)
 class CutKernel(Action):

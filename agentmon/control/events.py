@@ -26,6 +26,7 @@ class PlanFailed:
     error: str
     message: str
     hint: str
+    before: Bottle | None = None  # the plan's Mark: what was in force
 
 
 @dataclass(frozen=True, slots=True)

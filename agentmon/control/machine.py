@@ -54,6 +54,8 @@ def _failed(host: Host, event: e.PlanFailed) -> Step:
     error = {"class": event.error, "message": event.message, "hint": event.hint}
     told = a.Emit(event.slot, {"kind": "daemon", "verdict": "refused", "layer": "daemon", "bottle": bottle.name,
                                "reason": event.message})  # fmt: skip
+    if event.before is not None:
+        return host.put(event.before), (told, *plans.put_back(event.before))
     if bottle.phase is not Phase.STARTING:
         return host, (told,)  # a running bottle keeps what is in force
     bottle = bottle.with_phase(Phase.STOPPING)
@@ -148,10 +150,10 @@ def _operator_resume(host: Host, bottle: Bottle, event: e.Operator) -> Step:
         )  # fmt: skip
     host = replace(host, epoch=host.epoch + 1)
     provider = event.provider or (bottle.spent or {}).get("provider", "")
-    bottle = bottle.with_phase(Phase.RUNNING, spent=None, epoch=host.epoch)
+    before, bottle = bottle, bottle.with_phase(Phase.RUNNING, spent=None, epoch=host.epoch)
     told = a.Emit(bottle.slot, {"kind": "resume", "verdict": "allowed", "layer": "daemon", "bottle": bottle.name,
                                 "reason": "operator", "detail": {"by": f"uid:{event.uid}", "tokens": event.tokens}})  # fmt: skip
-    plan = plans.resume(bottle, tokens=event.tokens, provider=provider, uid=event.uid)
+    plan = plans.resume(before, bottle, tokens=event.tokens, provider=provider, uid=event.uid)
     return host.put(bottle), (*plan, told)
 
 

@@ -60,12 +60,12 @@ def cut(
     return (*steps, a.Save(s, bottle))
 
 
-def resume(bottle: Bottle, *, tokens: int, provider: str, uid: int) -> tuple[a.Action, ...]:
+def resume(before: Bottle, bottle: Bottle, *, tokens: int, provider: str, uid: int) -> tuple[a.Action, ...]:
     """Budget first (so that the first call after it is admitted), then the services, then the kernel, then the processes."""
     s = bottle.slot
-    steps: tuple[a.Action, ...] = ()
+    steps: tuple[a.Action, ...] = (a.Mark(s, before),)
     if tokens:
-        steps += (a.SetBudget(s, bottle, provider, tokens, uid),)
+        steps += (a.SetBudget(s, before, provider, tokens, uid),)
     return (
         *steps,
         a.PushViews(s, bottle),
@@ -82,4 +82,10 @@ def change(old: Bottle, new: Bottle, *, removal: bool) -> tuple[a.Action, ...]:
     if old.phase in {Phase.CUT, Phase.FROZEN}:
         return (a.PushViews(s, new), a.Save(s, new))  # the rules come into force with resume
     steps: tuple[a.Action, ...] = (a.PushViews(s, new), a.ApplyRules(s, new))
-    return (*(steps if removal else steps[::-1]), a.Save(s, new))
+    return (a.Mark(s, old), *(steps if removal else steps[::-1]), a.Save(s, new))
+
+
+def put_back(before: Bottle) -> tuple[a.Action, ...]:
+    """After a failed resume or policy change: everything as it was, services first."""
+    s = before.slot
+    return (a.PushViews(s, before), a.ApplyRules(s, before), a.Save(s, before))

@@ -42,7 +42,7 @@ class Applier:
             a.CloseRun: self._close_run, a.DropViews: self._drop_views, a.ForgetBpf: self._forget_bpf,
             a.DeleteNet: self._delete_net, a.RemoveCgroup: self._remove_cgroup, a.RemoveFiles: self._remove_files,
             a.Save: self._save, a.Emit: self._emit, a.Started: self._started, a.Ended: self._ended,
-            a.Answer: self._answer, a.Fail: self._fail,
+            a.Answer: self._answer, a.Fail: self._fail, a.Mark: self._mark,
         }  # fmt: skip
 
     async def apply(self, action: a.Action) -> None:
@@ -170,7 +170,7 @@ class Applier:
             await asyncio.sleep(0.001)
 
     async def _drop_views(self, action: a.DropViews) -> None:
-        self._d.collect(action.slot)
+        await self._d.collect(action.slot)
         await asyncio.gather(*(self._drop(name, action.slot) for name in _VIEWED))
 
     async def _drop(self, name: str, slot: int) -> None:
@@ -207,6 +207,9 @@ class Applier:
 
     async def _ended(self, action: a.Ended) -> None:
         await self._d.ended(action)
+
+    async def _mark(self, action: a.Mark) -> None:
+        """Read by the runner only."""
 
     async def _answer(self, action: a.Answer) -> None:
         self._d.clients.answer(action.request, action.value)

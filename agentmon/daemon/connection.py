@@ -27,7 +27,12 @@ class Connection:
         self.peer: Peer = peer_of(sock)
         self._out: asyncio.Queue[tuple[wire.Message, tuple[int, ...]] | None] = asyncio.Queue()
         self._writing = asyncio.create_task(self._write())
+        self._gone = asyncio.Event()
         self.closed = False
+
+    async def wait_closed(self) -> None:
+        """Return when the peer is gone."""
+        await self._gone.wait()
 
     def send(self, message: wire.Message, fds: tuple[int, ...] = ()) -> None:
         """Queue one message. `fds` belong to this connection from now on and are closed when they have been sent."""
@@ -42,9 +47,12 @@ class Connection:
         loop = asyncio.get_running_loop()
         frames = wire.Frames()
         with contextlib.suppress(ConnectionError):
-            while data := await loop.sock_recv(self._sock, 1 << 16):
-                for message in frames.feed(data):
-                    yield message
+            try:
+                while data := await loop.sock_recv(self._sock, 1 << 16):
+                    for message in frames.feed(data):
+                        yield message
+            finally:
+                self._gone.set()
 
     async def close(self) -> None:
         """Send what is queued, then close."""
@@ -54,6 +62,7 @@ class Connection:
         self.shut()
 
     def shut(self) -> None:
+        self._gone.set()
         if not self.closed:
             self.closed = True
             with contextlib.suppress(OSError):

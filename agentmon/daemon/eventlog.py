@@ -56,6 +56,11 @@ class EventLog:
         self._followers.add(follower)
         return lambda: self._followers.discard(follower)
 
+    def query(self, *, bottle: str | None, kind: str | None, since_ns: int) -> list[dict[str, Any]]:
+        """Stored events, oldest first, as the contract's JSON objects; the newest 10,000 at most."""
+        found = self._store.query(bottle=bottle or "", kind=kind or "", since_ns=since_ns, limit=10_000)
+        return [events.to_dict(event) for event in found]
+
     async def flushed(self) -> None:
         """Return when everything added so far can be read from the store."""
         mark = threading.Event()

@@ -181,6 +181,12 @@ class Service:
     def next_id(self) -> int:
         return self.channel.next_id() if self.channel else 0
 
+    def detach(self) -> None:
+        """Let go of it; it runs on for the next daemon."""
+        self._stopping = True
+        if self.channel is not None:
+            self.channel.close()
+
     async def stop(self) -> None:
         """End it (SIGTERM, then SIGKILL) and remove its files; idempotent."""
         self._stopping = True

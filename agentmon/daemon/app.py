@@ -1,0 +1,287 @@
+"""agentmond: start-up, the loop, and the end. What is decided is in control/, what is done in applier.py.
+
+    start: lock → host rules (closed) → BPF → spawner → services → adopt or clean what an earlier daemon left → socket
+    end:   SIGTERM leaves running bottles in force for the next daemon; SIGINT, or the last bottle of an --until-idle
+           daemon, removes everything
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ebpf.spec
+import netfilter.spec
+from agentmon import paths, trust, wire
+from agentmon.addresses import FIRST_SLOT
+from agentmon.control import actions as a
+from agentmon.control import events as e
+from agentmon.control.state import Bottle, Host, Phase
+from agentmon.daemon import files, persist, specs
+from agentmon.daemon.applier import Applier
+from agentmon.daemon.cgroups import Tree
+from agentmon.daemon.clients import Clients
+from agentmon.daemon.commits import Commits
+from agentmon.daemon.eventlog import EventLog
+from agentmon.daemon.kernel import Kernel
+from agentmon.daemon.ledger_link import LedgerLink
+from agentmon.daemon.ops import Ops
+from agentmon.daemon.runner import Runner
+from agentmon.daemon.services import Service
+from agentmon.daemon.sightings import Sightings
+from agentmon.errors import AgentmonError, HostLacks
+from agentmon.events import Event
+from agentmon.launch.client import Spawner
+from agentmon.ledger.events_store import EventStore
+from agentmon.policy.settings import Settings
+from agentmon.providers import registry
+
+FIRST_BOTTLE_S = 30.0  # an --until-idle daemon that nobody uses ends after this
+LINGER_S = 1.0  # and this long after its last bottle
+
+
+class Daemon:
+    """One per host; `netfilter` and `bpf` are given so that fakes can stand in for the kernel in tests."""
+
+    def __init__(
+        self, settings: Settings, *, nft: netfilter.spec.Netfilter, bpf: ebpf.spec.Bpf, tree: Tree, until_idle: bool
+    ) -> None:
+        self.settings = settings
+        self.until_idle = until_idle
+        self.pool = settings.pool
+        self.providers = registry.load(settings.providers)
+        self.trust = paths.TRUST / "bundle.pem"
+        self.kernel = Kernel(nft, bpf, tree, self.pool)
+        self.clients = Clients()
+        self.commits = Commits(nft, bpf.learn)
+        self.spawner = Spawner(path=paths.SVC / "spawner.sock")
+        self.services: dict[str, Service] = {}
+        host = Host(FIRST_SLOT, self.pool.last_slot, persist.load_epoch())
+        self.runner = Runner(host, Applier(self).apply, self.clients, self._look_idle)
+        self.log = EventLog(EventStore(paths.EVENTS, settings.events_bytes, settings.events_age_s))
+        self.ledger: LedgerLink
+        self.ops = Ops(self)
+        self._summaries: dict[int, dict[str, Any]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._end = asyncio.Event()
+        self._keep = False  # leave bottles in force at the end
+        self._quiet_since = time.monotonic()
+        self._used = False
+
+    @property
+    def host(self) -> Host:
+        return self.runner.host
+
+    # ── life ──
+
+    async def run(self) -> None:
+        """Until a signal, or idleness; see the module's docstring.
+
+        :raises AgentmonError: it could not start; what it had opened is closed again.
+        """
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.stop, not self.until_idle)
+        loop.add_signal_handler(signal.SIGINT, self.stop, False)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        try:
+            await self._open()
+            server = asyncio.create_task(self._accept(self._listen()), name="control socket")
+            print("agentmon: ready", file=sys.stderr, flush=True)
+            await self._end.wait()
+            server.cancel()
+        finally:
+            await self._close()
+
+    def stop(self, keep: bool) -> None:
+        """End the loop; `keep`: running bottles stay in force for the next daemon."""
+        self._keep = keep
+        self._end.set()
+
+    async def _open(self) -> None:
+        bundle = trust.ensure_ca(paths.CA_DIR, owner=specs.USERS["proxy"])
+        del bundle
+        trust.bundle(paths.CA_DIR, [Path(p) for p in self.settings.upstream_ca], self.trust)
+        self.kernel.nft.open_host(specs.host_spec(self.settings))
+        self.kernel.tree.open()
+        self.kernel.bpf.open(str(self.kernel.tree.parent))
+        jobs = await self.spawner.start()
+        self.spawn(self._watch_exits(), "exits")
+        self._clean_dead({job.slot for job in jobs})
+        for spec in specs.services(self.settings, self.pool):
+            self.services[spec.name] = Service(spec, self._on_message, self._on_up, self._on_down)
+        self.ledger = LedgerLink(self.services["ledger"])
+        await asyncio.gather(*(service.start() for service in self.services.values()))
+        self._adopt({job.slot: job.run for job in jobs})
+        sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add)
+        asyncio.get_running_loop().add_reader(self.kernel.bpf.fileno(), sightings.read)
+        self.log.add(Event("daemon", "observed", reason="ready", layer="daemon", pid=os.getpid()))
+
+    def _clean_dead(self, alive: set[int]) -> None:
+        """Remove every kernel object of slots whose job no spawner holds, before anything new is opened."""
+        for slot in self.kernel.slots() - alive:
+            self.kernel.clean(slot)
+            files.remove(slot)
+
+    def _adopt(self, alive: dict[int, str]) -> None:
+        """Take over bottles that run; one without a readable state file is ended (nobody knows its policy)."""
+        saved = persist.load_all()
+        for slot, run in alive.items():
+            bottle = saved.get(slot)
+            if bottle is None or bottle.run != run or bottle.phase in {Phase.STARTING, Phase.STOPPING}:
+                self.kernel.clean(slot)
+                files.remove(slot)
+                continue
+            self.kernel.adopt(slot)
+            self.runner.dispatch(e.Adopted(bottle))
+            self.log.add(Event("daemon", "observed", bottle=bottle.name, reason="adopted", layer="daemon"))
+        self._used = bool(self.host.bottles)
+
+    async def _close(self) -> None:
+        if not (self._keep and self.host.bottles):
+            self._keep = False
+            for bottle in tuple(self.host.bottles.values()):
+                self.runner.dispatch(e.ClientGone(bottle.slot))
+            await self.runner.drained()
+        asyncio.get_running_loop().remove_reader(self.kernel.bpf.fileno()) if self.services else None
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._keep:
+            print(f"agentmon: {len(self.host.bottles)} bottles stay in force; the next daemon adopts them", file=sys.stderr)
+            for service in self.services.values():
+                service.detach()
+            await self.spawner.close()
+        else:
+            await self.spawner.close()
+            await asyncio.gather(*(service.stop() for service in self.services.values()))
+            self.kernel.bpf.close()
+            self.kernel.tree.close()
+            self.kernel.nft.close_host()
+        self.log.close()
+        paths.CONTROL_SOCKET.unlink(missing_ok=True)
+        if not self._keep:
+            files.remove_all()
+
+    def spawn(self, work: Any, name: str) -> None:
+        """Run a coroutine for as long as the daemon lives."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ── services ──
+
+    async def _on_up(self, service: Service) -> None:
+        """A service (re)connected: it is told every running bottle."""
+        for bottle in tuple(self.host.bottles.values()):
+            if bottle.phase in {Phase.STARTING, Phase.STOPPING}:
+                continue
+            if service.name == "ledger":
+                await self.ledger.open(bottle)
+            else:
+                await self.applier_push(service, bottle)
+
+    async def applier_push(self, service: Service, bottle: Bottle) -> None:
+        from agentmon.daemon.kernel import mode_of  # noqa: PLC0415
+
+        view = self.kernel.compiled(bottle, mode_of(bottle)).view
+        await service.call(wire.SetBottle(service.next_id(), view))
+
+    def _on_down(self, service: Service) -> None:
+        self.log.add(
+            Event("daemon", "refused", layer="daemon", reason=f"the {service.name} has gone away",
+                  hint="it is started again; until then what needs it is refused")
+        )  # fmt: skip
+
+    async def _on_message(self, service: Service, message: Any) -> None:
+        if isinstance(message, wire.Commit):
+            self._commit(service, message)
+        elif isinstance(message, wire.Crossed):
+            self.runner.dispatch(e.BudgetCrossed(message))
+        elif isinstance(message, wire.Report):
+            self._report(service, message.event)
+
+    def _commit(self, service: Service, message: wire.Commit) -> None:
+        try:
+            answer = self.commits.commit(self.host.bottles.get(message.slot), message)
+        except (OSError, AgentmonError, ValueError) as error:
+            answer = wire.Committed(message.id, (), f"not committed: {error}")
+            self.log.add(Event("daemon", "refused", layer="daemon", host=message.name, reason=str(error)))
+        if service.channel is not None:
+            service.channel.send(answer)
+
+    def _report(self, service: Service, event: dict[str, Any]) -> None:
+        known = {k: v for k, v in event.items() if k in Event.__struct_fields__}
+        slot = event.get("slot")
+        if "bottle" not in known and isinstance(slot, int) and slot in self.host.bottles:
+            known["bottle"] = self.host.bottles[slot].name
+        with contextlib.suppress(TypeError):  # a service's event without a kind is no event
+            self.log.add(Event(**known))
+
+    # ── bottles ──
+
+    async def _watch_exits(self) -> None:
+        while True:
+            exited = await self.spawner.exits.get()
+            bottle = self.host.bottles.get(exited.slot)
+            if bottle is not None and bottle.run == exited.run:
+                self.runner.dispatch(e.Exited(exited.slot, exited.exit))
+
+    async def started(self, slot: int) -> None:
+        bottle = self.host.bottles[slot]
+        self._used = True
+        ready_ms = (time.time_ns() - bottle.started_ns) / 1e6
+        self.clients.start(slot, {"slot": slot, "bottle": bottle.name, "run": bottle.run, "ready_ms": round(ready_ms, 3)})
+
+    async def collect(self, slot: int) -> None:
+        """Gather what the summary says, while the kernel and the ledger still know it."""
+        bottle = self.host.bottles.get(slot)
+        if bottle is None:
+            return
+        refused = dict(self.log.refused.pop(bottle.name, {}))
+        with contextlib.suppress(OSError, KeyError):
+            packets = sum(self.kernel.nft.refusals(slot).values())
+            refused |= {"host-nft": packets} if packets else {}
+        usage: dict[str, Any] = {}
+        with contextlib.suppress(AgentmonError):
+            for row in await self.ledger.totals(slot):
+                if row.get("scope") == "bottle":
+                    usage[str(row["provider"])] = {k: row[k] for k in ("used", "held", "tokens", "remaining") if k in row}
+        self._summaries[slot] = {"refused": refused, "usage": usage, "cut": dict(bottle.spent) if bottle.spent else None}
+
+    async def ended(self, action: a.Ended) -> None:
+        bottle = action.bottle
+        summary = self._summaries.pop(action.slot, {"refused": {}, "usage": {}, "cut": None})
+        value = {"bottle": bottle.name, "exit": action.status, **summary}
+        self.clients.end(action.slot, value, action.error)
+
+    def _look_idle(self) -> None:
+        self._quiet_since = time.monotonic()
+        if self.until_idle and not self.host.bottles:
+            asyncio.get_running_loop().call_later(LINGER_S if self._used else FIRST_BOTTLE_S, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        quiet_s = time.monotonic() - self._quiet_since
+        if not self.host.bottles and quiet_s >= (LINGER_S if self._used else FIRST_BOTTLE_S) - 0.05:
+            self.stop(keep=False)
+
+    # ── control socket ──
+
+    def _listen(self) -> socket.socket:
+        from agentmon.service import listen_unix  # noqa: PLC0415
+
+        return listen_unix(paths.CONTROL_SOCKET, group="agentmon")
+
+    async def _accept(self, listener: socket.socket) -> None:
+        self._look_idle()
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                sock, _ = await loop.sock_accept(listener)
+                self.spawn(self.ops.serve(sock), "client")

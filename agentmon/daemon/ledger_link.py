@@ -1,0 +1,67 @@
+"""The daemon's side of the ledger: opens and closes runs, sets budgets, records enforcements, reads totals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentmon import wire
+from agentmon.control.state import Bottle
+from agentmon.daemon.services import Service
+from agentmon.errors import BadInput
+
+
+class LedgerLink:
+    """:raises AgentmonError: from every call, when the ledger is away or refuses."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def _call(self, message: Any) -> Any:
+        answer = await self._service.call(message)
+        return getattr(answer, "value", None)
+
+    async def open(self, bottle: Bottle) -> None:
+        """Idempotent by run id."""
+        policy = bottle.policy
+        await self._call(
+            wire.OpenRun(
+                self._service.next_id(), bottle.slot, bottle.name, bottle.run, policy.agent, policy.scopes, policy.weights
+            )
+        )
+
+    async def close(self, bottle: Bottle) -> None:
+        await self._call(wire.CloseRun(self._service.next_id(), bottle.slot, bottle.run))
+
+    async def totals(self, slot: int) -> list[dict[str, Any]]:
+        return list(await self._call(wire.Totals(self._service.next_id(), slot)) or [])
+
+    async def set_budget(self, bottle: Bottle, provider: str, tokens: int, uid: int) -> None:
+        """Raise (or set) the budget that governs the bottle: the scope that was spent, else the bottle's own."""
+        provider = provider or bottle.policy.provider
+        spent = bottle.spent or {}
+        scope, name = str(spent.get("scope", "bottle")), str(spent.get("name", bottle.name))
+        if not provider:
+            providers = sorted({b.provider for s in bottle.policy.scopes for b in s.budgets})
+            if len(providers) != 1:
+                raise BadInput(
+                    f"which provider's budget is meant? {bottle.name} has {', '.join(providers) or 'none'}",
+                    f"agentmon resume {bottle.name} --budget PROVIDER={tokens}",
+                )
+            provider = providers[0]
+        run = bottle.run if scope in {"agent", "bottle"} else ""
+        budget = wire.BudgetDef(provider, tokens, str(spent.get("per", "run")))
+        await self._call(wire.SetBudget(self._service.next_id(), scope, name, run, budget, uid))
+
+    async def enforced(  # noqa: PLR0913 - one row, one value each
+        self, bottle: Bottle, policy: str, trigger: str, by: str, latency_ns: int, result: str
+    ) -> None:
+        await self._call(
+            wire.Enforced(
+                self._service.next_id(), bottle.slot, bottle.name, bottle.run, policy, trigger, by, latency_ns, result
+            )
+        )
+
+    async def audit(self, uid: int, action: str, target: str, detail: dict[str, Any]) -> None:
+        await self._call(wire.Audit(self._service.next_id(), uid, action, target, detail))
+
+

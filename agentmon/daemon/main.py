@@ -1,0 +1,53 @@
+"""`agentmon daemon`: checks the host, takes the lock, runs one Daemon, and says in one sentence what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import pwd
+from pathlib import Path
+
+from agentmon.daemon import files, lock, specs
+from agentmon.daemon.cgroups import Tree
+from agentmon.errors import HostLacks
+from agentmon.policy import settings as settings_file
+
+
+def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None:
+    """Run until a signal or idleness.
+
+    :raises AgentmonError: the host lacks something, another daemon runs, or the settings are wrong.
+    """
+    if os.geteuid() != 0:
+        raise HostLacks("the daemon changes nftables, BPF and cgroups: it must run as root", "sudo agentmon daemon")
+    settings = settings_file.load(settings_path)
+    _check_users()
+    held = lock.take()
+    files.make_directories()
+    os.umask(0o022)
+    from agentmon.daemon.app import Daemon  # noqa: PLC0415 - after the checks: it imports every edge
+    from ebpf.programs import CgroupPrograms  # noqa: PLC0415
+    from netfilter.host import HostNetfilter  # noqa: PLC0415
+
+    async def body() -> None:
+        daemon = Daemon(settings, nft=HostNetfilter(), bpf=CgroupPrograms(), tree=Tree(), until_idle=until_idle)
+        await daemon.run()
+
+    try:
+        asyncio.run(body())
+    finally:
+        os.close(held)
+
+
+def _check_users() -> None:
+    for user in (*specs.USERS.values(), "agentmon-job"):
+        try:
+            pwd.getpwnam(user)
+        except KeyError:
+            raise HostLacks(f"the system user {user} does not exist", "make setup creates it") from None
+    for group in ("agentmon", "agentmon-svc"):
+        try:
+            grp.getgrnam(group)
+        except KeyError:
+            raise HostLacks(f"the system group {group} does not exist", "make setup creates it") from None

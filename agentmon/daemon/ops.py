@@ -1,0 +1,216 @@
+"""Requests of the command line: who may ask, what is meant, and which event that is for the controller.
+
+Peers are known by SO_PEERCRED and their cgroup. Root may do everything; members of group agentmon what
+settings' `grants:` lists; a process inside a bottle nothing, whatever its uid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentmon import wire
+from agentmon.control import events as e
+from agentmon.control.state import Bottle, Phase
+from agentmon.daemon import requests
+from agentmon.daemon.clients import error_dict
+from agentmon.daemon.connection import Connection
+from agentmon.errors import AgentmonError, BadInput, Refused
+
+if TYPE_CHECKING:
+    from agentmon.daemon.app import Daemon
+
+Handler = Callable[[Connection, wire.Request], Awaitable[None]]
+_OPEN_TO_ALL = frozenset({"ps", "status", "explain", "budget_show"})
+
+
+class Ops:
+    """Serves control connections for one Daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._d = daemon
+        self._handlers: dict[str, Handler] = {
+            "run": self._run, "reattach": self._reattach, "signal": self._signal, "ps": self._ps, "status": self._status,
+            "events": self._events, "cut": self._operator, "freeze": self._operator, "resume": self._operator,
+            "kill": self._operator, "allow": self._rule, "deny": self._rule, "budget_show": self._budget_show,
+            "budget_set": self._budget_set, "explain": self._explain, "shutdown": self._shutdown,
+        }  # fmt: skip
+
+    async def serve(self, sock: socket.socket) -> None:
+        """One connection until it closes; a bottle started over it ends with it."""
+        try:
+            connection = Connection(sock)
+        except OSError:
+            sock.close()
+            return
+        try:
+            with contextlib.suppress(wire.WireError):
+                async for message in connection.messages():
+                    if isinstance(message, wire.Request):
+                        self._d.spawn(self._one(connection, message), message.op)
+        finally:
+            for slot in self._d.clients.gone(connection):
+                self._d.runner.dispatch(e.ClientGone(slot))
+            await connection.close()
+
+    async def _one(self, connection: Connection, request: wire.Request) -> None:
+        try:
+            self._authorise(connection, request.op)
+            handler = self._handlers.get(request.op)
+            if handler is None:
+                raise BadInput(f"the daemon does not know the request {request.op!r}", "command and daemon differ in version")
+            await handler(connection, request)
+        except AgentmonError as error:
+            fault = error_dict(error.kind, error.message, error.hint)
+            connection.send(wire.Reply(request.id, None, fault))
+        except (TypeError, KeyError, ValueError) as error:  # a request of the wrong shape
+            fault = error_dict("BadInput", f"request {request.op!r} is malformed: {error!r}", "")
+            connection.send(wire.Reply(request.id, None, fault))
+        except OSError as error:
+            connection.send(wire.Reply(request.id, None, error_dict("HostLacks", str(error), "")))
+
+    def _authorise(self, connection: Connection, op: str) -> None:
+        peer = connection.peer
+        if self._in_bottle(peer.pid):
+            raise Refused("processes inside a bottle may not speak to the daemon")
+        if peer.uid == 0 or op in _OPEN_TO_ALL or op in self._d.settings.grants:
+            return
+        if op in {"signal", "reattach"}:
+            return  # checked against the bottle's owner
+        raise Refused(
+            f"uid {peer.uid} may not {op}", f"use sudo, or let root write `grants: {{{op}: true}}` in settings.yml"
+        )
+
+    def _in_bottle(self, pid: int) -> bool:
+        try:
+            text = Path(f"/proc/{pid}/cgroup").read_text()
+        except OSError:
+            return True  # the peer is gone, or hidden: nobody
+        parent = self._d.kernel.tree.parent.name
+        return any(f"/{parent}/b" in line for line in text.splitlines() if line.startswith("0::"))
+
+    def _bottle(self, name: str) -> Bottle:
+        bottle = self._d.host.find(name)
+        if bottle is None:
+            names = ", ".join(sorted(b.name for b in self._d.host.bottles.values())) or "none"
+            raise BadInput(f"no bottle is named {name!r}", f"running: {names}")
+        return bottle
+
+    def _owned(self, slot: int, connection: Connection) -> Bottle:
+        bottle = self._d.host.bottles.get(slot)
+        if bottle is None:
+            raise BadInput(f"no bottle is in slot {slot}", "agentmon ps")
+        if connection.peer.uid not in {0, bottle.job.owner}:
+            raise Refused(f"bottle {bottle.name} was started by uid {bottle.job.owner}", "use sudo")
+        return bottle
+
+    # ── bottles ──
+
+    async def _run(self, connection: Connection, request: wire.Request) -> None:
+        policy = requests.policy(request.args, self._d.settings, self._d.providers, connection.peer)
+        job = requests.job(request.args, connection.peer)
+        number = self._d.clients.add(connection, request)
+        self._d.runner.dispatch(e.RunRequested(number, policy, job, uuid.uuid4().hex, time.time_ns()))
+
+    async def _reattach(self, connection: Connection, request: wire.Request) -> None:
+        bottle = self._owned(int(request.args["slot"]), connection)
+        if bottle.run != request.args["run"]:
+            raise BadInput("that bottle has ended; another one is in its slot now", "agentmon ps")
+        self._d.clients.attach(bottle.slot, connection, request)
+
+    async def _signal(self, connection: Connection, request: wire.Request) -> None:
+        bottle = self._owned(int(request.args["slot"]), connection)
+        await self._d.spawner.signal(bottle.slot, int(request.args["signum"]))
+        connection.send(wire.Reply(request.id, {}))
+
+    async def _operator(self, connection: Connection, request: wire.Request) -> None:
+        args = request.args
+        name = "" if args.get("all") else str(args["bottle"])
+        tokens, provider = requests.budget(args.get("budget"))
+        number = self._d.clients.add(connection, request)
+        uid = connection.peer.uid
+        self._d.runner.dispatch(e.Operator(number, request.op, name, uid, tokens, provider))
+        await self._audit(uid, request.op, name or "all", {"budget": tokens} if tokens else {})
+
+    async def _rule(self, connection: Connection, request: wire.Request) -> None:
+        bottle = self._bottle(str(request.args["bottle"]))
+        text = str(request.args["rule"])
+        policy, removal = requests.with_rule(bottle.policy, text, deny=request.op == "deny")
+        number = self._d.clients.add(connection, request)
+        uid, what = connection.peer.uid, f"{request.op} {text}"
+        self._d.runner.dispatch(e.PolicyChanged(number, bottle.slot, policy, removal, uid, what))
+        await self._audit(uid, request.op, bottle.name, {"rule": text})
+
+    async def _audit(self, uid: int, action: str, target: str, detail: dict[str, Any]) -> None:
+        await self._d.ledger.audit(uid, action, target, detail)
+
+    # ── looking ──
+
+    async def _ps(self, connection: Connection, request: wire.Request) -> None:
+        rows = [await self._row(bottle) for bottle in self._d.host.bottles.values()]
+        connection.send(wire.Reply(request.id, rows))
+
+    async def _row(self, bottle: Bottle) -> dict[str, Any]:
+        budgets: list[dict[str, Any]] = []
+        if bottle.phase is not Phase.STARTING:
+            with contextlib.suppress(AgentmonError):
+                budgets = await self._d.ledger.totals(bottle.slot)
+        net = self._d.kernel.net(bottle.slot)
+        return {
+            "bottle": bottle.name, "slot": bottle.slot, "run": bottle.run, "phase": bottle.phase.value,
+            "observe": bottle.policy.observe, "command": list(bottle.job.argv), "uid": bottle.job.uid,
+            "owner": bottle.job.owner, "started_ns": bottle.started_ns, "epoch": bottle.epoch,
+            "addr4": str(net.addr4), "addr6": str(net.addr6 or ""), "spent": dict(bottle.spent) if bottle.spent else None,
+            "processes": self._d.kernel.tree.processes(bottle.slot), "budgets": budgets,
+        }  # fmt: skip
+
+    async def _status(self, connection: Connection, request: wire.Request) -> None:
+        services = {name: {"pid": s.pid, "up": s.channel is not None} for name, s in self._d.services.items()}
+        value = {"bottles": len(self._d.host.bottles), "services": services, "events_lost": self._d.log.lost}
+        connection.send(wire.Reply(request.id, value))
+
+    async def _events(self, connection: Connection, request: wire.Request) -> None:
+        """History, then (follow) what comes, in one order and without a gap or a double."""
+        args = request.args
+        await self._d.log.flushed()
+        bottle, kind = args.get("bottle"), args.get("kind")
+        follow = bool(args.get("follow"))
+
+        def show(event: dict[str, Any]) -> None:
+            if (not bottle or event.get("bottle") == bottle) and (not kind or event["kind"] == kind):
+                connection.send(wire.Item(request.id, event))
+
+        for event in self._d.log.query(bottle=bottle, kind=kind, since_ns=int(args.get("since_ns") or 0)):
+            connection.send(wire.Item(request.id, event))
+        if not follow:
+            connection.send(wire.Reply(request.id, {"lost": self._d.log.lost}))
+            return
+        end = self._d.log.follow(show)
+        try:
+            await connection.wait_closed()
+        finally:
+            end()
+
+    async def _budget_show(self, connection: Connection, request: wire.Request) -> None:
+        bottle = self._bottle(str(request.args["bottle"]))
+        connection.send(wire.Reply(request.id, await self._d.ledger.totals(bottle.slot)))
+
+    async def _budget_set(self, connection: Connection, request: wire.Request) -> None:
+        args = request.args
+        bottle = self._bottle(str(args["bottle"]))
+        tokens, provider = requests.budget(args["budget"])
+        await self._d.ledger.set_budget(bottle, provider, tokens, connection.peer.uid)
+        connection.send(wire.Reply(request.id, await self._d.ledger.totals(bottle.slot)))
+
+    async def _explain(self, connection: Connection, request: wire.Request) -> None:
+        bottle = self._bottle(str(request.args["bottle"]))
+        connection.send(wire.Reply(request.id, requests.explain(bottle.policy, request.args.get("dest"))))
+
+    async def _shutdown(self, connection: Connection, request: wire.Request) -> None:
+        connection.send(wire.Reply(request.id, {}))
+        self._d.stop(keep=bool(request.args.get("keep", False)))

@@ -1,0 +1,76 @@
+"""What the BPF programs saw, made readable: ring records ─▶ events with process, rule and bottle names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ebpf.spec
+from agentmon.control.state import Bottle
+from agentmon.events import Event
+
+_REASONS = {"deny": "deny", "default": "policy", "cut": "budget"}
+
+
+class Sightings:
+    """:param bottles: the current bottles by slot."""
+
+    def __init__(self, bpf: ebpf.spec.Bpf, bottles: Callable[[], Mapping[int, Bottle]], emit: Callable[[Event], object]) -> None:
+        self._bpf = bpf
+        self._bottles = bottles
+        self._emit = emit
+        self._lost = bpf.lost()
+
+    def read(self) -> None:
+        """Called by the loop when the ring has records."""
+        to_real_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for seen in self._bpf.read():
+            bottle = self._bottles().get(seen.slot)
+            self._emit(describe(seen, bottle, to_real_ns))
+        lost = self._bpf.lost()
+        if lost > self._lost:
+            self._emit(Event("lost", layer="bpf", count=lost - self._lost, reason="the event ring was full"))
+            self._lost = lost
+
+
+def describe(seen: ebpf.spec.Event, bottle: Bottle | None, to_real_ns: int) -> Event:
+    """One event; process details come from /proc if the process still lives."""
+    exe, cmdline, ppid = _process(seen.tgid)
+    rule = ""
+    if bottle is not None and seen.reason == "deny" and 0 <= seen.rule < len(bottle.policy.rules):
+        rule = bottle.policy.rules[seen.rule].text
+    return Event(
+        kind=seen.kind,
+        verdict=seen.verdict,
+        bottle=bottle.name if bottle else "",
+        reason=_REASONS.get(seen.reason, seen.reason),
+        layer="bpf",
+        pid=seen.pid,
+        tgid=seen.tgid,
+        ppid=seen.ppid or ppid,
+        uid=seen.uid,
+        comm=seen.comm,
+        exe=exe,
+        cmdline=cmdline,
+        proto=seen.proto,
+        dst=str(seen.dst) if seen.dst is not None else "",
+        port=seen.port,
+        rule=rule,
+        epoch=seen.epoch,
+        count=seen.count,
+        ts_ns=seen.ts_ns + to_real_ns,
+    )
+
+
+def _process(tgid: int) -> tuple[str, str, int]:
+    """(exe, cmdline, ppid) or blanks when it has gone."""
+    proc = Path(f"/proc/{tgid}")
+    try:
+        stat = (proc / "stat").read_text()
+        ppid = int(stat.rpartition(")")[2].split()[1])
+        exe = str((proc / "exe").readlink())
+        cmdline = (proc / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+    except (OSError, ValueError, IndexError):
+        return "", "", 0
+    return exe, cmdline[:512], ppid
