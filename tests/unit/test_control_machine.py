@@ -1,0 +1,198 @@
+"""The daemon's judgement as transcripts: an event goes in, the names of the actions come out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agentmon import wire
+from agentmon.control import actions as a
+from agentmon.control import events as e
+from agentmon.control.machine import MAX_EPOCH, step
+from agentmon.control.state import Bottle, Host, Job, Phase
+from agentmon.policy.effective import EffectivePolicy
+from agentmon.policy.rules import parse_rule
+
+JOB = Job(("true",), (), "/", 1000, 1000, (), tty=False)
+START = [
+    "MakeCgroup", "MakeNet", "ApplyClosed", "OpenRun", "MakeFiles", "PushViews", "Launch", "ApplyRules", "Probe",
+    "Thaw", "Started",
+]  # fmt: skip
+CLEAN = ["DropViews", "CloseRun", "ForgetBpf", "DeleteNet", "RemoveCgroup", "RemoveFiles"]
+
+
+def policy(name: str = "one", **changes: object) -> EffectivePolicy:
+    return EffectivePolicy(bottle=name, rules=(parse_rule("a.example:443"),), **changes)  # type: ignore[arg-type]
+
+
+def names(actions: tuple[a.Action, ...]) -> list[str]:
+    return [type(action).__name__ for action in actions]
+
+
+def host(**bottles: Phase) -> Host:
+    out = Host(16, 20, epoch=5)
+    for number, (name, phase) in enumerate(bottles.items()):
+        out = out.put(Bottle(16 + number, name, f"run-{name}", phase, policy(name), JOB, epoch=number + 1))
+    return replace(out, last=15 + len(bottles))
+
+
+def test_run_goes_from_closed_to_open_and_thaws_last() -> None:
+    before = Host(16, 20, epoch=5)
+    after, actions = step(before, e.RunRequested(7, policy(), JOB, "r1", 123))
+    assert names(actions) == ["Answer", "Save", *START]
+    assert actions[0] == a.Answer(16, 7, 16)
+    bottle = after.bottles[16]
+    assert (bottle.phase, bottle.epoch, after.epoch, bottle.started_ns) == (Phase.STARTING, 6, 6, 123)
+    after, actions = step(after, e.StartFinished(16, 99))
+    assert (after.bottles[16].phase, after.bottles[16].pid, names(actions)) == (Phase.RUNNING, 99, ["Save"])
+
+
+def test_a_name_is_used_once() -> None:
+    after, actions = step(host(one=Phase.RUNNING), e.RunRequested(7, policy(), JOB, "r", 0))
+    assert names(actions) == ["Fail"] and "already running" in actions[0].message  # type: ignore[attr-defined]
+    assert len(after.bottles) == 1
+
+
+def test_pool_and_epochs_run_out_with_a_message() -> None:
+    full = host(a=Phase.RUNNING, b=Phase.RUNNING, c=Phase.RUNNING, d=Phase.RUNNING, e=Phase.RUNNING)
+    _, (fail,) = step(full, e.RunRequested(7, policy("f"), JOB, "r", 0))
+    assert isinstance(fail, a.Fail) and "address pool is used up" in fail.message
+    _, (fail,) = step(replace(host(), epoch=MAX_EPOCH), e.RunRequested(7, policy("f"), JOB, "r", 0))
+    assert isinstance(fail, a.Fail) and "epochs are used up" in fail.message
+
+
+def test_a_freed_slot_is_used_again_as_late_as_possible() -> None:
+    now, _ = step(host(), e.RunRequested(1, policy("x"), JOB, "r", 0))
+    now = now.drop(16)
+    slots = []
+    for n in range(4):
+        now, _ = step(now, e.RunRequested(1, policy(f"n{n}"), JOB, "r", 0))
+        slots.append(now.last)
+    assert slots == [17, 18, 19, 20]
+    now, _ = step(now, e.RunRequested(1, policy("again"), JOB, "r", 0))
+    assert now.last == 16
+
+
+def test_failed_start_is_undone_and_told() -> None:
+    after, actions = step(host(one=Phase.STARTING), e.PlanFailed(16, "HostLacks", "no nft", "install it"))
+    assert names(actions) == ["Emit", "KillAll", *CLEAN, "Ended"]
+    assert actions[-1].error == {"class": "HostLacks", "message": "no nft", "hint": "install it"}  # type: ignore[attr-defined]
+    assert after.bottles[16].phase is Phase.STOPPING
+    assert step(after, e.PlanFailed(16, "x", "y", "")) == (after, ())
+
+
+def test_exit_and_lost_client_end_the_bottle_once() -> None:
+    after, actions = step(host(one=Phase.RUNNING), e.Exited(16, 3))
+    assert names(actions) == ["KillAll", *CLEAN, "Ended"] and actions[-1].status == 3  # type: ignore[attr-defined]
+    assert step(after, e.ClientGone(16)) == (after, ())
+    assert step(host(), e.Exited(99, 0)) == (host(), ())
+
+
+@pytest.mark.parametrize(
+    ("shutdown", "phase", "tail"),
+    [("cutoff", Phase.CUT, []), ("freeze", Phase.FROZEN, ["Freeze"]), ("kill", Phase.CUT, ["KillAll"])],
+)
+def test_crossing_cuts_by_the_bottles_policy(shutdown: str, phase: Phase, tail: list[str]) -> None:
+    before = host(one=Phase.RUNNING)
+    before = before.put(replace(before.bottles[16], policy=policy(shutdown=shutdown)))
+    crossed = wire.Crossed((16,), "bottle", "one", "claude", "run", 100, 120, at_ns=55)
+    after, actions = step(before, e.BudgetCrossed(crossed))
+    assert names(actions) == ["CutKernel", "CloseStreams", *tail, "Save", "Emit"]
+    assert after.bottles[16].phase is phase
+    assert after.bottles[16].spent == {
+        "scope": "bottle", "name": "one", "provider": "claude", "tokens": 100, "used": 120, "per": "run",
+    }  # fmt: skip
+    assert actions[1].crossed_ns == 55  # type: ignore[attr-defined]
+    assert step(after, e.BudgetCrossed(crossed)) == (after, ())
+
+
+def test_one_crossing_cuts_every_bottle_of_the_scope() -> None:
+    crossed = wire.Crossed((16, 17, 40), "host", "host", "claude", "month", 100, 120)
+    after, actions = step(host(one=Phase.RUNNING, two=Phase.RUNNING), e.BudgetCrossed(crossed))
+    assert [b.phase for b in after.bottles.values()] == [Phase.CUT, Phase.CUT]
+    assert names(actions).count("CutKernel") == 2
+
+
+def test_threshold_only_informs() -> None:
+    crossed = wire.Crossed((16,), "bottle", "one", "claude", "run", 100, 81, threshold=80)
+    before = host(one=Phase.RUNNING)
+    after, actions = step(before, e.BudgetCrossed(crossed))
+    assert after == before and names(actions) == ["Emit"]
+
+
+def cut_by_budget() -> Host:
+    crossed = wire.Crossed((16,), "bottle", "one", "claude", "run", 100, 120)
+    return step(host(one=Phase.RUNNING), e.BudgetCrossed(crossed))[0]
+
+
+def test_resume_needs_more_than_was_used() -> None:
+    before = cut_by_budget()
+    for tokens, words in ((0, "is spent: 120 of 100"), (110, "already spent: 120")):
+        after, (fail,) = step(before, e.Operator(3, "resume", "one", 0, tokens))
+        assert isinstance(fail, a.Fail) and words in fail.message and "--budget 240" in fail.hint
+        assert after == before
+
+
+def test_resume_opens_services_before_the_kernel_with_a_new_epoch() -> None:
+    before = cut_by_budget()
+    after, actions = step(before, e.Operator(3, "resume", "one", 0, 500))
+    assert names(actions) == ["Mark", "SetBudget", "PushViews", "ApplyRules", "Thaw", "Enforced", "Save", "Emit", "Answer"]
+    assert after.bottles[16].phase is Phase.RUNNING and after.bottles[16].epoch == before.epoch + 1
+    assert actions[1].provider == "claude"  # type: ignore[attr-defined]
+
+
+def test_a_failed_resume_stays_cut() -> None:
+    before = cut_by_budget()
+    cut = before.bottles[16]
+    after, actions = step(before, e.Operator(3, "resume", "one", 0, 500))
+    assert isinstance(actions[0], a.Mark)
+    after, actions = step(after, e.PlanFailed(16, "AgentmonError", "ledger away", "", before=actions[0].before))
+    assert after.bottles[16] == cut
+    assert names(actions) == ["Emit", "PushViews", "ApplyRules", "Save"]
+
+
+def test_allow_opens_kernel_first_and_keeps_the_epoch_deny_closes_names_first_with_a_new_one() -> None:
+    before = host(one=Phase.RUNNING)
+    wider = policy()
+    after, actions = step(before, e.PolicyChanged(3, 16, wider, removal=False, uid=0, what="allow x"))
+    assert names(actions) == ["Mark", "ApplyRules", "PushViews", "Save", "Emit", "Answer"]
+    assert after.bottles[16].epoch == 1
+    after, actions = step(before, e.PolicyChanged(3, 16, wider, removal=True, uid=0, what="deny x"))
+    assert names(actions) == ["Mark", "PushViews", "ApplyRules", "Save", "Emit", "Answer"]
+    assert after.bottles[16].epoch == 6
+
+
+def test_a_cut_bottle_takes_new_rules_without_opening() -> None:
+    after, actions = step(cut_by_budget(), e.PolicyChanged(3, 16, policy(), removal=False, uid=0, what="allow x"))
+    assert "ApplyRules" not in names(actions) and after.bottles[16].phase is Phase.CUT
+
+
+def test_operator_verbs_answer_wrong_bottles_and_phases() -> None:
+    _, (fail,) = step(host(one=Phase.RUNNING), e.Operator(3, "cut", "nope", 0))
+    assert isinstance(fail, a.Fail) and fail.hint == "running: one"
+    for verb, phase in (("resume", Phase.RUNNING), ("cut", Phase.CUT), ("kill", Phase.STOPPING), ("freeze", Phase.STOPPING)):
+        _, (fail,) = step(host(one=phase), e.Operator(3, verb, "one", 0))
+        assert isinstance(fail, a.Fail) and phase.value in fail.message
+
+
+def test_cut_all_takes_every_running_bottle_and_answers_once() -> None:
+    after, actions = step(host(one=Phase.RUNNING, two=Phase.CUT, three=Phase.RUNNING), e.Operator(3, "cut", "", 0))
+    assert names(actions).count("CutKernel") == 2 and names(actions).count("Answer") == 1
+    assert {b.phase for b in after.bottles.values()} == {Phase.CUT}
+
+
+def test_kill_records_the_enforcement_after_the_last_process() -> None:
+    _, actions = step(host(one=Phase.RUNNING), e.Operator(3, "kill", "16", 0))
+    assert names(actions)[:3] == ["KillAll", "Enforced", "Emit"] and names(actions)[-2:] == ["Ended", "Answer"]
+
+
+def test_adoption_takes_the_epoch_and_tells_the_services() -> None:
+    bottle = Bottle(18, "old", "r", Phase.RUNNING, policy("old"), JOB, epoch=77)
+    after, actions = step(Host(16, 20, epoch=5), e.Adopted(bottle))
+    assert after.epoch == 77 and after.bottles[18] == bottle and names(actions) == ["PushViews"]
+
+
+def test_every_action_says_what_it_is() -> None:
+    _, actions = step(Host(16, 20), e.RunRequested(7, policy(), JOB, "r1", 123))
+    assert [action.describe() for action in actions][3] == "make net (bottle in slot 16)"
