@@ -26,6 +26,8 @@ def _v6(*texts: str) -> tuple[IPv6Network, ...]:
 # Azure, Alibaba, Oracle; the common 169.254.169.254 is link-local already.
 _METADATA4 = _v4("168.63.129.16", "100.100.100.200", "192.0.0.192")
 _METADATA6 = _v6("fd00:ec2::254", "fd20:ce::254")  # AWS; Google
+# Where the start-up probe proves that a forbidden path is refused (RFC 2544, RFC 5180): no policy may open it.
+_PROBE4, _PROBE6 = _v4("198.18.0.1"), _v6("2001:2::1")
 
 METADATA: tuple[Network, ...] = (IPv4Network("169.254.169.254"), *_METADATA4, *_METADATA6)
 
@@ -35,6 +37,7 @@ _NEVER4: tuple[tuple[str, tuple[IPv4Network, ...]], ...] = (
     ("link-local", _v4("169.254.0.0/16")),
     ("metadata", _METADATA4),
     ("multicast or reserved", _v4("224.0.0.0/3")),
+    ("probe", _PROBE4),
 )
 _NEVER6: tuple[tuple[str, tuple[IPv6Network, ...]], ...] = (
     ("unspecified", _v6("::")),
@@ -43,6 +46,7 @@ _NEVER6: tuple[tuple[str, tuple[IPv6Network, ...]], ...] = (
     ("metadata", _METADATA6),
     ("multicast or reserved", _v6("ff00::/8")),
     ("IPv4-mapped", _v6("::ffff:0:0/96")),
+    ("probe", _PROBE6),
 )
 _EMBEDDED6 = _v6("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)  # bits 32…63 of the address
@@ -52,9 +56,11 @@ NEVER_ANSWERED: tuple[tuple[str, tuple[Network, ...]], ...] = (*_NEVER4, *_NEVER
 _PRIVATE4 = _v4("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
 _PRIVATE6 = _v6("fc00::/7")
 
-# Metadata addresses that a wider private network may cover (100.64.0.0/10 is common): the covering rule is accepted,
-# the address itself stays refused in every layer (`protected_in`).
-_COVERABLE = frozenset(_v4("100.100.100.200", "192.0.0.192")) | frozenset(_v6("fd20:ce::254"))
+# Single addresses that a wider network may cover (100.64.0.0/10 and 2000::/3 are common): the covering rule is
+# accepted, the address itself stays refused in every layer (`protected_in`).
+_COVERABLE: frozenset[Network] = frozenset(
+    (*_v4("100.100.100.200", "192.0.0.192"), *_v6("fd20:ce::254"), *_PROBE4, *_PROBE6)
+)
 
 
 def _masks(networks: tuple[IPv4Network, ...] | tuple[IPv6Network, ...]) -> tuple[tuple[int, int], ...]:

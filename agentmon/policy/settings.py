@@ -1,0 +1,293 @@
+"""The host's settings: /etc/agentmon/settings.yml as one frozen value; a missing file means the defaults."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from agentmon import paths
+from agentmon.addresses import Pool
+from agentmon.policy import document, values
+from agentmon.policy.document import Items, Node, Scalar
+from agentmon.policy.effective import WEIGHTS
+from agentmon.policy.rules import RuleError, canonical_host
+from agentmon.policy.values import Budget, PlacedRule
+
+SHUTDOWNS = ("cutoff", "freeze", "kill")  # from the mildest to the strictest
+LOGS = ("off", "blocks", "full")
+Server = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """What members of group agentmon may do that would otherwise need root."""
+
+    observe: bool = False  # run --observe
+    raise_budget: bool = False  # --budget above what the host gives
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every key of settings.yml, validated. `upstream_dns` {}: the system's servers; "." is the default suffix."""
+
+    budget: tuple[Budget, ...] = ()
+    ceiling: tuple[Budget, ...] = ()
+    weights: Mapping[str, int] = field(default_factory=lambda: dict(WEIGHTS))
+    shutdown: str = "cutoff"
+    deny: tuple[PlacedRule, ...] = ()
+    log: str = "blocks"
+    ledger: str = "sqlite:///" + str(paths.LEDGER)
+    approvals_timeout_s: int = 300
+    upstream_proxy: str | None = None
+    upstream_dns: Mapping[str, tuple[Server, ...]] = field(default_factory=dict)
+    upstream_ca: tuple[str, ...] = ()  # besides the system's
+    events_age_s: int = 7 * 86400
+    events_bytes: int = 256 << 20
+    usage_age_s: int | None = None  # None: for ever
+    alert: tuple[str, ...] = ()  # argv
+    grants: Grants = Grants()
+    providers: Mapping[str, Any] = field(default_factory=dict)  # for agentmon.providers.registry.load
+    bottles_dir: Path = paths.BOTTLES
+    pool: Pool = field(default_factory=Pool)
+    source: str = ""  # the file, "" without one
+
+
+def default_path() -> Path:
+    """$AGENTMON_SETTINGS, else /etc/agentmon/settings.yml."""
+    named = os.environ.get("AGENTMON_SETTINGS")
+    return Path(named) if named else paths.SETTINGS
+
+
+def load(path: Path | str | None = None) -> Settings:
+    """The settings in `path` (default: default_path()).
+
+    A file that was named, by option or environment, must exist; the ordinary one may be missing.
+
+    :raises BadInput: with file, line, key and what was expected.
+    """
+    file = Path(path) if path is not None else default_path()
+    if file == paths.SETTINGS and not file.exists():
+        return Settings()
+    return parse(document.read(file), str(file))
+
+
+def parse(text: str, file: str) -> Settings:
+    """The settings that a file's text holds.
+
+    :raises BadInput: as load().
+    """
+    table = document.parse(text, file)
+    document.check_keys(table, _READERS)
+    found: dict[str, Any] = {"source": file}
+    for key, read in _READERS.items():
+        node = values.optional(table, key)
+        if node is not None:
+            found.update(read(node))
+    return Settings(**found)
+
+
+def _one(name: str, read: Callable[[Node], Any]) -> Callable[[Node], dict[str, Any]]:
+    return lambda node: {name: read(node)}
+
+
+def _weights(node: Node) -> dict[str, int]:
+    table = document.mapping(node, "per mille by kind of token")
+    document.check_keys(table, WEIGHTS)
+    most = 1_000_000
+    given = {
+        k: document.integer(v, least=0, most=most, expected="per mille") for k, v in table.values.items()
+    }
+    return WEIGHTS | given
+
+
+def _ledger(node: Node) -> str:
+    url = document.text(node, "sqlite:////path/ledger.db")
+    if url.startswith("sqlite:////") or url.startswith(("postgresql://", "postgres://")):
+        return url
+    raise node.place.error(f"{url!r}; expected sqlite:////absolute/path or postgresql://…", "four slashes: a full path")
+
+
+def _upstream(node: Node) -> dict[str, Any]:
+    table = document.mapping(node, "proxy, dns, ca")
+    document.check_keys(table, ("proxy", "dns", "ca"))
+    readers = {"proxy": ("upstream_proxy", _proxy), "dns": ("upstream_dns", _dns), "ca": ("upstream_ca", _ca)}
+    found = {}
+    for key, (name, read) in readers.items():
+        inner = values.optional(table, key)
+        if inner is not None:
+            found[name] = read(inner)
+    return found
+
+
+def _proxy(node: Node) -> str:
+    url = document.text(node, "http://proxy.example:3128")
+    parts = urlsplit(url)
+    try:
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port
+        usable = False
+    if not usable:
+        raise node.place.error(f"{url!r}; expected http://host:port or https://host:port")
+    if parts.username is not None or parts.password is not None:
+        raise node.place.error("the URL has credentials in it", "settings.yml is world-readable; leave them out")
+    return url
+
+
+def _dns(node: Node) -> dict[str, tuple[Server, ...]]:
+    if isinstance(node, Scalar):
+        if node.text == "system":
+            return {}
+        return {".": (_server(node),)}
+    if isinstance(node, Items):
+        return {".": _servers(node)}
+    out: dict[str, tuple[Server, ...]] = {}
+    for suffix, inner in document.mapping(node, "system, a list of servers, or servers by suffix").values.items():
+        if isinstance(inner, Scalar) and inner.text == "system":
+            if suffix != ".":
+                raise inner.place.error("'system' stands for the default only", 'write ".": system, or leave "." out')
+            continue
+        try:
+            name = "." if suffix == "." else canonical_host(suffix)
+        except RuleError as e:
+            raise inner.place.error(f"suffix {suffix!r}: {e.message}", e.hint) from e
+        out[name] = (_server(inner),) if isinstance(inner, Scalar) else _servers(inner)
+    return out
+
+
+def _servers(node: Node) -> tuple[Server, ...]:
+    found = document.each(node, "a list of servers", _server)
+    if not found:
+        raise node.place.error("no server", "name at least one, or write `dns: system`")
+    return found
+
+
+def _server(node: Node) -> Server:
+    written = document.text(node, "a server's address")
+    host, port = written, "53"
+    if written.startswith("["):
+        host, _, rest = written[1:].partition("]")
+        port = rest[1:] if rest.startswith(":") else ("53" if not rest else "")
+    elif written.count(":") == 1:
+        host, _, port = written.partition(":")
+    good_port = port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535
+    try:
+        address = ip_address(host)
+    except ValueError:
+        address = None
+    if address is None or not good_port or "%" in host:
+        raise node.place.error(f"{written!r}; expected an address, address:port or [IPv6]:port", "no names here")
+    if address.is_loopback or address.is_unspecified or address.is_multicast:
+        hint = "the resolver asks from its own network namespace: name a server that is reachable on the network"
+        raise node.place.error(f"{written!r} is not reachable from the resolver", hint)
+    return str(address), int(port)
+
+
+def _ca(node: Node) -> tuple[str, ...]:
+    if isinstance(node, Scalar) and node.text == "system":
+        return ()
+    nodes = (node,) if isinstance(node, Scalar) else document.items(node, "system, a path, or a list of paths")
+    return tuple(absolute(n) for n in nodes if not (isinstance(n, Scalar) and n.text == "system"))
+
+
+def absolute(node: Node) -> str:
+    path = document.text(node, "an absolute path")
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise node.place.error(f"{path!r}; expected an absolute path without '..'")
+    return path
+
+
+def _retention(node: Node) -> dict[str, Any]:
+    table = document.mapping(node, "events, events_bytes, usage")
+    document.check_keys(table, ("events", "events_bytes", "usage"))
+    found: dict[str, Any] = {}
+    if (events := values.optional(table, "events")) is not None:
+        found["events_age_s"] = values.duration(events)
+    if (events_bytes := values.optional(table, "events_bytes")) is not None:
+        found["events_bytes"] = values.size(events_bytes)
+    if (usage := values.optional(table, "usage")) is not None:
+        for_ever = isinstance(usage, Scalar) and usage.text == "forever"
+        found["usage_age_s"] = None if for_ever else values.duration(usage)
+    return found
+
+
+def _alert(node: Node) -> tuple[str, ...]:
+    argv = document.texts(node, "words") if isinstance(node, Items) else _split(node)
+    if not argv or not argv[0].startswith("/"):
+        raise node.place.error(f"{document.describe(node)}; expected a command with its absolute path")
+    return argv
+
+
+def _split(node: Node) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(document.text(node, "a command")))
+    except ValueError as e:
+        raise node.place.error(f"{document.describe(node)}: {e}", "close the quotes, or write a list") from e
+
+
+def _grants(node: Node) -> Grants:
+    table = document.mapping(node, "observe, raise_budget")
+    document.check_keys(table, ("observe", "raise_budget"))
+    return Grants(**{key: document.boolean(value) for key, value in table.values.items()})
+
+
+def _providers(node: Node) -> dict[str, Any]:
+    table = document.mapping(node, "declarations by provider")
+    return {name: document.plain(document.mapping(inner, "a declaration")) for name, inner in table.values.items()}
+
+
+def _pool(node: Node) -> Pool:
+    table = document.mapping(node, "v4, v6")
+    document.check_keys(table, ("v4", "v6"))
+    default = Pool()
+    v4, v6 = default.v4, default.v6
+    if (given4 := values.optional(table, "v4")) is not None:
+        v4 = _network(given4, IPv4Network, "10.213.0.0/16")
+    if "v6" in table.values:
+        given6 = values.optional(table, "v6")
+        v6 = None if given6 is None else _network(given6, IPv6Network, "fd61:6d6f:6e::/64, or null")
+    try:
+        return Pool(v4, v6)
+    except ValueError as e:
+        raise node.place.error(str(e)) from e
+
+
+def _network(node: Node, kind: Callable[[str], Any], expected: str) -> Any:
+    written = document.text(node, expected)
+    try:
+        network = kind(written)
+    except ValueError as e:
+        raise node.place.error(f"{written!r}: {e}; expected {expected}") from e
+    if not network.is_private or network.is_loopback or network.is_link_local:
+        raise node.place.error(f"{written!r} is not a private network", f"choose one that you do not use: {expected}")
+    return network
+
+
+def _approvals_timeout(node: Node) -> int:
+    return document.integer(node, least=1, most=86400, expected="seconds")
+
+
+_READERS: Mapping[str, Callable[[Node], dict[str, Any]]] = {
+    "budget": _one("budget", values.budgets),
+    "ceiling": _one("ceiling", values.budgets),
+    "weights": _one("weights", _weights),
+    "shutdown": _one("shutdown", lambda node: document.choice(node, SHUTDOWNS)),
+    "deny": _one("deny", values.deny_rules),
+    "log": _one("log", lambda node: document.choice(node, LOGS)),
+    "ledger": _one("ledger", _ledger),
+    "approvals_timeout": _one("approvals_timeout_s", _approvals_timeout),
+    "upstream": _upstream,
+    "retention": _retention,
+    "alert": _one("alert", _alert),
+    "grants": _one("grants", _grants),
+    "providers": _one("providers", _providers),
+    "bottles_dir": _one("bottles_dir", lambda node: Path(absolute(node))),
+    "addresses": _one("pool", _pool),
+}
+
+__all__ = ["Grants", "Settings", "absolute", "default_path", "load", "parse"]
