@@ -1,0 +1,76 @@
+"""`python -m agentmon.resolver CONFIG`, in the service namespace, started by the daemon as root."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from agentmon import service, wire
+from agentmon.channel import Channel
+from agentmon.policy.rules import RuleError
+from agentmon.reporting import Reporter
+from agentmon.resolver.commits import Commits
+from agentmon.resolver.config import Config, convert
+from agentmon.resolver.desk import Desk
+from agentmon.resolver.lookups import LookupDesk, LookupServer
+from agentmon.resolver.resolve import Resolve
+from agentmon.resolver.server import Server, listen
+from agentmon.resolver.strip import Strip
+from agentmon.resolver.upstream import Upstream
+from agentmon.views import Views
+
+
+def main() -> None:
+    config = convert(service.read_config(sys.argv))
+    sockets = listen(list(config.listen), config.port)
+    control = service.listen_unix(Path(config.socket))
+    lookup = service.listen_unix(Path(config.lookup_socket), group=config.lookup_group)
+    uids = config.lookup_uids
+    service.drop(config.user)
+
+    async def body() -> None:
+        resolver = Resolver(config, control)
+        await Server(resolver.desk, config.pool).serve(sockets)
+        await LookupServer(resolver.lookups, uids).serve(lookup)
+        await resolver.control.start()
+        await resolver.reporter.run()
+
+    service.run(body)
+
+
+class Resolver:
+    """The parts, wired; and what the daemon may tell them."""
+
+    def __init__(self, config: Config, control_socket: Any) -> None:
+        now_ns = time.monotonic_ns
+        self.control = service.Control("resolver", control_socket, self.told)
+        self.views = Views()
+        self.reporter = Reporter(self.control.report)
+        resolve = Resolve(Upstream(config.upstream.servers, config.upstream.suffixes), now_ns)
+        commits = Commits(self.control, now_ns)
+        strip = Strip(config.own)
+        self.desk = Desk(self.views, resolve, commits, strip, self.reporter, config.internal, now_ns)
+        self.lookups = LookupDesk(self.views, resolve, commits, strip, self.reporter, now_ns)
+
+    async def told(self, message: Any, channel: Channel) -> wire.Message | None:
+        match message:
+            case wire.SetBottle():
+                try:
+                    self.views.set(message.view)
+                except RuleError as e:
+                    return wire.Ack(message.id, error=f"rule of bottle {message.view.bottle}: {e.message}")
+            case wire.DropBottle():
+                self.views.drop(message.slot)
+                self.desk.forget(message.slot)
+                self.reporter.drop(message.slot)
+            case wire.CutBottle():
+                self.views.cut(message.slot)
+            case _:
+                return None
+        return wire.Ack(message.id, at_ns=time.monotonic_ns())
+
+
+if __name__ == "__main__":
+    main()

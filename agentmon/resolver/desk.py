@@ -1,0 +1,156 @@
+"""One query in, one reply out: parse, decide, and if need be resolve and commit. Knows no sockets.
+
+Replies that depend on nothing but the view (refusals, service addresses, empty answers) are kept per view by the
+query's exact bytes, so that a bottle asking in a loop costs a dictionary look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+
+from agentmon.events import Event
+from agentmon.reporting import Reporter
+from agentmon.resolver import message as dns
+from agentmon.resolver.answer import Kind, Plan, decide
+from agentmon.resolver.chain import Unusable
+from agentmon.resolver.commits import Commits, Uncommitted
+from agentmon.resolver.rate import Bucket
+from agentmon.resolver.resolve import Resolve
+from agentmon.resolver.strip import Strip
+from agentmon.views import View, Views
+
+SERVICE_TTL_S = 30
+MAX_PENDING = 64  # questions of one bottle that wait for upstream or the daemon
+MAX_KEPT = 1024  # kept replies of one bottle
+QUERIES_PER_S = 100
+
+Reply = bytes | None
+Later = Coroutine[None, None, bytes]
+
+
+@dataclass(slots=True)
+class _Seat:
+    """What is remembered of a bottle between queries. `kept`: query without its id → (reply without its id, event)."""
+
+    bucket: Bucket
+    generation: int = 0
+    pending: int = 0
+    kept: dict[tuple[bool, bytes], tuple[bytes, Event | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """:param internal: agentmon's own names → service, as in the configuration."""
+
+    views: Views
+    resolve: Resolve
+    commits: Commits
+    strip: Strip
+    reporter: Reporter
+    internal: Mapping[str, str]
+    now_ns: Callable[[], int]
+    _seats: dict[int, _Seat] = field(default_factory=dict)
+
+    def forget(self, slot: int) -> None:
+        self._seats.pop(slot, None)
+
+    def answer(self, data: bytes, slot: int, *, udp: bool) -> Reply | Later:
+        """The reply, None for silence, or a coroutine that makes the reply."""
+        view = self.views.get(slot)
+        if view is None:
+            return None
+        seat = self._seat(view)
+        if not seat.bucket.take(self.now_ns()):
+            self.reporter.note(slot, _event(view, "refused", "rate", ""))
+            return None
+        kept = seat.kept.get((udp, data[2:]))
+        if kept is not None:
+            reply, event = kept
+            if event is not None:
+                self.reporter.note(slot, event)
+            return data[:2] + reply
+        try:
+            query = dns.parse(data)
+        except dns.Drop:
+            return None
+        if query.error is not None:
+            return dns.reply(query, query.error, udp=udp)
+        plan = decide(query.name, view, self.internal)
+        if plan.kind is Kind.UPSTREAM and query.rdtype in {dns.A, dns.AAAA}:
+            if seat.pending >= MAX_PENDING:
+                self.reporter.note(slot, _event(view, "refused", "rate", ""))
+                return dns.reply(query, dns.SERVFAIL, udp=udp)
+            return self._ask(query, view, seat, plan, udp)
+        reply, event = self._local(query, view, plan, udp)
+        if len(seat.kept) >= MAX_KEPT:
+            seat.kept.clear()
+        seat.kept[udp, data[2:]] = (reply[2:], event)
+        if event is not None:
+            self.reporter.note(slot, event)
+        return reply
+
+    def _seat(self, view: View) -> _Seat:
+        seat = self._seats.get(view.slot)
+        if seat is None:
+            per_s = view.wire.limits.get("queries_per_s", QUERIES_PER_S)
+            seat = self._seats[view.slot] = _Seat(Bucket(per_s, self.now_ns()))
+        if seat.generation != view.generation:
+            seat.generation = view.generation
+            seat.kept.clear()
+            seat.bucket.per_s = view.wire.limits.get("queries_per_s", QUERIES_PER_S)
+        return seat
+
+    def _local(self, query: dns.Query, view: View, plan: Plan, udp: bool) -> tuple[bytes, Event | None]:
+        if plan.kind is Kind.DENIED:
+            host = query.name or query.message.question[0].name.to_text(omit_final_dot=True)
+            event = _event(view, "refused", plan.reason, host, plan.rule)
+            return dns.reply(query, dns.NXDOMAIN, udp=udp), event
+        addresses: list[str] = []
+        if plan.kind is Kind.SERVICE and query.rdtype in {dns.A, dns.AAAA}:
+            addresses = [a for a in plan.addresses if (":" in a) == (query.rdtype == dns.AAAA)]
+        return dns.reply(query, dns.NOERROR, addresses, SERVICE_TTL_S, udp=udp), None
+
+    async def _ask(self, query: dns.Query, view: View, seat: _Seat, plan: Plan, udp: bool) -> bytes:
+        seat.pending += 1
+        try:
+            found = await self.resolve.find(query.name, query.rdtype)
+            if plan.observed:
+                self.reporter.note(view.slot, _event(view, "observed", "default", query.name))
+            if not found.exists:
+                return dns.reply(query, dns.NXDOMAIN, udp=udp)
+            usable, refused = self.strip.split(found.addresses, exact=plan.exact)
+            for address, why in refused:
+                self.reporter.note(view.slot, _event(view, "refused", "protected", query.name, dst=address, why=why))
+            if not usable:
+                return dns.reply(query, dns.NOERROR, udp=udp)
+            opened = await self._open(view, query.name, tuple(usable), found.ttl_s(self.now_ns()), plan.observed)
+            addresses = [a for a in usable if a in opened]
+            return dns.reply(query, dns.NOERROR, addresses, found.ttl_s(self.now_ns()), udp=udp)
+        except (TimeoutError, Unusable, Uncommitted):
+            return dns.reply(query, dns.SERVFAIL, udp=udp)
+        finally:
+            seat.pending -= 1
+
+    async def _open(self, view: View, name: str, usable: tuple[str, ...], ttl_s: int, observed: bool) -> frozenset[str]:
+        try:
+            return await self.commits.bottle(view, name, usable, ttl_s)
+        except Uncommitted:
+            if observed and self.views.get(view.slot) is view:
+                return frozenset(usable)  # the kernel lets an observed bottle reach what no rule names: nothing to open
+            raise
+
+
+def _event(view: View, verdict: str, reason: str, host: str, rule: str = "", *, dst: str = "", why: str = "") -> Event:
+    return Event(
+        "dns",
+        verdict,
+        view.wire.bottle,
+        reason,
+        "resolver",
+        host=host,
+        rule=rule,
+        dst=dst,
+        epoch=view.wire.epoch,
+        detail={"address": why} if why else {},
+    )

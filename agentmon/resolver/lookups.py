@@ -1,0 +1,158 @@
+"""The lookup socket: relay and proxy ask where a permitted name is; policy is asked again, addresses committed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from agentmon import wire
+from agentmon.channel import Channel, peer_of
+from agentmon.events import Event
+from agentmon.reporting import Reporter
+from agentmon.resolver import message as dns
+from agentmon.resolver.chain import Unusable
+from agentmon.resolver.commits import Commits, Uncommitted
+from agentmon.resolver.resolve import Found, Resolve
+from agentmon.resolver.strip import Strip
+from agentmon.views import View, Views
+
+OTHER_FAMILY_S = 0.1  # how long addresses in hand wait for the other family's
+MAX_TASKS = 1024  # lookups of one connection under way
+
+
+class Refusal(Exception):
+    """The `error` of wire.Looked."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookupDesk:
+    views: Views
+    resolve: Resolve
+    commits: Commits
+    strip: Strip
+    reporter: Reporter
+    now_ns: Callable[[], int]
+
+    async def looked(self, question: wire.Lookup) -> wire.Looked:
+        try:
+            addresses, ttl_s = await self._look(question)
+        except Refusal as e:
+            return wire.Looked(question.id, error=str(e))
+        return wire.Looked(question.id, addresses, ttl_s)
+
+    async def _look(self, question: wire.Lookup) -> tuple[tuple[str, ...], int]:
+        view = self.views.get(question.slot)
+        if view is None or not permitted(view, question.name, question.port):
+            raise Refusal("denied")
+        name = question.name.lower().rstrip(".")
+        found = await self._both(name)
+        usable = self._usable(view, name, question.port, [a for f in found for a in f.addresses])
+        if not usable:
+            exists = any(f.exists for f in found)
+            raise Refusal("stripped" if any(f.addresses for f in found) else "servfail" if exists else "nxdomain")
+        ttl_s = min(f.ttl_s(self.now_ns()) for f in found if f.addresses)
+        try:
+            opened = await self.commits.service(view, name, tuple(usable), question.port, ttl_s)
+        except Uncommitted as e:
+            raise Refusal("uncommitted") from e
+        if self.views.get(question.slot) is not view and not self._still(question):
+            raise Refusal("denied")
+        return tuple(a for a in usable if a in opened), ttl_s
+
+    def _still(self, question: wire.Lookup) -> bool:
+        """Whether a policy that changed while we asked still permits it."""
+        view = self.views.get(question.slot)
+        return view is not None and permitted(view, question.name, question.port)
+
+    def _usable(self, view: View, name: str, port: int, addresses: list[str]) -> list[str]:
+        usable, refused = self.strip.split(addresses, exact=view.policy.names_exactly(name))
+        for address in list(usable):
+            if view.policy.denies_address(ip_address(address), port, "tcp"):
+                usable.remove(address)
+                refused.append((address, "deny"))
+        for address, why in refused:
+            self.reporter.note(
+                view.slot,
+                Event(
+                    "dns",
+                    "refused",
+                    view.wire.bottle,
+                    "protected",
+                    "resolver",
+                    host=name,
+                    port=port,
+                    dst=address,
+                    epoch=view.wire.epoch,
+                    detail={"address": why},
+                ),
+            )
+        return usable
+
+    async def _both(self, name: str) -> list[Found]:
+        """Answers of both families, IPv4 first; one family in hand waits OTHER_FAMILY_S for the other.
+
+        :raises Refusal: timeout or servfail, when neither family got an answer.
+        """
+        tasks = [asyncio.ensure_future(self.resolve.find(name, rdtype)) for rdtype in (dns.A, dns.AAAA)]
+        try:
+            done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if pending:
+                in_hand = any(t.exception() is None and t.result().addresses for t in done)
+                await asyncio.wait(pending, timeout=OTHER_FAMILY_S if in_hand else None)
+        finally:
+            for task in tasks:
+                task.cancel()
+        found = [t.result() for t in tasks if t.done() and not t.cancelled() and t.exception() is None]
+        if found:
+            return found
+        errors = [t.exception() for t in tasks if t.done() and not t.cancelled()]
+        for error in errors:
+            if not isinstance(error, TimeoutError | Unusable):
+                raise error or AssertionError("a lookup without result")
+        raise Refusal("timeout" if any(isinstance(e, TimeoutError) for e in errors) else "servfail")
+
+
+def permitted(view: View, name: str, port: int) -> bool:
+    """Whether relay or proxy may dial `name` for this bottle now."""
+    if view.mode in {"closed", "cut"}:
+        return False
+    decision = view.policy.decide_name(name, port)
+    return decision.allowed or (view.mode == "observe" and decision.reason == "default")
+
+
+@dataclass(frozen=True, slots=True)
+class LookupServer:
+    """:param uids: who may ask, by SO_PEERCRED."""
+
+    desk: LookupDesk
+    uids: frozenset[int]
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def serve(self, sock: socket.socket) -> None:
+        await asyncio.start_unix_server(self._connection, sock=sock)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if peer_of(writer.get_extra_info("socket")).uid not in self.uids:
+            writer.close()
+            return
+        channel = Channel(reader, writer)
+        slots = asyncio.Semaphore(MAX_TASKS)
+        with contextlib.suppress(wire.WireError):
+            async for message in channel.messages():
+                if not isinstance(message, wire.Lookup):
+                    break
+                await slots.acquire()
+                task = asyncio.ensure_future(self._answer(channel, message, slots))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        channel.close()
+
+    async def _answer(self, channel: Channel, question: wire.Lookup, slots: asyncio.Semaphore) -> None:
+        try:
+            channel.send(await self.desk.looked(question))
+        finally:
+            slots.release()

@@ -1,0 +1,57 @@
+"""What a service knows of the bottles: the daemon's views with their rules parsed, by slot."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import msgspec
+
+from agentmon import wire
+from agentmon.policy.rules import PolicySet, parse_rule
+
+_generations = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One bottle at one time; replaced as a whole. `generation` is different for every View of this process."""
+
+    wire: wire.BottleView
+    policy: PolicySet
+    generation: int
+
+    @property
+    def slot(self) -> int:
+        return self.wire.slot
+
+    @property
+    def mode(self) -> str:
+        return self.wire.mode
+
+
+class Views:
+    """Bottles by slot. A view that cannot be read changes nothing: the one before stays in force."""
+
+    def __init__(self) -> None:
+        self._views: dict[int, View] = {}
+
+    def set(self, message: wire.BottleView) -> View:
+        """:raises agentmon.policy.rules.RuleError: a rule does not parse."""
+        policy = PolicySet([parse_rule(text) for text in message.rules], message.inspected)
+        view = View(message, policy, next(_generations))
+        self._views[message.slot] = view
+        return view
+
+    def cut(self, slot: int) -> None:
+        """The same view in mode cut; the next set() ends it."""
+        view = self._views.get(slot)
+        if view is not None:
+            changed = msgspec.structs.replace(view.wire, mode="cut")
+            self._views[slot] = View(changed, view.policy, next(_generations))
+
+    def drop(self, slot: int) -> None:
+        self._views.pop(slot, None)
+
+    def get(self, slot: int) -> View | None:
+        return self._views.get(slot)
