@@ -1,0 +1,39 @@
+# Every target does its own set-up. What is installed and where: scripts/setup.sh says it before it does it.
+PYTHON := .venv/bin/python
+BPF_SOURCES := $(wildcard ebpf/bpf/*.h ebpf/bpf/*.c)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit lint bench docs uninstall
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
+
+setup: ## install system packages, users and .venv (quick when there is nothing to do)
+	@scripts/setup.sh
+
+demo: setup ## the whole of agentmon on this machine, without an API key or the internet (root)
+	@.venv/bin/agentmon demo
+
+test: setup ## every test that this machine can run (root for most of them)
+	@scripts/test.sh
+
+test-unit: setup ## the tests that need neither root nor network
+	@$(PYTHON) -m pytest -q
+
+lint: setup ## format, style, types, imports
+	@$(PYTHON) -m ruff format --check --quiet .  || { echo 'hint: .venv/bin/ruff format .' >&2; exit 1; }
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m mypy
+	@.venv/bin/lint-imports --no-logo
+	@$(PYTHON) -m pytest -q tests/unit/test_import_table.py
+	@$(if $(BPF_SOURCES),.venv/bin/clang-format --dry-run --Werror $(BPF_SOURCES))
+
+bench: setup ## measure against the goals and the peers (root)
+	@if test -f bench/run.py; then $(PYTHON) bench/run.py; \
+	else echo 'error: bench/run.py is not there yet' >&2; exit 1; fi
+
+docs: setup ## check that links in the documentation lead somewhere
+	@$(PYTHON) scripts/check_docs.py
+
+uninstall: ## remove all that set-up and agentmon put on this machine, system packages excepted (root)
+	@scripts/uninstall.sh

@@ -1,0 +1,72 @@
+"""The suite's own rules: it guards its egress, counts what it leaves behind, and skips nothing silently in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from agentmon.cli import leftovers
+from tests.support import egress
+
+NEEDS_ROOT = ("root", "kernel", "e2e", "adversarial")
+IN_CI = bool(os.environ.get("CI"))
+
+egress.guard()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--leftovers",
+        action="store_true",
+        help="fail a root test that leaves anything behind; for a host where nobody else uses agentmon meanwhile",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cheap tests first: unit, then root, then e2e; order inside a file stays."""
+    items.sort(key=lambda item: next((i for i, mark in enumerate(NEEDS_ROOT, 1) if item.get_closest_marker(mark)), 0))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if needs_root(item) and os.geteuid() != 0:
+        pytest.skip("needs root: sudo make test")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """In CI a skipped root test is a failure: the claim it makes was not tried."""
+    report = yield
+    if IN_CI and needs_root(item) and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"
+    return report
+
+
+def needs_root(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(mark) for mark in NEEDS_ROOT)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every root test the host is as it was before it, module fixtures included in both pictures."""
+    if not (needs_root(request.node) and request.config.getoption("--leftovers")):
+        yield
+        return
+    before = leftovers.snapshot()
+    yield
+    found = leftovers.since(before)
+    assert not found, "left behind:\n" + "\n".join(found)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_left_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The same for the whole session: what module and session fixtures made must be gone as well."""
+    if os.geteuid() != 0 or not request.config.getoption("--leftovers"):
+        yield
+        return
+    before = leftovers.snapshot()
+    yield
+    found = leftovers.since(before)
+    assert not found, "left behind:\n" + "\n".join(found)
