@@ -1,4 +1,4 @@
-"""Channels: messages of wire.py over a connected Unix socket, for asyncio (Channel) and for plain code (BlockingChannel).
+"""Messages of wire.py over a connected Unix socket, for asyncio (Channel) and for plain code (BlockingChannel).
 
 `call()` matches answers to questions by `id`; everything unasked goes to the handler. A closed or broken
 peer fails every open call with ConnectionError: nobody waits for ever.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -48,7 +48,7 @@ def now_ns() -> int:
 def rfc3339(ts_ns: int) -> str:
     """2026-01-02T03:04:05.000000006Z"""
     seconds, ns = divmod(ts_ns, 1_000_000_000)
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}.{ns:09d}Z"
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns:09d}Z"
 
 
 def to_dict(event: Event) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def destination(event: Event) -> str:
 
 
 def allow_hint(event: Event) -> str:
-    """The command that would permit what was refused; "" where no rule could (protected destinations, a spent budget)."""
+    """The command that would permit what was refused; "" where no rule could (protected destination, spent budget)."""
     if event.verdict != "refused" or not event.bottle:
         return ""
     if event.reason == "budget":

@@ -96,7 +96,9 @@ class Control:
 
     MAX_BACKLOG_BYTES = 1 << 20
 
-    def __init__(self, service: str, sock: socket.socket, answer: Answer, uids: frozenset[int] = frozenset({0})) -> None:
+    def __init__(
+        self, service: str, sock: socket.socket, answer: Answer, uids: frozenset[int] = frozenset({0})
+    ) -> None:
         self._service = service
         self._sock = sock
         self._answer = answer

@@ -63,7 +63,7 @@ class BottleView(msgspec.Struct, frozen=True, omit_defaults=True):
     epoch: int = 0
     mode: str = "enforce"  # closed | enforce | observe | cut
     rules: tuple[str, ...] = ()
-    inspected: tuple[str, ...] = ()  # host patterns that are decrypted although their rule is a name rule (providers, routes)
+    inspected: tuple[str, ...] = ()  # host patterns decrypted although their rule is a name rule (providers, routes)
     routes: tuple[Route, ...] = ()
     relay: tuple[str, ...] = ()  # the addresses the resolver answers with: [v4, v6]
     proxy: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class Report(Message, frozen=True):
 
 
 class Commit(Message, frozen=True):
-    """Resolver to daemon: `name` resolved to `addresses`; may they be opened? Answered by Committed, then the answer leaves.
+    """Resolver to daemon: `name` resolved to `addresses`; may they be opened? Answered by Committed; then it answers.
 
     `purpose` "bottle": for the bottle's own direct flows; the ports are the policy's (`ports` is empty).
     `purpose` "service": for relay or proxy, which dial `ports` (TCP) from the service namespace.
@@ -320,7 +320,7 @@ class Audit(Message, frozen=True):
 
 
 class Totals(Message, frozen=True):
-    """Daemon to ledger: used and held by scope and provider of a running bottle. Answered by Done with a list of dicts."""
+    """Daemon to ledger: used and held by scope and provider of a running bottle. Answered by Done: a list of dicts."""
 
     id: int
     slot: int

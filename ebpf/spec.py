@@ -34,7 +34,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Traffic to `network` on `ports` of `proto`. `rule` indexes the policy's rules, for events; `timeout_s` 0: for ever."""
+    """Traffic to `network` on `ports` of `proto`. `rule` indexes the policy's rules (for events); `timeout_s` 0: ever."""
 
     network: Network
     proto: Proto
@@ -67,7 +67,7 @@ class Event:
     epoch: int
     kind: Literal["connect", "send", "socket", "escape"]
     verdict: Literal["allowed", "refused", "observed"]
-    reason: str  # default, deny, cut, closed, protected, family, expired, netns
+    reason: str  # see ebpf.abi.REASONS
     pid: int
     tgid: int
     ppid: int

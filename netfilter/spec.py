@@ -68,7 +68,9 @@ class HostSpec:
     gateway6: IPv6Address | None
     service_netns: str
     service_veth: str
-    service_addresses: tuple[Address, ...]  # all live on the service namespace's eth0; [0] of each family is its own source address
+    service_addresses: tuple[
+        Address, ...
+    ]  # all live on the service namespace's eth0; [0] of each family is its own source address
     upstream_dns: tuple[tuple[Address, int], ...] = ()  # (address, port), UDP and TCP, that the resolver may ask
 
 

@@ -47,12 +47,12 @@ class Endpoint:
     metering: Metering
     parser: Callable[[Mapping[str, str]], Parser] | None = None  # response headers (lower case) → parser
     estimate: Callable[[bytes], Estimate] | None = None  # request body → estimate
-    rewrite: Callable[[bytes], tuple[bytes, bool]] | None = None  # request body → (body, whether include_usage was added)
+    rewrite: Callable[[bytes], tuple[bytes, bool]] | None = None  # request body → (body, include_usage added)
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """How a provider's own command-line client runs in a private HOME: paths it may read and write, variables it needs."""
+    """How a provider's own command-line client runs in a private HOME: paths it reads and writes, variables it needs."""
 
     rw: tuple[str, ...] = ()  # relative to HOME: state and credentials of the client
     ro: tuple[str, ...] = ()
