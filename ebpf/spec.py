@@ -34,7 +34,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Traffic to `network` on `ports` of `proto`. `rule` indexes the policy's rules (for events); `timeout_s` 0: ever."""
+    """To `network` on `ports` of `proto`. `rule` indexes the policy's rules (for events); 0 `timeout_s`: ever."""
 
     network: Network
     proto: Proto

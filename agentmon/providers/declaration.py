@@ -52,7 +52,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """How a provider's own command-line client runs in a private HOME: paths it reads and writes, variables it needs."""
+    """How a provider's own command-line client runs in a private HOME: paths it reads and writes, variables."""
 
     rw: tuple[str, ...] = ()  # relative to HOME: state and credentials of the client
     ro: tuple[str, ...] = ()
