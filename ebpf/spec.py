@@ -34,7 +34,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """To `network` on `ports` of `proto`. `rule` indexes the policy's rules (for events); 0 `timeout_s`: ever."""
+    """To `network` on `ports` of `proto`. `rule` indexes the policy's rules for events; `timeout_s` 0: no end."""
 
     network: Network
     proto: Proto
@@ -67,7 +67,7 @@ class Event:
     epoch: int
     kind: Literal["connect", "send", "socket", "escape"]
     verdict: Literal["allowed", "refused", "observed"]
-    reason: str  # see ebpf.abi.REASONS
+    reason: str  # ebpf.abi.REASONS: default, deny, cut, closed, protected, family, expired, netns, unknown, …
     pid: int
     tgid: int
     ppid: int

@@ -1,0 +1,73 @@
+"""Where pins stand, and what is done with those of an earlier start.
+
+    DIR/links/am_connect4 …      attachments, kept over upgrades
+    DIR/layout-HASH/am_bottle …  maps; HASH names their layout and sizes, so another layout is another directory
+
+An upgrade makes the new directory, replaces the attachments one by one, then removes the old directory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ebpf import cgroup, links, syscall
+from ebpf.errors import BpfError
+
+BPFFS = Path("/sys/fs/bpf")
+
+
+class Pins:
+    """The directory of one installation's pins, below a bpffs."""
+
+    def __init__(self, directory: Path, layout: str) -> None:
+        self.directory = directory
+        self.links = directory / "links"
+        self.maps = directory / f"layout-{layout}"
+
+    def prepare(self) -> None:
+        """Mount bpffs where it is not (left mounted), and make the directories, for root only.
+
+        :raises Missing: bpffs cannot be mounted.
+        """
+        if BPFFS in self.directory.parents and not mounted(BPFFS):
+            syscall.mount("bpf", str(BPFFS), "bpf")
+        for path in (self.directory, self.links, self.maps):
+            path.mkdir(mode=0o700, exist_ok=True)
+
+    def in_force(self, cgroup_id: int) -> bool:
+        """Whether every hook's pinned link is attached to this cgroup."""
+        for hook in links.HOOKS:
+            link = links.pinned(str(self.links / hook.function))
+            if link is None or link.cgroup_id != cgroup_id or link.attach_type != hook.attach_type:
+                return False
+        return True
+
+    def drop_stale(self) -> None:
+        """Remove maps of other layouts, and links of hooks that this version does not have."""
+        hooks = {h.function for h in links.HOOKS}
+        for path in self.links.iterdir():
+            if path.name not in hooks:
+                links.detach(str(path))
+        for path in self.directory.glob("layout-*"):
+            if path != self.maps:
+                shutil.rmtree(path)
+
+    def remove(self) -> None:
+        """Detach everything, then remove every pin; idempotent."""
+        if self.links.is_dir():
+            for path in self.links.iterdir():
+                links.detach(str(path))
+        try:
+            shutil.rmtree(self.directory)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise BpfError(error.errno or 0, f"removing the pins in {self.directory}") from error
+
+
+def mounted(path: Path) -> bool:
+    """Whether a bpf file system is mounted at `path`."""
+    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    return any(point == os.fspath(path) and fstype == "bpf" for _, point, fstype in cgroup.parse_mountinfo(text))

@@ -1,0 +1,221 @@
+"""CgroupPrograms: the kernel edge behind ebpf.spec.Bpf.
+
+Single writer: one daemon at a time. The maps are the truth; what this object remembers (keys of each policy, so that
+they can be removed again) is read back from them when it adopts pins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ebpf import abi, cgroup, child, encode, sources
+from ebpf.collect import Collector
+from ebpf.entries import Entries
+from ebpf.errors import Missing, UnknownSlot
+from ebpf.loader import Request
+from ebpf.maps import Map
+from ebpf.pins import BPFFS, Pins
+from ebpf.spec import BottlePolicy, Entry, Event, Mode
+
+SOURCE = "am_connect.bpf.c"
+DEFAULT_PINS = BPFFS / "agentmon"
+_ZERO = b"\0\0\0\0"
+
+
+class CgroupPrograms:
+    """Keeps ebpf.spec.Bpf on the running kernel. Needs root.
+
+    `pin_dir` lies in a bpffs; two installations on one host need two. `log_allowed` reports permitted operations too.
+    `flush_s`: how long repeats of an event are counted before they are reported.
+    """
+
+    def __init__(
+        self,
+        pin_dir: Path = DEFAULT_PINS,
+        sizes: sources.Sizes | None = None,
+        *,
+        log_allowed: bool = False,
+        flush_s: float = 1.0,
+    ) -> None:
+        self._sizes = sizes or sources.Sizes()
+        self._pins = Pins(pin_dir, sources.layout(abi.SOURCES, self._sizes))
+        self._flags = abi.C["AM_CONFIG_LOG_ALLOWED"] if log_allowed else 0
+        self._flush_ns = int(flush_s * 1e9)
+        self._maps: dict[str, Map] = {}
+        self._bottles: dict[int, encode.BottleState] = {}
+        self._entries: Entries | None = None
+        self._collector: Collector | None = None
+
+    # ---- life
+
+    def open(self, cgroup_path: str) -> None:
+        """See ebpf.spec.Bpf. Loading takes a child process and some 0.8 s; adopting, a few milliseconds.
+
+        :raises Missing: bcc, bpffs or cgroup v2.
+        :raises VerifierRefused: what was in force before still is.
+        """
+        self._forget()
+        bottle_level = cgroup.level(cgroup_path) + 1
+        cgroup_id = cgroup.cgroup_id(cgroup_path)
+        self._pins.prepare()
+        if not self._is_current(cgroup_id, bottle_level):
+            child.run(
+                Request(
+                    SOURCE,
+                    str(self._pins.maps),
+                    str(self._pins.links),
+                    cgroup_path,
+                    cgroup_id,
+                    bottle_level,
+                    self._flags,
+                    self._sizes,
+                )
+            )
+        self._pins.drop_stale()
+        self._adopt()
+
+    def close(self) -> None:
+        self._forget()
+        self._pins.remove()
+
+    def release(self) -> None:
+        """Close this object's descriptors and leave everything in force: what a stopping daemon does."""
+        self._forget()
+
+    # ---- policy
+
+    def apply(self, policy: BottlePolicy) -> None:
+        """See ebpf.spec.Bpf. Addresses learned before are gone unless `policy.allow` names them (with a timeout).
+
+        :raises Unencodable: the policy has more ranges or nested networks than an element holds.
+        :raises MapFull: nothing changed.
+        """
+        entries = self._open_entries()
+        for other in self._bottles.values():
+            if other.cgroup_id == policy.cgroup_id and other.slot != policy.slot:
+                raise ValueError(f"cgroup {policy.cgroup_id} is the bottle in slot {other.slot} already")
+            if other.policy_id == policy.policy_id and other.slot != policy.slot:
+                raise ValueError(f"policy_id {policy.policy_id} is slot {other.slot}'s; ids are never reused")
+        before = self._bottles.get(policy.slot)
+        encoded = encode.encode(policy, _now_ns())
+        stale = entries.write(policy.policy_id, encoded.tables)
+        key, value = encoded.bottle
+        try:
+            self._maps["am_bottle"].update(key, value)
+        except OSError:
+            if before is None or before.policy_id != policy.policy_id:
+                entries.remove(policy.policy_id)
+            raise
+        self._bottles[policy.slot] = encode.BottleState.unpack(value)
+        entries.drop(stale)
+        if before is not None and before.cgroup_id != policy.cgroup_id:
+            self._maps["am_bottle"].delete(encode.bottle_key(before.cgroup_id))
+        if before is not None and before.policy_id != policy.policy_id:
+            entries.remove(before.policy_id)
+
+    def learn(self, slot: int, entries: Sequence[Entry]) -> None:
+        """Open single addresses for `timeout_s` from now (0: until the next apply); nothing is shortened.
+
+        :raises UnknownSlot: no policy was applied to it.
+        :raises Unencodable: a network, or more port ranges than an address can have.
+        """
+        self._open_entries().learn(self._state(slot).policy_id, entries, _now_ns())
+
+    def set_mode(self, slot: int, mode: Mode) -> None:
+        """:raises UnknownSlot: no policy was applied to it."""
+        old = self._state(slot)
+        new = encode.BottleState(old.cgroup_id, old.netns_cookie, slot, old.policy_id, old.epoch, mode, old.flags)
+        self._maps["am_bottle"].update(encode.bottle_key(new.cgroup_id), new.pack())
+        self._bottles[slot] = new
+
+    def delete_bottle(self, slot: int) -> None:
+        """Idempotent. Processes still in the cgroup are refused from then on."""
+        entries = self._open_entries()
+        state = self._bottles.pop(slot, None)
+        if state is None:
+            return
+        self._maps["am_bottle"].delete(encode.bottle_key(state.cgroup_id))
+        entries.remove(state.policy_id)
+        if self._collector is not None:
+            self._collector.flush()
+
+    def slots(self) -> frozenset[int]:
+        return frozenset(self._bottles)
+
+    def modes(self) -> dict[int, Mode]:
+        """The mode of every bottle, as adopted or last set."""
+        return {slot: state.mode for slot, state in self._bottles.items()}
+
+    # ---- events
+
+    def fileno(self) -> int:
+        return self._open_collector().fileno()
+
+    def read(self) -> list[Event]:
+        return self._open_collector().read()
+
+    def lost(self) -> int:
+        return self._open_collector().lost()
+
+    # ---- inside
+
+    def _is_current(self, cgroup_id: int, bottle_level: int) -> bool:
+        """Whether the programs in force are these, on this cgroup; if so, only the flags may need writing."""
+        path = self._pins.maps / "am_config"
+        if not path.exists() or not self._pins.in_force(cgroup_id):
+            return False
+        text = sources.program_text(abi.SOURCES, SOURCE)
+        with Map(str(path)) as config:
+            in_force, level, flags = encode.CONFIG.unpack(config.lookup(_ZERO) or bytes(encode.CONFIG.size))
+            if in_force != sources.program_hash(text, self._sizes) or level != bottle_level:
+                return False
+            if flags != self._flags:
+                config.update(_ZERO, encode.CONFIG.pack(in_force, level, self._flags))
+        return True
+
+    def _adopt(self) -> None:
+        for name in abi.MAPS:
+            table = self._maps[name] = Map(str(self._pins.maps / name))
+            abi.check(name, table.key_bytes, table.value_bytes)
+        for _, value in self._maps["am_bottle"].items():
+            state = encode.BottleState.unpack(value)
+            self._bottles[state.slot] = state
+        self._entries = Entries(self._maps)
+        self._entries.adopt({s.policy_id for s in self._bottles.values()})
+        self._collector = Collector(self._maps, self._sizes.ring_bytes, self._flush_ns)
+
+    def _forget(self) -> None:
+        if self._collector is not None:
+            self._collector.close()
+        for table in self._maps.values():
+            table.close()
+        self._maps.clear()
+        self._bottles.clear()
+        self._entries = None
+        self._collector = None
+
+    def _state(self, slot: int) -> encode.BottleState:
+        state = self._bottles.get(slot)
+        if state is None:
+            raise UnknownSlot(slot)
+        return state
+
+    def _open_entries(self) -> Entries:
+        if self._entries is None:
+            raise _not_open()
+        return self._entries
+
+    def _open_collector(self) -> Collector:
+        if self._collector is None:
+            raise _not_open()
+        return self._collector
+
+
+def _not_open() -> Missing:
+    return Missing("open BPF programs", "call open(cgroup) before anything else")
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
