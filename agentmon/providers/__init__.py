@@ -1,7 +1,11 @@
 """providers: what agentmon knows of each LLM provider, as data plus small pure parsers.
 
-    declaration.py   Provider, Endpoint, Parser protocol        registry.py   built-in declarations + settings' additions
-    sse.py json_.py  incremental byte-level readers             anthropic.py openai.py …   one file per provider
+    response bytes ─ decoding.Decoder ─▶ body.Choice ─▶ body.JsonBody | anthropic.StreamParser | openai.…Stream ─▶ wire.Usage
+    request body ─ estimate ─▶ Estimate          openai.include_usage ─▶ rewritten body
+
+    declaration.py  Provider, Endpoint, Parser      registry.py  built-in declarations + settings' additions
+    match.py        host → provider → endpoint      sse.py body.py decoding.py estimate.py   shared readers
+    anthropic.py openai.py                          one file per protocol
 
 Nothing here does I/O or imports mitmproxy: bytes in, wire.Usage out.
 """

@@ -1,0 +1,72 @@
+"""Which provider owns a host, which endpoint a request is: exact, canonical, without surprises.
+
+    path pattern = "/" segment { "/" segment };  "*" matches one segment, "**" one or more
+
+A path is compared in one normal form; one that could mean two things (encoded slashes, dot segments, backslashes, NUL)
+has no normal form and is refused where it matters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+
+from agentmon.providers.declaration import Endpoint, Provider
+
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+
+def normal_path(target: str) -> str | None:
+    """The path of a request target, without its query, percent-encoding of unreserved characters undone (RFC 3986, 6.2.2).
+
+    None where two servers could disagree about its meaning.
+    """
+    path = target.partition("?")[0].partition("#")[0]
+    if not path.startswith("/") or "\\" in path or any(c <= " " or c > "~" for c in path):
+        return None
+
+    def unescape(match: re.Match[str]) -> str:
+        char = chr(int(match[1], 16))
+        return char if char in _UNRESERVED else match[0].upper()
+
+    path = _ESCAPE.sub(unescape, path)
+    if any(bad in path for bad in ("%2F", "%5C", "%00")):
+        return None
+    if any(segment.partition(";")[0] in {".", ".."} for segment in path.split("/")):
+        return None
+    return path
+
+
+def ambiguous(path: str) -> bool:
+    """Whether a normalised path has parts that some servers drop or decode again: never an endpoint of a metered host."""
+    return any(mark in path for mark in ("//", ";", "%25"))
+
+
+@lru_cache(maxsize=1024)
+def _pattern(glob: str) -> re.Pattern[str]:
+    parts = re.split(r"(\*\*|\*)", glob)
+    return re.compile("".join({"**": ".+", "*": "[^/]+"}.get(p, re.escape(p)) for p in parts))
+
+
+def path_matches(glob: str, path: str) -> bool:
+    """Whether a normalised path is covered by a pattern; case matters."""
+    return _pattern(glob).fullmatch(path) is not None
+
+
+def owner(providers: Mapping[str, Provider], host: str) -> Provider | None:
+    """The provider whose `hosts` contain this canonical host name; `*.` patterns match any depth below, not the apex."""
+    for provider in providers.values():
+        for pattern in provider.hosts:
+            if pattern == host or (pattern.startswith("*.") and host.endswith(pattern[1:]) and host != pattern[2:]):
+                return provider
+    return None
+
+
+def endpoint(provider: Provider, method: str, path: str) -> Endpoint | None:
+    """The first endpoint that covers method and normalised path; None: not known, so refused."""
+    for candidate in provider.endpoints:
+        if candidate.method in {"*", method} and path_matches(candidate.path, path):
+            return candidate
+    return None

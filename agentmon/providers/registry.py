@@ -1,0 +1,74 @@
+"""The providers agentmon knows: built-in declarations and what settings' `providers:` adds to them.
+
+    providers:
+      claude: {hosts: [claude.corp.example]}                      # more hosts that speak its protocol
+      house-llm: {like: openai, hosts: [llm.corp.example]}        # another provider, its own budget, same protocol
+
+Keys: `like` (a built-in name; for new names only), `hosts`, `also`, `rw`, `ro`, `env`: lists of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from agentmon.errors import BadInput
+from agentmon.providers import anthropic, openai
+from agentmon.providers.declaration import Client, Provider
+
+BUILT_IN: tuple[Provider, ...] = (anthropic.PROVIDER, openai.CODEX, openai.PROVIDER)
+_LISTS = ("hosts", "also", "rw", "ro", "env")
+
+
+def load(additions: Mapping[str, Any] | None = None) -> dict[str, Provider]:
+    """All providers by name.
+
+    :raises BadInput: an addition has an unknown key, a value of the wrong type, a host that another provider owns.
+    """
+    providers = {p.name: p for p in BUILT_IN}
+    for name, addition in (additions or {}).items():
+        base = _base(providers, name, addition)
+        lists = {key: _texts(name, key, addition.get(key, [])) for key in _LISTS}
+        client = Client(
+            rw=base.client.rw + lists["rw"], ro=base.client.ro + lists["ro"], env=base.client.env + lists["env"]
+        )
+        providers[name] = replace(
+            base, name=name, hosts=base.hosts + lists["hosts"], also=base.also + lists["also"], client=client
+        )
+    _check_owners(providers)
+    return providers
+
+
+def _base(providers: Mapping[str, Provider], name: str, addition: Any) -> Provider:
+    where = f"providers: {name}"
+    if not isinstance(addition, Mapping):
+        raise BadInput(f"{where}: expected a table of {', '.join(_LISTS)}, got {addition!r}")
+    for key in addition:
+        if key not in (*_LISTS, "like"):
+            raise BadInput(f"{where}: unknown key {key!r}", f"known keys: like, {', '.join(_LISTS)}")
+    if name in providers:
+        if "like" in addition:
+            raise BadInput(f"{where}: like: is for new names; {name} is built in")
+        return providers[name]
+    like = addition.get("like")
+    if not isinstance(like, str) or like not in {p.name for p in BUILT_IN}:
+        names = ", ".join(sorted(p.name for p in BUILT_IN))
+        raise BadInput(f"{where}: like: expected one of {names}, got {like!r}", "say whose protocol it speaks")
+    if not addition.get("hosts"):
+        raise BadInput(f"{where}: hosts: is missing", "name the hosts that speak this protocol")
+    return replace(providers[like], hosts=(), also=())
+
+
+def _texts(name: str, key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) and v for v in value):
+        raise BadInput(f"providers: {name}: {key}: expected a list of text, got {value!r}")
+    return tuple(v.lower().rstrip(".") if key in {"hosts", "also"} else v for v in value)
+
+
+def _check_owners(providers: Mapping[str, Provider]) -> None:
+    owners: dict[str, str] = {}
+    for provider in providers.values():
+        for host in provider.hosts:
+            if owners.setdefault(host, provider.name) != provider.name:
+                raise BadInput(f"providers: host {host} belongs to {owners[host]} and to {provider.name}")
