@@ -134,7 +134,7 @@ class Netfilter(Protocol):
         """Add or renew what the service namespace itself may dial (vetted upstreams of name and inspected rules)."""
 
     def cut(self, slot: int) -> None:
-        """One element: the bottle reaches only services that survive a cut. Other flows lose conntrack entry, socket."""
+        """One element: the bottle reaches only what survives a cut; other flows lose conntrack entry, socket."""
 
     def destroy_flows(self, slot: int) -> int:
         """Delete every conntrack entry and kill every TCP socket of the bottle, services included; how many."""
