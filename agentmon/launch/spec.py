@@ -40,6 +40,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     rows: int = 24
     cols: int = 80
     io_uring: bool = False
+    umask: int = 0o022
     rlimits: dict[str, int] = {}  # "nofile": 1024 … (names of resource.RLIMIT_*, lower case)
 
     def check(self) -> None:

@@ -1,0 +1,85 @@
+"""The forked child between spawner and bwrap: everything is prepared, then it waits at the gate and executes.
+
+The leaf cgroup is frozen while the child is moved into it, so the move comes last and is the parent's: the child
+reports that it is ready and blocks; the parent writes its pid to cgroup.procs and opens the gate. The freezer holds
+the child in that read until the daemon thaws the bottle.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Iterable
+
+from agentmon.errors import AgentmonError, BadInput
+from agentmon.launch import messages
+from agentmon.launch.argv import BWRAP, HostLayout, bwrap_options, inner_command
+from agentmon.launch.seccomp import filter_bytes
+from agentmon.launch.spec import LaunchSpec
+from agentmon.launch.stdio import Stdio
+from agentmon.launch.syscalls import enter_netns, memory_file
+
+EXIT_LAUNCHER = 125
+
+
+def run_child(spec: LaunchSpec, layout: HostLayout, stdio: Stdio, status_w: int, report_w: int, gate_r: int) -> None:
+    """Become the job. Never returns; what fails before the gate is reported, what fails after it goes to stderr.
+
+    :param report_w: gets an empty packet when ready, or one messages.Error.
+    """
+    try:
+        argv = _prepare(spec, layout, stdio, status_w, (report_w, gate_r))
+    except AgentmonError as e:
+        _report(report_w, messages.Error(kind=e.kind, message=e.message, hint=e.hint))
+    except OSError as e:
+        _report(report_w, messages.Error(kind="HostLacks", message=f'cannot launch in bottle "{spec.bottle}": {e}'))
+    except Exception as e:  # noqa: BLE001 - the last frame of a forked process: what is not reported here is lost
+        _report(report_w, messages.Error(kind="AgentmonError", message=f"the launcher failed: {e!r}"))
+    os.write(report_w, b"\n")
+    if os.read(gate_r, 1) == b"":  # the spawner died before it had moved us: nothing may run
+        os._exit(EXIT_LAUNCHER)
+    os.execve(BWRAP, argv, {})
+
+
+def _report(report_w: int, error: messages.Error) -> None:
+    os.write(report_w, messages.encode(error))
+    os._exit(EXIT_LAUNCHER)
+
+
+def _prepare(spec: LaunchSpec, layout: HostLayout, stdio: Stdio, status_w: int, keep: tuple[int, int]) -> list[str]:
+    os.setsid()
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # Python ignores some, and what is ignored stays so over exec
+    for target, fd in enumerate(stdio.inner):
+        os.dup2(fd, target)
+    _close_all_but({status_w, *keep})
+    os.umask(spec.umask)
+    for name, value in spec.rlimits.items():
+        _limit(name, value)
+    data = {path: memory_file("etc", content.encode()) for path, content in spec.files.items()}
+    seccomp = memory_file("seccomp", filter_bytes(spec.io_uring))
+    options = bwrap_options(spec, layout, data, seccomp, status_w)
+    args = memory_file("args", b"".join(os.fsencode(word) + b"\0" for word in options))
+    for fd in (*data.values(), seccomp, args, status_w):
+        os.set_inheritable(fd, True)
+    os.chdir("/")
+    enter_netns(spec.netns)
+    return [BWRAP, "--args", str(args), "--", *inner_command(spec)]
+
+
+def _close_all_but(keep: Iterable[int]) -> None:
+    """Above the standard streams. A job at the gate may wait for long: it must not hold the spawner's sockets open."""
+    low = 3
+    for fd in sorted(keep):
+        if fd > low:  # closerange(0, 0) would close everything
+            os.closerange(low, fd)
+        low = max(low, fd + 1)
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+
+
+def _limit(name: str, value: int) -> None:
+    number = getattr(resource, f"RLIMIT_{name.upper()}", None)
+    if number is None:
+        raise BadInput(f'"{name}" is no resource limit of this host', "see RLIMIT_* in setrlimit(2)")
+    resource.setrlimit(number, (value, value))
