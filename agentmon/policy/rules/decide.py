@@ -11,13 +11,13 @@ from ipaddress import IPv6Address
 from agentmon.policy.rules import ports as port_sets
 from agentmon.policy.rules.grammar import HTTPS, SERVED, Depth, Rule, host_pattern, path_matches
 from agentmon.policy.rules.hosts import RuleError, canonical_host, reserved
+from agentmon.policy.rules.ports import Ports
 from agentmon.policy.rules.ranges import stripped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from agentmon.policy.rules.ports import Ports
     from agentmon.policy.rules.ranges import Address
 
 
@@ -75,6 +75,7 @@ class PolicySet:
     def __init__(self, rules: Iterable[Rule], inspected: Iterable[str] = ()) -> None:
         self.rules = tuple(rules)
         self.inspected = frozenset(host_pattern(p) for p in inspected)
+        self._numbers = {rule: number for number, rule in enumerate(self.rules)}
         self._names: dict[str, _Bucket] = {}
         self._networks: dict[int, dict[int, dict[int, _Bucket]]] = {4: {}, 6: {}}  # version → prefix length → network
         for rule in self.rules:
@@ -83,6 +84,10 @@ class PolicySet:
             else:
                 by_length = self._networks[rule.network.version].setdefault(rule.network.prefixlen, {})
                 by_length.setdefault(int(rule.network.network_address), _Bucket()).add(rule)
+
+    def number(self, rule: Rule) -> int:
+        """The rule's index, as kernel entries carry it."""
+        return self._numbers[rule]
 
     # ── names ────────────────────────────────────────────────────────────
 

@@ -30,12 +30,11 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, 
 
 from agentmon.policy.rules import ports as port_sets
 from agentmon.policy.rules.hosts import RuleError, canonical_host, reserved
+from agentmon.policy.rules.ports import Ports
 from agentmon.policy.rules.ranges import uncoverable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from agentmon.policy.rules.ports import Ports
-
     Network = IPv4Network | IPv6Network
     Part = tuple[str, Ports, "Depth"]
 

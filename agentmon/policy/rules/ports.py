@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from agentmon.policy.rules.hosts import RuleError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    Ports = tuple[tuple[int, int], ...]
+Ports = tuple[tuple[int, int], ...]
 
 ALL: Ports = ((1, 65535),)
 
