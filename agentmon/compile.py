@@ -19,9 +19,12 @@ import ebpf.spec
 import netfilter.spec
 from agentmon import wire
 from agentmon.addresses import Pair, Pool
+from agentmon.policy.change import with_rule
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.rules import PolicySet, Rule, protected_in
 from agentmon.policy.rules.ports import ALL, Ports, merged, without
+
+__all__ = ["Compiled", "Place", "compile_bottle", "learned", "policy_set", "view", "with_rule"]
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

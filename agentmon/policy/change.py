@@ -7,7 +7,7 @@ from dataclasses import replace
 from agentmon.errors import Refused
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.merge import SETTINGS_ORIGIN, check_conflicts, option_rule
-from agentmon.policy.rules import Depth, Rule, covers, overlaps
+from agentmon.policy.rules import Depth, covers, overlaps
 from agentmon.policy.values import PlacedRule
 
 
@@ -55,9 +55,9 @@ def with_denied(policy: EffectivePolicy, text: str) -> EffectivePolicy:
     return _with(policy, kept)
 
 
-def with_rule(policy: EffectivePolicy, rule: Rule) -> EffectivePolicy:
-    """with_denied() for a deny rule, else with_allowed()."""
-    return with_denied(policy, rule.target) if rule.deny else with_allowed(policy, rule.text)
+def with_rule(policy: EffectivePolicy, text: str, deny: bool) -> EffectivePolicy:
+    """with_denied() or with_allowed()."""
+    return with_denied(policy, text) if deny else with_allowed(policy, text)
 
 
 def is_removal(old: EffectivePolicy, new: EffectivePolicy) -> bool:

@@ -106,6 +106,40 @@ def load_chain(path: Path | str, bottles_dir: Path, read: Reader = document.read
     return tuple(chain)
 
 
+def gather(path: Path | str, bottles_dir: Path) -> dict[str, str]:
+    """The texts of a chain's files outside bottles_dir, by real path: what a client sends with a request to run.
+
+    :raises BadInput: as load_chain().
+    """
+    texts: dict[str, str] = {}
+    root = os.path.realpath(bottles_dir)
+
+    def read(file: Path) -> str:
+        text = document.read(file)
+        if not file.is_relative_to(root):
+            texts[str(file)] = text
+        return text
+
+    load_chain(path, bottles_dir, read)
+    return texts
+
+
+def reader(texts: Mapping[str, str], bottles_dir: Path) -> Reader:
+    """A reader for the daemon, which must not read for others what they could not read themselves: files outside
+    bottles_dir come from gather()'s texts, and from nowhere else."""
+    root = os.path.realpath(bottles_dir)
+
+    def read(file: Path) -> str:
+        if file.is_relative_to(root):
+            return document.read(file)
+        if str(file) not in texts:
+            hint = "use the agentmon command of this version"
+            raise BadInput(f"{file}: its text did not come with the request", hint)
+        return texts[str(file)]
+
+    return read
+
+
 def _parent(child: Manifest, name: str, bottles_dir: Path) -> Path:
     if "/" in name or name.endswith((".yml", ".yaml")):
         return Path(child.file).parent / name

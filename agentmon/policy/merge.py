@@ -26,13 +26,15 @@ from agentmon.policy.settings import SHUTDOWNS, Settings
 from agentmon.policy.values import PlacedRule
 from agentmon.providers.declaration import Provider
 
+__all__ = ["SETTINGS_ORIGIN", "Options", "check_conflicts", "effective", "option_rule"]
+
 T = TypeVar("T")
 Providers = Mapping[str, Provider]
 SETTINGS_ORIGIN = "settings "  # how the origin of a rule from `deny:` begins
 
 
 def effective(
-    settings: Settings, chain: Sequence[Manifest] | None, options: Options, *, providers: Providers
+    settings: Settings, chain: Sequence[Manifest] | None, options: Options, providers: Providers
 ) -> EffectivePolicy:
     """One bottle's policy.
 
