@@ -1,4 +1,4 @@
-"""The ledger: one process that writes usage, holds, budgets, enforcement and audit rows, and everything that reads them.
+"""The ledger: one process that writes usage, holds, budgets, enforcement and audit rows, and all that reads them.
 
     proxy  ── client.py ──▶ ┌ server.py ────────────────────────────────┐
     daemon ── wire.py ────▶ │ asyncio: frames, peers, who may say what  │

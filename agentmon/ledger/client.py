@@ -25,7 +25,7 @@ class LedgerClient:
     """One connection to the ledger's socket, opened at the first call and again after each loss.
 
     :param timeout_s: how long reserve, progress, release and totals may take, reconnecting included.
-    :param settle_s: how long settle() goes on trying; the hold is durable, so what is given up is charged as an estimate.
+    :param settle_s: how long settle() goes on trying; what is given up is charged as an estimate (the hold is durable).
     """
 
     def __init__(self, path: str, *, timeout_s: float = 3.0, settle_s: float = 60.0) -> None:
@@ -39,7 +39,7 @@ class LedgerClient:
     async def reserve(
         self, slot: int, provider: str, model: str, *, input: int, output: int, key: str
     ) -> wire.Granted | wire.Denied:
-        """Hold what the request may cost at most. `key` is unique per request attempt; the same key gives the same hold.
+        """Hold what the request may cost at most. `key` is unique per attempt; the same key gives the same hold.
 
         :raises LedgerUnavailable: it cannot be held. :raises errors.Refused: the slot has no open run.
         """
@@ -103,7 +103,7 @@ class LedgerClient:
                     raise trouble
             except (OSError, TimeoutError) as e:
                 trouble = LedgerUnavailable(
-                    f"the ledger does not answer on {self._path} ({e or type(e).__name__})",
+                    f"the ledger does not answer on {self._path} ({str(e) or type(e).__name__})",
                     "see the end of ledger.log beside the socket; the daemon starts a ledger that has died",
                 )
             if loop.time() + pause >= deadline:

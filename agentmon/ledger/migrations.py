@@ -1,0 +1,99 @@
+"""Schema versions: integers, each migration in one transaction with its record.
+
+A file of a newer version than this code knows is not touched: SchemaTooNew. To change the schema append to MIGRATIONS;
+never edit what has been released.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import apsw
+
+from agentmon import errors
+
+APPLICATION_ID = 0x61676D6C  # "agml" in the file header, for file(1) and against a wrong path
+
+
+class SchemaTooNew(errors.AgentmonError):
+    """The file was written by a newer agentmon."""
+
+
+class NotALedger(errors.AgentmonError):
+    """The file is an SQLite database of something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    version: int
+    what: str
+    apply: Callable[[apsw.Connection], Any]
+
+
+def _first(db: apsw.Connection) -> None:
+    db.execute(resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
+
+
+MIGRATIONS: tuple[Migration, ...] = (Migration(1, "first schema", _first),)
+
+
+def version_of(db: apsw.Connection) -> int:
+    """The schema version of an open file; 0 for an empty one.
+
+    :raises NotALedger: it holds something else.
+    """
+    if not db.execute("SELECT count(*) FROM sqlite_schema").get:
+        return 0
+    if db.pragma("application_id") != APPLICATION_ID:
+        raise NotALedger(
+            f"{db.filename} is not a ledger of agentmon",
+            "move it away, or name another file under `ledger:` in settings.yml",
+        )
+    return int(db.execute("SELECT coalesce(max(version), 0) FROM migrations").get)
+
+
+def migrate(db: apsw.Connection, known: Sequence[Migration] = MIGRATIONS) -> int:
+    """Bring the file to the newest known version; returns it. Nothing is written when it is there already.
+
+    :raises SchemaTooNew: by a file of a later version. :raises NotALedger: see version_of().
+    """
+    have = version_of(db)
+    newest = known[-1].version
+    if have > newest:
+        raise SchemaTooNew(
+            f"{db.filename} has schema version {have}; this agentmon knows versions up to {newest}",
+            "install the agentmon that wrote it, or a newer one",
+        )
+    for migration in known:
+        if migration.version <= have:
+            continue
+        with _transaction(db):
+            if migration.version == 1:
+                db.execute(
+                    f"PRAGMA application_id = {APPLICATION_ID};"
+                    "CREATE TABLE migrations"
+                    " (version INTEGER PRIMARY KEY, what TEXT NOT NULL, applied_ns INTEGER NOT NULL)"
+                )
+            migration.apply(db)
+            db.execute("INSERT INTO migrations VALUES (?, ?, ?)", (migration.version, migration.what, time.time_ns()))
+    return newest
+
+
+class _transaction:
+    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when the body raises."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, _value: object, _trace: object) -> None:
+        if kind is None:
+            self._db.execute("COMMIT")
+        elif self._db.in_transaction:
+            self._db.execute("ROLLBACK")
