@@ -47,11 +47,12 @@ class Table:
 
     keys: bytes = b""
     values: bytes = b""
+    count: int = 0
 
     @classmethod
     def of(cls, elements: dict[bytes, bytes]) -> Table:
         ordered = sorted(elements)
-        return cls(b"".join(ordered), b"".join(elements[k] for k in ordered))
+        return cls(b"".join(ordered), b"".join(elements[k] for k in ordered), len(ordered))
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,10 @@ class CgroupPrograms:
         """The mode of every bottle, as adopted or last set."""
         return {slot: state.mode for slot, state in self._bottles.items()}
 
+    def table(self, name: str) -> Map:
+        """One of the open maps, for tests and for figures; names are those of bpf/am_maps.h."""
+        return self._maps[name]
+
     # ---- events
 
     def fileno(self) -> int:
