@@ -97,7 +97,7 @@ class CutKernel(Action):
 
 @dataclass(frozen=True, slots=True)
 class CloseStreams(Action):
-    """Proxy and relay end what is in flight; what is open after the grace the kernel destroys. Records the enforcement."""
+    """Proxy and relay end what is in flight; what is open after the grace the kernel destroys. Then the record."""
 
     bottle: Bottle
     policy: str  # cutoff | freeze | kill

@@ -1,4 +1,4 @@
-"""(state, event) ─▶ (state, actions): the whole of the daemon's judgement. Pure; unknown slots and late events change nothing."""
+"""(state, event) ─▶ (state, actions): the daemon's judgement. Pure; unknown slots and late events change nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def _run(host: Host, event: e.RunRequested) -> Step:
     if slot is None or host.epoch >= MAX_EPOCH:
         what = "address pool is used up" if slot is None else "policy epochs are used up"
         hint = "end a bottle (agentmon ps), or widen addresses: in settings.yml" if slot is None else "reboot the host"
-        return host, (a.Fail(0, event.request, "HostLacks", f"the {what}: {len(host.bottles)} bottles are running", hint),)
+        return host, (
+            a.Fail(0, event.request, "HostLacks", f"the {what}: {len(host.bottles)} bottles are running", hint),
+        )
     host = replace(host, epoch=host.epoch + 1, last=slot)
     bottle = Bottle(slot, name, event.run, Phase.STARTING, event.policy, event.job, host.epoch, started_ns=event.now_ns)
     return host.put(bottle), (a.Answer(slot, event.request, slot), a.Save(slot, bottle), *plans.start(bottle))
@@ -52,8 +54,7 @@ def _failed(host: Host, event: e.PlanFailed) -> Step:
     if bottle is None or bottle.phase is Phase.STOPPING:
         return host, ()
     error = {"class": event.error, "message": event.message, "hint": event.hint}
-    told = a.Emit(event.slot, {"kind": "daemon", "verdict": "refused", "layer": "daemon", "bottle": bottle.name,
-                               "reason": event.message})  # fmt: skip
+    told = _told(bottle, "daemon", "refused", event.message, {})
     if event.before is not None:
         return host.put(event.before), (told, *plans.put_back(event.before))
     if bottle.phase is not Phase.STARTING:
@@ -83,8 +84,8 @@ def _crossed(host: Host, event: e.BudgetCrossed) -> Step:
         if bottle is None:
             continue
         if m.threshold < 100:
-            actions += (a.Emit(slot, {"kind": "threshold", "verdict": "observed", "layer": "daemon", "bottle": bottle.name,
-                                      "reason": f"{m.threshold}% of {m.scope} {m.name}", "detail": spent}),)  # fmt: skip
+            where = f"{m.threshold}% of {m.scope} {m.name}"
+            actions += (_told(bottle, "threshold", "observed", where, spent),)
             continue
         if bottle.phase not in {Phase.STARTING, Phase.RUNNING}:
             continue
@@ -93,13 +94,10 @@ def _crossed(host: Host, event: e.BudgetCrossed) -> Step:
     return host, actions
 
 
-def _cut(
-    host: Host, bottle: Bottle, policy: str, trigger: str, by: str, spent: dict[str, Any], at_ns: int
-) -> Step:
+def _cut(host: Host, bottle: Bottle, policy: str, trigger: str, by: str, spent: dict[str, Any], at_ns: int) -> Step:
     phase = Phase.FROZEN if policy == "freeze" else Phase.CUT
     bottle = bottle.with_phase(phase, spent=spent)
-    told = a.Emit(bottle.slot, {"kind": policy, "verdict": "refused", "layer": "daemon", "bottle": bottle.name,
-                                "reason": "budget" if trigger == "budget" else "operator", "detail": {"by": by, **spent}})  # fmt: skip
+    told = _told(bottle, policy, "refused", trigger, {"by": by, **spent})
     plan = plans.cut(bottle, policy=policy, trigger=trigger, by=by, spent=spent, crossed_ns=at_ns)
     return host.put(bottle), (*plan, told)
 
@@ -109,7 +107,9 @@ def _operator(host: Host, event: e.Operator) -> Step:
         found = host.find(event.bottle)
         if found is None:
             names = ", ".join(sorted(b.name for b in host.bottles.values())) or "none"
-            return host, (a.Fail(0, event.request, "BadInput", f"no bottle is named {event.bottle!r}", f"running: {names}"),)
+            return host, (
+                a.Fail(0, event.request, "BadInput", f"no bottle is named {event.bottle!r}", f"running: {names}"),
+            )
         targets: tuple[Bottle, ...] = (found,)
     else:
         targets = tuple(host.bottles.values())
@@ -151,8 +151,7 @@ def _operator_resume(host: Host, bottle: Bottle, event: e.Operator) -> Step:
     host = replace(host, epoch=host.epoch + 1)
     provider = event.provider or (bottle.spent or {}).get("provider", "")
     before, bottle = bottle, bottle.with_phase(Phase.RUNNING, spent=None, epoch=host.epoch)
-    told = a.Emit(bottle.slot, {"kind": "resume", "verdict": "allowed", "layer": "daemon", "bottle": bottle.name,
-                                "reason": "operator", "detail": {"by": f"uid:{event.uid}", "tokens": event.tokens}})  # fmt: skip
+    told = _told(bottle, "resume", "allowed", "operator", {"by": f"uid:{event.uid}", "tokens": event.tokens})
     plan = plans.resume(before, bottle, tokens=event.tokens, provider=provider, uid=event.uid)
     return host.put(bottle), (*plan, told)
 
@@ -162,16 +161,21 @@ def _operator_kill(host: Host, bottle: Bottle, event: e.Operator) -> Step:
         return host, (_cannot(event, bottle),)
     by = f"uid:{event.uid}"
     bottle = bottle.with_phase(Phase.STOPPING)
-    told = a.Emit(bottle.slot, {"kind": "kill", "verdict": "refused", "layer": "daemon", "bottle": bottle.name,
-                                "reason": "operator", "detail": {"by": by}})  # fmt: skip
+    told = _told(bottle, "kill", "refused", "operator", {"by": by})
     row = a.Enforced(bottle.slot, bottle, "kill", "operator", by, "no process left")
     first, *rest = plans.stop(bottle, 9)
     return host.put(bottle), (first, row, told, *rest)
 
 
+def _told(bottle: Bottle, kind: str, verdict: str, reason: str, detail: dict[str, Any]) -> a.Emit:
+    event = {"kind": kind, "verdict": verdict, "layer": "daemon", "bottle": bottle.name, "reason": reason}
+    return a.Emit(bottle.slot, {**event, "epoch": bottle.epoch, "detail": detail})
+
+
 def _cannot(event: e.Operator, bottle: Bottle) -> a.Fail:
     return a.Fail(
-        bottle.slot, event.request, "BadInput", f"bottle {bottle.name!r} is {bottle.phase.value}: it cannot be {event.verb} now",
+        bottle.slot, event.request, "BadInput",
+        f"bottle {bottle.name!r} is {bottle.phase.value}: {event.verb} cannot be done now",
         "agentmon ps shows what runs",
     )  # fmt: skip
 
@@ -185,8 +189,7 @@ def _policy(host: Host, event: e.PolicyChanged) -> Step:
         host = replace(host, epoch=host.epoch + 1)
         epoch = host.epoch
     new = replace(old, policy=event.policy, epoch=epoch)
-    told = a.Emit(new.slot, {"kind": "policy", "verdict": "observed", "layer": "daemon", "bottle": new.name,
-                             "reason": event.what, "epoch": epoch, "detail": {"by": f"uid:{event.uid}"}})  # fmt: skip
+    told = _told(new, "policy", "observed", event.what, {"by": f"uid:{event.uid}"})
     plan = plans.change(old, new, removal=event.removal)
     return host.put(new), (*plan, told, a.Answer(new.slot, event.request, {"bottle": new.name, "epoch": epoch}))
 

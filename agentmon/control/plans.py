@@ -61,7 +61,7 @@ def cut(
 
 
 def resume(before: Bottle, bottle: Bottle, *, tokens: int, provider: str, uid: int) -> tuple[a.Action, ...]:
-    """Budget first (so that the first call after it is admitted), then the services, then the kernel, then the processes."""
+    """Budget first, so that the first call after it is admitted; then services, kernel, processes."""
     s = bottle.slot
     steps: tuple[a.Action, ...] = (a.Mark(s, before),)
     if tokens:

@@ -76,7 +76,7 @@ class Host:
         return replace(self, bottles={s: b for s, b in self.bottles.items() if s != slot})
 
     def free_slot(self) -> int | None:
-        """The next unused slot above the last one handed out, wrapping: a freed address is used again as late as possible."""
+        """The next unused slot above the last one, wrapping: a freed address is used again as late as possible."""
         span = self.last_slot - self.first_slot + 1
         start = max(self.last + 1, self.first_slot) - self.first_slot
         for i in range(span):

@@ -1,8 +1,8 @@
 """agentmond: start-up, the loop, and the end. What is decided is in control/, what is done in applier.py.
 
-    start: lock → host rules (closed) → BPF → spawner → services → adopt or clean what an earlier daemon left → socket
-    end:   SIGTERM leaves running bottles in force for the next daemon; SIGINT, or the last bottle of an --until-idle
-           daemon, removes everything
+start: lock → host rules (closed) → BPF → spawner → services → adopt or clean what an earlier daemon left → socket
+end:   SIGTERM leaves running bottles in force for the next daemon; SIGINT, or the last bottle of an --until-idle
+       daemon, removes everything
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from agentmon.daemon.ops import Ops
 from agentmon.daemon.runner import Runner
 from agentmon.daemon.services import Service
 from agentmon.daemon.sightings import Sightings
-from agentmon.errors import AgentmonError, HostLacks
+from agentmon.errors import AgentmonError
 from agentmon.events import Event
 from agentmon.launch.client import Spawner
 from agentmon.ledger.events_store import EventStore
@@ -105,8 +105,7 @@ class Daemon:
         self._end.set()
 
     async def _open(self) -> None:
-        bundle = trust.ensure_ca(paths.CA_DIR, owner=specs.USERS["proxy"])
-        del bundle
+        trust.ensure_ca(paths.CA_DIR, owner=specs.USERS["proxy"])
         trust.bundle(paths.CA_DIR, [Path(p) for p in self.settings.upstream_ca], self.trust)
         self.kernel.nft.open_host(specs.host_spec(self.settings))
         self.kernel.tree.open()
@@ -154,7 +153,10 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._keep:
-            print(f"agentmon: {len(self.host.bottles)} bottles stay in force; the next daemon adopts them", file=sys.stderr)
+            print(
+                f"agentmon: {len(self.host.bottles)} bottles stay in force; the next daemon adopts them",
+                file=sys.stderr,
+            )
             for service in self.services.values():
                 service.detach()
             await self.spawner.close()
@@ -188,7 +190,7 @@ class Daemon:
                 await self.applier_push(service, bottle)
 
     async def applier_push(self, service: Service, bottle: Bottle) -> None:
-        from agentmon.daemon.kernel import mode_of  # noqa: PLC0415
+        from agentmon.daemon.kernel import mode_of
 
         view = self.kernel.compiled(bottle, mode_of(bottle)).view
         await service.call(wire.SetBottle(service.next_id(), view))
@@ -237,7 +239,9 @@ class Daemon:
         bottle = self.host.bottles[slot]
         self._used = True
         ready_ms = (time.time_ns() - bottle.started_ns) / 1e6
-        self.clients.start(slot, {"slot": slot, "bottle": bottle.name, "run": bottle.run, "ready_ms": round(ready_ms, 3)})
+        self.clients.start(
+            slot, {"slot": slot, "bottle": bottle.name, "run": bottle.run, "ready_ms": round(ready_ms, 3)}
+        )
 
     async def collect(self, slot: int) -> None:
         """Gather what the summary says, while the kernel and the ledger still know it."""
@@ -252,8 +256,14 @@ class Daemon:
         with contextlib.suppress(AgentmonError):
             for row in await self.ledger.totals(slot):
                 if row.get("scope") == "bottle":
-                    usage[str(row["provider"])] = {k: row[k] for k in ("used", "held", "tokens", "remaining") if k in row}
-        self._summaries[slot] = {"refused": refused, "usage": usage, "cut": dict(bottle.spent) if bottle.spent else None}
+                    usage[str(row["provider"])] = {
+                        k: row[k] for k in ("used", "held", "tokens", "remaining") if k in row
+                    }
+        self._summaries[slot] = {
+            "refused": refused,
+            "usage": usage,
+            "cut": dict(bottle.spent) if bottle.spent else None,
+        }
 
     async def ended(self, action: a.Ended) -> None:
         bottle = action.bottle
@@ -274,7 +284,7 @@ class Daemon:
     # ── control socket ──
 
     def _listen(self) -> socket.socket:
-        from agentmon.service import listen_unix  # noqa: PLC0415
+        from agentmon.service import listen_unix
 
         return listen_unix(paths.CONTROL_SOCKET, group="agentmon")
 

@@ -67,7 +67,7 @@ class Applier:
         self._d.kernel.apply_bpf_closed(self._bottle(action.slot))
 
     async def _open_run(self, action: a.OpenRun) -> None:
-        await self._d.ledger_open(self._bottle(action.slot))
+        await self._d.ledger.open(self._bottle(action.slot))
 
     async def _make_files(self, action: a.MakeFiles) -> None:
         files.make_home(action.slot, action.bottle.job)
@@ -83,7 +83,9 @@ class Applier:
 
     async def _launch(self, action: a.Launch) -> None:
         bottle = self._bottle(action.slot)
-        spec = jobs.launch_spec(bottle, self._d.kernel.tree.job(bottle.slot), self._d.trust, self._d.pool, self._d.providers)
+        spec = jobs.launch_spec(
+            bottle, self._d.kernel.tree.job(bottle.slot), self._d.trust, self._d.pool, self._d.providers
+        )
         spawned = await self._d.spawner.spawn(spec)
         self._d.clients.hold(bottle.slot, spawned)
 
@@ -130,7 +132,7 @@ class Applier:
         self._d.kernel.cut(action.slot)
 
     async def _close_streams(self, action: a.CloseStreams) -> None:
-        """Ends streams, then records the enforcement with the time from the crossing commit to the last closed stream."""
+        """Ends streams, then records the enforcement: time from the crossing commit to the last closed stream."""
         slot = action.slot
         began_ns = action.crossed_ns or time.monotonic_ns()
         asks = [self._cut_service(name, action) for name in ("proxy", "relay", "resolver")]
@@ -145,7 +147,7 @@ class Applier:
             ended_ns = time.monotonic_ns()
         result = f"{closed} streams closed" if not late else "flows destroyed in the kernel after the grace"
         row = (action.policy, action.trigger, action.by, max(0, ended_ns - began_ns), result)
-        await self._d.ledger_enforced(action.bottle, *row)
+        await self._d.ledger.enforced(action.bottle, *row)
 
     async def _cut_service(self, name: str, action: a.CloseStreams) -> wire.Ack:
         service = self._d.services[name]
@@ -153,10 +155,10 @@ class Applier:
         return answer if isinstance(answer, wire.Ack) else wire.Ack(0)
 
     async def _set_budget(self, action: a.SetBudget) -> None:
-        await self._d.ledger_set_budget(action.bottle, action.provider, action.tokens, action.uid)
+        await self._d.ledger.set_budget(action.bottle, action.provider, action.tokens, action.uid)
 
     async def _enforced(self, action: a.Enforced) -> None:
-        await self._d.ledger_enforced(action.bottle, action.policy, action.trigger, action.by, 0, action.result)
+        await self._d.ledger.enforced(action.bottle, action.policy, action.trigger, action.by, 0, action.result)
 
     # ── stop ──
 
@@ -179,7 +181,9 @@ class Applier:
             await service.call(wire.DropBottle(service.next_id(), slot))
 
     async def _close_run(self, action: a.CloseRun) -> None:
-        await self._d.ledger_close(action.slot)
+        bottle = self._d.host.bottles.get(action.slot)
+        if bottle is not None:
+            await self._d.ledger.close(bottle)
 
     async def _forget_bpf(self, action: a.ForgetBpf) -> None:
         self._d.commits.forget(action.slot)
@@ -216,5 +220,3 @@ class Applier:
 
     async def _fail(self, action: a.Fail) -> None:
         self._d.clients.fail(action.request, action.error, action.message, action.hint)
-
-

@@ -1,4 +1,4 @@
-"""Names that the resolver proposes: checked against policy once more, opened on every layer, then acknowledged (DESIGN 3, 4).
+"""Names that the resolver proposes: checked once more, opened on every layer, then acknowledged (DESIGN 3, 4).
 
 The resolver is unprivileged and parses hostile bytes, so what it says is a proposal: the name must be permitted for
 that bottle, every address must be one that may be opened, and an address that a name or inspected rule of the
@@ -45,9 +45,7 @@ class Commits:
             return wire.Committed(message.id, (), "no such bottle")
         policies = policy_set(bottle.policy)
         usable = tuple(
-            address
-            for text in message.addresses[:MAX_ADDRESSES]
-            if stripped(address := ip_address(text)) is None
+            address for text in message.addresses[:MAX_ADDRESSES] if stripped(address := ip_address(text)) is None
         )
         if message.purpose == "service":
             return self._for_service(bottle, message, usable)
@@ -57,13 +55,14 @@ class Commits:
         if decision.allowed and decision.depth is not Depth.DIRECT:
             return wire.Committed(message.id, (), "answered with the service address")
         now = time.monotonic()
-        served = self._served.get(bottle.slot, {})
-        usable = tuple(address for address in usable if served.get(address, 0.0) < now)
-        nft, bpf = learned(policies, message.name, usable, _timeout(message.ttl_s), observe=bottle.policy.observe)
-        if nft:
-            self._netfilter.learn(bottle.slot, nft)
-        if bpf:
-            self._bpf_learn(bottle.slot, bpf)
+        held = {address for address, until in self._served.get(bottle.slot, {}).items() if until >= now}
+        usable = tuple(address for address in usable if address not in held)
+        if decision.allowed:  # otherwise observe mode: the kernel layers relax the allowlist themselves
+            nft, bpf = learned(policies, message.name, usable, _timeout(message.ttl_s))
+            if nft:
+                self._netfilter.learn(bottle.slot, nft)
+            if bpf:
+                self._bpf_learn(bottle.slot, bpf)
         return wire.Committed(message.id, tuple(map(str, usable)), "" if usable else "no usable address")
 
     def _for_service(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 from pathlib import Path
 
 from agentmon import paths
 from agentmon.control.state import Job
+
+LEDGER_USER = "agentmon-ledger"
 
 
 def make_directories() -> None:
@@ -18,6 +21,10 @@ def make_directories() -> None:
     ):  # fmt: skip
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(mode)
+    entry = pwd.getpwnam(LEDGER_USER)
+    paths.LEDGER.parent.mkdir(exist_ok=True)
+    os.chown(paths.LEDGER.parent, entry.pw_uid, entry.pw_gid)
+    paths.LEDGER.parent.chmod(0o700)
 
 
 def make_home(slot: int, job: Job) -> Path:

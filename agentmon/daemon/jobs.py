@@ -46,9 +46,7 @@ def client_paths(policy_provider: str, home: str, providers: Mapping[str, Provid
     return out[0], out[1]
 
 
-def launch_spec(
-    bottle: Bottle, leaf: Path, trust: Path, pool: Pool, providers: Mapping[str, Provider]
-) -> LaunchSpec:
+def launch_spec(bottle: Bottle, leaf: Path, trust: Path, pool: Pool, providers: Mapping[str, Provider]) -> LaunchSpec:
     """:raises BadInput: the job's user does not exist, or the spec would not be safe."""
     policy, job = bottle.policy, bottle.job
     user, home = home_inside(job.uid)

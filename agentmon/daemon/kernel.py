@@ -1,4 +1,4 @@
-"""nft, BPF and cgroups together, per bottle: what the applier calls. Synchronous: each call is one short kernel transaction."""
+"""nft, BPF and cgroups together, per bottle. Synchronous: each call is one short kernel transaction."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Kernel:
         return compile_bottle(bottle.policy, place, bottle.epoch, mode, run=bottle.run)
 
     def apply(self, bottle: Bottle, mode: str) -> None:
-        """Both layers to `mode` with the bottle's policy. Opening: nft first, so that BPF's consent meets open rules."""
+        """Both layers to `mode` with the bottle's policy; nft first, so that BPF's consent meets open rules."""
         compiled = self.compiled(bottle, mode)
         self.nft.apply(compiled.rules)
         self.bpf.apply(compiled.bpf)

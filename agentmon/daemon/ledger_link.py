@@ -25,7 +25,13 @@ class LedgerLink:
         policy = bottle.policy
         await self._call(
             wire.OpenRun(
-                self._service.next_id(), bottle.slot, bottle.name, bottle.run, policy.agent, policy.scopes, policy.weights
+                self._service.next_id(),
+                bottle.slot,
+                bottle.name,
+                bottle.run,
+                policy.agent,
+                policy.scopes,
+                policy.weights,
             )
         )
 
@@ -52,9 +58,7 @@ class LedgerLink:
         budget = wire.BudgetDef(provider, tokens, str(spent.get("per", "run")))
         await self._call(wire.SetBudget(self._service.next_id(), scope, name, run, budget, uid))
 
-    async def enforced(  # noqa: PLR0913 - one row, one value each
-        self, bottle: Bottle, policy: str, trigger: str, by: str, latency_ns: int, result: str
-    ) -> None:
+    async def enforced(self, bottle: Bottle, policy: str, trigger: str, by: str, latency_ns: int, result: str) -> None:
         await self._call(
             wire.Enforced(
                 self._service.next_id(), bottle.slot, bottle.name, bottle.run, policy, trigger, by, latency_ns, result
@@ -63,5 +67,3 @@ class LedgerLink:
 
     async def audit(self, uid: int, action: str, target: str, detail: dict[str, Any]) -> None:
         await self._call(wire.Audit(self._service.next_id(), uid, action, target, detail))
-
-

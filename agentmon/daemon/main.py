@@ -26,9 +26,9 @@ def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None
     held = lock.take()
     files.make_directories()
     os.umask(0o022)
-    from agentmon.daemon.app import Daemon  # noqa: PLC0415 - after the checks: it imports every edge
-    from ebpf.programs import CgroupPrograms  # noqa: PLC0415
-    from netfilter.host import HostNetfilter  # noqa: PLC0415
+    from agentmon.daemon.app import Daemon
+    from ebpf.programs import CgroupPrograms
+    from netfilter.host import HostNetfilter
 
     async def body() -> None:
         daemon = Daemon(settings, nft=HostNetfilter(), bpf=CgroupPrograms(), tree=Tree(), until_idle=until_idle)

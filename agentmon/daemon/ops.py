@@ -1,7 +1,7 @@
 """Requests of the command line: who may ask, what is meant, and which event that is for the controller.
 
-Peers are known by SO_PEERCRED and their cgroup. Root may do everything; members of group agentmon what
-settings' `grants:` lists; a process inside a bottle nothing, whatever its uid.
+Peers are known by SO_PEERCRED and their cgroup. Root may do everything; members of group agentmon may run bottles and
+operate their own; a process inside a bottle nothing, whatever its uid.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from agentmon.daemon import requests
 from agentmon.daemon.clients import error_dict
 from agentmon.daemon.connection import Connection
 from agentmon.errors import AgentmonError, BadInput, Refused
+from agentmon.policy import explain
 
 if TYPE_CHECKING:
     from agentmon.daemon.app import Daemon
 
 Handler = Callable[[Connection, wire.Request], Awaitable[None]]
-_OPEN_TO_ALL = frozenset({"ps", "status", "explain", "budget_show"})
+_OPEN_TO_GROUP = frozenset({"run", "reattach", "signal", "ps", "status"})  # the socket is root's and group agentmon's
+_OWN = frozenset({"events", "cut", "freeze", "resume", "kill", "allow", "deny", "budget_show", "budget_set", "explain"})
 
 
 class Ops:
@@ -35,7 +37,8 @@ class Ops:
     def __init__(self, daemon: Daemon) -> None:
         self._d = daemon
         self._handlers: dict[str, Handler] = {
-            "run": self._run, "reattach": self._reattach, "signal": self._signal, "ps": self._ps, "status": self._status,
+            "run": self._run, "reattach": self._reattach, "signal": self._signal,
+            "ps": self._ps, "status": self._status,
             "events": self._events, "cut": self._operator, "freeze": self._operator, "resume": self._operator,
             "kill": self._operator, "allow": self._rule, "deny": self._rule, "budget_show": self._budget_show,
             "budget_set": self._budget_set, "explain": self._explain, "shutdown": self._shutdown,
@@ -60,10 +63,12 @@ class Ops:
 
     async def _one(self, connection: Connection, request: wire.Request) -> None:
         try:
-            self._authorise(connection, request.op)
+            self._authorise(connection, request)
             handler = self._handlers.get(request.op)
             if handler is None:
-                raise BadInput(f"the daemon does not know the request {request.op!r}", "command and daemon differ in version")
+                raise BadInput(
+                    f"the daemon does not know the request {request.op!r}", "command and daemon differ in version"
+                )
             await handler(connection, request)
         except AgentmonError as error:
             fault = error_dict(error.kind, error.message, error.hint)
@@ -74,17 +79,25 @@ class Ops:
         except OSError as error:
             connection.send(wire.Reply(request.id, None, error_dict("HostLacks", str(error), "")))
 
-    def _authorise(self, connection: Connection, op: str) -> None:
+    def _authorise(self, connection: Connection, request: wire.Request) -> None:
+        """:raises Refused: says who could, or how it could be granted."""
         peer = connection.peer
         if self._in_bottle(peer.pid):
             raise Refused("processes inside a bottle may not speak to the daemon")
-        if peer.uid == 0 or op in _OPEN_TO_ALL or op in self._d.settings.grants:
+        if peer.uid == 0 or request.op in _OPEN_TO_GROUP:
             return
-        if op in {"signal", "reattach"}:
-            return  # checked against the bottle's owner
-        raise Refused(
-            f"uid {peer.uid} may not {op}", f"use sudo, or let root write `grants: {{{op}: true}}` in settings.yml"
-        )
+        name = request.args.get("bottle")
+        if request.op in _OWN and name:
+            bottle = self._bottle(str(name))
+            if bottle.job.owner == peer.uid:
+                if request.args.get("budget") and not self._d.settings.grants.raise_budget:
+                    raise Refused(
+                        f"uid {peer.uid} may not raise a budget",
+                        "sudo, or grants: {raise_budget: true} in settings.yml",
+                    )
+                return
+            raise Refused(f"bottle {bottle.name} was started by uid {bottle.job.owner}", "use sudo")
+        raise Refused(f"uid {peer.uid} may not {request.op}", "use sudo")
 
     def _in_bottle(self, pid: int) -> bool:
         try:
@@ -165,7 +178,8 @@ class Ops:
             "bottle": bottle.name, "slot": bottle.slot, "run": bottle.run, "phase": bottle.phase.value,
             "observe": bottle.policy.observe, "command": list(bottle.job.argv), "uid": bottle.job.uid,
             "owner": bottle.job.owner, "started_ns": bottle.started_ns, "epoch": bottle.epoch,
-            "addr4": str(net.addr4), "addr6": str(net.addr6 or ""), "spent": dict(bottle.spent) if bottle.spent else None,
+            "addr4": str(net.addr4), "addr6": str(net.addr6 or ""),
+            "spent": dict(bottle.spent) if bottle.spent else None,
             "processes": self._d.kernel.tree.processes(bottle.slot), "budgets": budgets,
         }  # fmt: skip
 
@@ -209,7 +223,8 @@ class Ops:
 
     async def _explain(self, connection: Connection, request: wire.Request) -> None:
         bottle = self._bottle(str(request.args["bottle"]))
-        connection.send(wire.Reply(request.id, requests.explain(bottle.policy, request.args.get("dest"))))
+        dest = request.args.get("dest")
+        connection.send(wire.Reply(request.id, explain.explain(bottle.policy, str(dest) if dest else None)))
 
     async def _shutdown(self, connection: Connection, request: wire.Request) -> None:
         connection.send(wire.Reply(request.id, {}))

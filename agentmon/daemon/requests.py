@@ -4,44 +4,61 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from agentmon.channel import Peer
-from agentmon.compile import with_rule as _with_rule
 from agentmon.control.state import Job
 from agentmon.errors import BadInput, HostLacks, Refused
-from agentmon.policy import explain as _explain
-from agentmon.policy import manifest, merge
+from agentmon.policy import change, manifest, merge
 from agentmon.policy.effective import EffectivePolicy
+from agentmon.policy.options import Options, budget_option
 from agentmon.policy.settings import Settings
 from agentmon.providers.declaration import Provider
 
 JOB_USER = "agentmon-job"
 
 
-def policy(args: Mapping[str, Any], settings: Settings, providers: Mapping[str, Provider], peer: Peer) -> EffectivePolicy:
-    """The whole policy of a `run` request: settings, manifest chain, options.
+def policy(
+    args: Mapping[str, Any], settings: Settings, providers: Mapping[str, Provider], peer: Peer
+) -> EffectivePolicy:
+    """The whole policy of a `run` request: settings, manifest chain, options. A bottle without a name is called after
+    its command.
 
     :raises BadInput: file, line, key and what was expected. :raises Refused: the peer may not ask for that.
     """
-    if args.get("observe") and peer.uid != 0 and "observe" not in settings.grants:
-        raise Refused("--observe relaxes the allowlist: only root may ask for it", "or grants: {observe: true} in settings.yml")
     path = args.get("policy_file")
-    chain = manifest.load(path, settings, providers) if path else None
-    options = merge.Options(
-        name=str(args.get("name") or ""),
-        allow=tuple(args.get("allow") or ()),
+    read = manifest.reader(args.get("manifests") or {}, settings.bottles_dir)
+    chain = manifest.load_chain(str(path), settings.bottles_dir, read) if path else None
+    name = str(args.get("name") or "") or ("" if chain else _name(args))
+    entry = _user(args, peer)
+
+    def texts(key: str) -> tuple[str, ...]:
+        return tuple(str(word) for word in args.get(key) or ())
+
+    options = Options(
+        name=name,
+        allow=texts("allow"),
         provider=str(args.get("provider") or ""),
         agent=str(args.get("agent") or ""),
-        budgets=tuple(args.get("budgets") or ()),
+        budgets=texts("budgets"),
         shutdown=str(args.get("shutdown") or ""),
         observe=bool(args.get("observe")),
         home=str(args.get("home") or ""),
-        ro=tuple(args.get("ro") or ()),
-        rw=tuple(args.get("rw") or ()),
+        ro=texts("ro"),
+        rw=texts("rw"),
+        uid=peer.uid,
+        user_home=entry.pw_dir,
     )
-    return merge.effective(settings, chain, options, providers)
+    return merge.effective(settings, chain, options, providers=providers)
+
+
+def _name(args: Mapping[str, Any]) -> str:
+    word = Path(str((args.get("argv") or ["job"])[0])).name.lower()
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in word).strip("-")[:20]
+    return f"{plain or 'job'}-{secrets.token_hex(2)}"
 
 
 def job(args: Mapping[str, Any], peer: Peer) -> Job:
@@ -79,7 +96,9 @@ def _user(args: Mapping[str, Any], peer: Peer) -> pwd.struct_passwd:
         else:
             entry = _job_user()
     except KeyError:
-        raise BadInput(f"there is no user {wanted or peer.uid!r} on this host", "give one of /etc/passwd with --user") from None
+        raise BadInput(
+            f"there is no user {wanted or peer.uid!r} on this host", "give one of /etc/passwd with --user"
+        ) from None
     if entry.pw_uid == 0 or entry.pw_gid == 0:
         raise BadInput("a bottle's command never runs as the host's root", "leave --user out, or name another user")
     return entry
@@ -99,17 +118,14 @@ def budget(value: Any) -> tuple[int, str]:
     """
     if value in {None, "", 0}:
         return 0, ""
-    provider, _, number = str(value).rpartition("=")
-    if not number.isdigit() or int(number) <= 0:
-        raise BadInput(f"budget {value!r} is not a number of tokens", "write 200000, or PROVIDER=200000")
-    return int(number), provider
+    provider, tokens = budget_option(str(value))
+    return tokens, provider
 
 
 def with_rule(before: EffectivePolicy, text: str, *, deny: bool) -> tuple[EffectivePolicy, bool]:
-    """The policy after allow or deny of `text`, and whether something allowed may have been taken away."""
-    return _with_rule(before, text, deny), deny
+    """The policy after allow or deny of `text`, and whether something allowed may have been taken away.
 
-
-def explain(of: EffectivePolicy, dest: Any) -> Any:
-    """Data for `policy explain` of a running bottle."""
-    return _explain.explain(of, str(dest) if dest else None)
+    :raises BadInput: no rule. :raises Refused: a deny that stays covers it.
+    """
+    after = change.with_denied(before, text) if deny else change.with_allowed(before, text)
+    return after, change.is_removal(before, after)

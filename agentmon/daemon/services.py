@@ -1,4 +1,4 @@
-"""resolver, relay, proxy workers, ledger: started in the service namespace, adopted from an earlier daemon, replaced when they die.
+"""resolver, relay, proxy, ledger: started in the service namespace, adopted from an earlier daemon, replaced.
 
 A service is known by its control socket and its configuration file. One that runs with another configuration or
 wire version is replaced; one that dies is started again and told everything anew (`on_up`). While it is away its
@@ -114,7 +114,8 @@ class Service:
         log = paths.SVC / f"{self.name}.log"
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
-                "nsenter", f"--net={paths.NETNS / SERVICE_NETNS}", "--", sys.executable, "-m", self.spec.module, str(config),
+                "nsenter", f"--net={paths.NETNS / SERVICE_NETNS}", "--",
+                sys.executable, "-m", self.spec.module, str(config),
                 stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", start_new_session=True,
             )  # fmt: skip
         self._processes = [p for p in self._processes if p.returncode is None] + [process]
@@ -129,7 +130,9 @@ class Service:
                 return
             await asyncio.sleep(_POLL_S)
         process.kill()
-        raise AgentmonError(f"the {self.name} was not ready within {_START_S:.0f} s: {_last_line(log)}", f"its log: {log}")
+        raise AgentmonError(
+            f"the {self.name} was not ready within {_START_S:.0f} s: {_last_line(log)}", f"its log: {log}"
+        )
 
     async def _read(self, channel: Channel) -> None:
         try:
@@ -171,7 +174,9 @@ class Service:
         try:
             answer = await self.channel.call(message, timeout_s)
         except (ConnectionError, TimeoutError) as e:
-            raise AgentmonError(f"the {self.name} did not answer: {e or 'time-out'}", "see agentmon events --kind daemon") from e
+            raise AgentmonError(
+                f"the {self.name} did not answer: {type(e).__name__}", "see agentmon events --kind daemon"
+            ) from e
         if isinstance(answer, wire.Failed):
             raise AgentmonError(f"{self.name}: {answer.message}", answer.hint)
         if isinstance(answer, wire.Ack) and answer.error:

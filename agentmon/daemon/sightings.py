@@ -16,7 +16,9 @@ _REASONS = {"deny": "deny", "default": "policy", "cut": "budget"}
 class Sightings:
     """:param bottles: the current bottles by slot."""
 
-    def __init__(self, bpf: ebpf.spec.Bpf, bottles: Callable[[], Mapping[int, Bottle]], emit: Callable[[Event], object]) -> None:
+    def __init__(
+        self, bpf: ebpf.spec.Bpf, bottles: Callable[[], Mapping[int, Bottle]], emit: Callable[[Event], object]
+    ) -> None:
         self._bpf = bpf
         self._bottles = bottles
         self._emit = emit

@@ -20,8 +20,8 @@ _RESOLV_CONFS = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/N
 
 
 def system_nameservers(files: tuple[str, ...] = _RESOLV_CONFS) -> tuple[tuple[str, int], ...]:
-    """The host's nameservers; a local stub (127.0.0.53) cannot be reached from the service namespace, so the file behind
-    it is read. Empty when there is none: then only names that need no look-up are answered."""
+    """The host's nameservers. A local stub (127.0.0.53) cannot be reached from the service namespace, so the file
+    behind it is read. Empty when there is none: then only names that need no look-up are answered."""
     for name in files:
         try:
             lines = Path(name).read_text().splitlines()
@@ -82,7 +82,9 @@ def services(settings: Settings, pool: Pool) -> list[Spec]:
         return [str(address) for pair in addresses for address in pair.all()]
 
     def spec(name: str, kind: str, **config: Any) -> Spec:
-        return Spec(name, f"agentmon.{kind}", {"socket": str(paths.SVC / f"{name}.sock"), "user": USERS[kind], **config})
+        return Spec(
+            name, f"agentmon.{kind}", {"socket": str(paths.SVC / f"{name}.sock"), "user": USERS[kind], **config}
+        )
 
     proxy_ports = [[address, port] for address in listen(pool.proxy(0)) for port in (443, 80)]
     proxy_ports += [[address, 80] for address in listen(pool.relay)]

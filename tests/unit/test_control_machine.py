@@ -137,7 +137,8 @@ def test_resume_needs_more_than_was_used() -> None:
 def test_resume_opens_services_before_the_kernel_with_a_new_epoch() -> None:
     before = cut_by_budget()
     after, actions = step(before, e.Operator(3, "resume", "one", 0, 500))
-    assert names(actions) == ["Mark", "SetBudget", "PushViews", "ApplyRules", "Thaw", "Enforced", "Save", "Emit", "Answer"]
+    steps = ["SetBudget", "PushViews", "ApplyRules", "Thaw", "Enforced", "Save"]
+    assert names(actions) == ["Mark", *steps, "Emit", "Answer"]
     assert after.bottles[16].phase is Phase.RUNNING and after.bottles[16].epoch == before.epoch + 1
     assert actions[1].provider == "claude"  # type: ignore[attr-defined]
 
@@ -171,7 +172,8 @@ def test_a_cut_bottle_takes_new_rules_without_opening() -> None:
 def test_operator_verbs_answer_wrong_bottles_and_phases() -> None:
     _, (fail,) = step(host(one=Phase.RUNNING), e.Operator(3, "cut", "nope", 0))
     assert isinstance(fail, a.Fail) and fail.hint == "running: one"
-    for verb, phase in (("resume", Phase.RUNNING), ("cut", Phase.CUT), ("kill", Phase.STOPPING), ("freeze", Phase.STOPPING)):
+    wrong = (("resume", Phase.RUNNING), ("cut", Phase.CUT), ("kill", Phase.STOPPING), ("freeze", Phase.STOPPING))
+    for verb, phase in wrong:
         _, (fail,) = step(host(one=phase), e.Operator(3, verb, "one", 0))
         assert isinstance(fail, a.Fail) and phase.value in fail.message
 

@@ -43,7 +43,10 @@ def test_round_trip(state: Path) -> None:
     assert persist.load_all() == {}
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"slot": 17}', b'{"policy": {"rules": ["*"]}, "job": {}, "phase": "x"}'])
+DAMAGED = [b"", b"{", b"[]", b'{"slot": 17}', b'{"policy": {"rules": ["*"]}, "job": {}, "phase": "x"}']
+
+
+@pytest.mark.parametrize("data", DAMAGED)
 def test_unreadable_state_is_known_but_not_adopted(state: Path, data: bytes) -> None:
     (state / "17.json").write_bytes(data)
     assert persist.load_all() == {17: None}
