@@ -55,7 +55,9 @@ class Authority:
 
 
 def ensure_ca(directory: Path, owner: str = "") -> Authority:
-    """The authority in `directory`, made if it is missing or ends within RENEW_BEFORE. Needs root where `owner` is named.
+    """The authority in `directory`, made if it is missing or ends within RENEW_BEFORE.
+
+    Needs root where `owner` is named.
 
     :param owner: user that may read the key.
     :raises HostLacks: what is there cannot be read or is damaged; it is never replaced silently.
@@ -82,7 +84,10 @@ def ensure_ca(directory: Path, owner: str = "") -> Authority:
 
 
 def expiry(directory: Path) -> datetime.datetime:
-    """When the authority in `directory` ends, UTC. :raises HostLacks: it cannot be read, or key and certificate differ."""
+    """When the authority in `directory` ends, UTC.
+
+    :raises HostLacks: it cannot be read, or key and certificate differ.
+    """
     return _certificate(directory / KEY_FILE).not_valid_after_utc
 
 
@@ -93,24 +98,33 @@ def system_roots() -> Path | None:
     return next((Path(c) for c in candidates if c and Path(c).is_file() and Path(c).stat().st_size), None)
 
 
-def bundle(paths: Iterable[Path], out: Path) -> int:
-    """Write the system's roots and the certificates of `paths` to `out` (0644, atomically); returns how many there are.
+def upstream_roots(extra: Iterable[Path], out: Path) -> int:
+    """Write what upstream servers are verified with: the system's roots and the certificates of `extra`.
 
-    :raises HostLacks: a file of `paths` cannot be read or holds no certificate.
+    Atomic, 0644; returns how many there are. :raises HostLacks: a file cannot be read or holds no certificate.
     """
+    hint = "see `upstream: ca:` in the settings"
     roots = system_roots()
     parts = [] if roots is None else [roots.read_bytes()]
-    for path in paths:
+    for path in extra:
         try:
             certificates = x509.load_pem_x509_certificates(path.read_bytes())
         except OSError as e:
-            raise HostLacks(f"CA file {path} cannot be read: {e.strerror}", "see `upstream: ca:` in the settings") from e
+            raise HostLacks(f"CA file {path} cannot be read: {e.strerror}", hint) from e
         except ValueError as e:
-            raise HostLacks(f"CA file {path} holds no PEM certificate", "see `upstream: ca:` in the settings") from e
+            raise HostLacks(f"CA file {path} holds no PEM certificate", hint) from e
         parts += [c.public_bytes(serialization.Encoding.PEM) for c in certificates]
     text = b"\n".join(parts)
     _write(out, text, 0o644, "")
     return text.count(b"-----BEGIN CERTIFICATE-----")
+
+
+def bundle(directory: Path, extra: Iterable[Path], out: Path) -> int:
+    """Write what a bottle trusts: the same roots and this installation's authority in `directory`.
+
+    A name rule's server is verified by the bottle itself, so the roots stay. :raises HostLacks: as upstream_roots().
+    """
+    return upstream_roots([*extra, directory / CERT_FILE], out)
 
 
 def environment(bundle_path: str) -> dict[str, str]:
@@ -182,4 +196,4 @@ def _write(path: Path, data: bytes, mode: int, owner: str) -> None:
 
 
 def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.timezone.utc)
+    return datetime.datetime.now(datetime.UTC)

@@ -1,6 +1,6 @@
 """providers: what agentmon knows of each LLM provider, as data plus small pure parsers.
 
-    response bytes ─ decoding.Decoder ─▶ body.Choice ─▶ body.JsonBody | anthropic.StreamParser | openai.…Stream ─▶ wire.Usage
+    response bytes ─ decoding.Decoder ─▶ body.Choice ─▶ JsonBody | StreamParser | ChatStream … ─▶ wire.Usage
     request body ─ estimate ─▶ Estimate          openai.include_usage ─▶ rewritten body
 
     declaration.py  Provider, Endpoint, Parser      registry.py  built-in declarations + settings' additions

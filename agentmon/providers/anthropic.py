@@ -1,4 +1,6 @@
-"""Anthropic Messages: usage out of JSON and SSE answers (anthropic-sdk-python, src/anthropic/types/usage.py, message_delta_usage.py).
+"""Anthropic Messages: usage out of JSON and SSE answers.
+
+Source: anthropics/anthropic-sdk-python, src/anthropic/types/usage.py and message_delta_usage.py.
 
 `input_tokens` excludes cached tokens. In a stream, `message_start` carries a first usage whose output is a placeholder
 and every `message_delta` a cumulative one: field by field the last explicit value wins, zeros included; absent and null
@@ -152,7 +154,7 @@ def parser(headers: Mapping[str, str]) -> Choice:
 
 
 def error_event(error: dict[str, Any]) -> bytes:
-    """The in-stream error of the SDK's SSE decoder: event `error`, type `error`, the contract's object under `error`."""
+    """The in-stream error that the SDK raises on: event and type `error`, the contract's object under `error`."""
     return b"event: error\ndata: " + msgspec.json.encode({"type": "error", "error": error}) + b"\n\n"
 
 

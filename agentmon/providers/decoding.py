@@ -1,4 +1,6 @@
-"""Content codings undone incrementally on the copy that is parsed: gzip (several members), deflate, br, zstd (several frames), lists.
+"""Content codings undone incrementally, on the copy that is parsed.
+
+gzip with several members, deflate wrapped or raw, br, zstd with several frames, and lists of them.
 
 A header is a hint: what does not decode from its first bytes on is taken as it is, and what begins like gzip or zstd
 without saying so is decoded. Memory is bounded (pieces of at most PIECE bytes are handed on), and so is work: a body
@@ -11,13 +13,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import brotli
+import brotli  # type: ignore[import-untyped]
 import zstandard
 
 PIECE = 256 << 10
 MAX_BYTES = 64 << 20
 MAX_RATIO = 200
-_SLICE = 256  # compressed bytes handed to codecs that cannot limit their output: one zstd RLE block of 4 bytes is 128 KiB
+_SLICE = 256  # handed at once to codecs that cannot limit their output: 4 bytes of zstd (an RLE block) can be 128 KiB
 _ZSTD_WINDOW = 8 << 20  # RFC 9659
 
 _GZIP = b"\x1f\x8b"

@@ -1,4 +1,4 @@
-"""What a request may cost at most, before anybody has answered: from the size of its body and the bound it names itself.
+"""What a request may cost at most, before anybody has answered: from its size and the bound it names itself.
 
 Deliberately simple and on the high side: a hold that is too large shrinks at settlement, one that is too small is
 overspend. `BYTES_PER_TOKEN` is low for English prose and about right for code, JSON escapes and other scripts.

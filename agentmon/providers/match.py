@@ -19,9 +19,10 @@ _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 
 
 def normal_path(target: str) -> str | None:
-    """The path of a request target, without its query, percent-encoding of unreserved characters undone (RFC 3986, 6.2.2).
+    """The path of a request target, without its query.
 
-    None where two servers could disagree about its meaning.
+    Percent-encoding of unreserved characters is undone (RFC 3986, 6.2.2). None where two servers could disagree about
+    its meaning.
     """
     path = target.partition("?")[0].partition("#")[0]
     if not path.startswith("/") or "\\" in path or any(c <= " " or c > "~" for c in path):
@@ -40,7 +41,7 @@ def normal_path(target: str) -> str | None:
 
 
 def ambiguous(path: str) -> bool:
-    """Whether a normalised path has parts that some servers drop or decode again: never an endpoint of a metered host."""
+    """Whether a normalised path has parts that some servers drop or decode again: no endpoint of a metered host."""
     return any(mark in path for mark in ("//", ";", "%25"))
 
 
@@ -56,7 +57,7 @@ def path_matches(glob: str, path: str) -> bool:
 
 
 def owner(providers: Mapping[str, Provider], host: str) -> Provider | None:
-    """The provider whose `hosts` contain this canonical host name; `*.` patterns match any depth below, not the apex."""
+    """The provider whose `hosts` contain this canonical host name; `*.` matches any depth below, not the apex."""
     for provider in providers.values():
         for pattern in provider.hosts:
             if pattern == host or (pattern.startswith("*.") and host.endswith(pattern[1:]) and host != pattern[2:]):

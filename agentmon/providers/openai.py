@@ -1,10 +1,10 @@
-"""OpenAI: usage of chat completions, legacy completions, responses and embeddings, as JSON and SSE (openai/openai-python).
+"""OpenAI: usage of chat completions, legacy completions, responses and embeddings, as JSON and SSE.
 
-`prompt_tokens`/`input_tokens` include cached tokens, `completion_tokens`/`output_tokens` include reasoning. A chat stream
-tells its usage only when asked (`stream_options.include_usage`), in one extra chunk with empty `choices`: it is asked for
-here, and that chunk is taken out again when the client did not want it. The responses API ends with
-`response.completed|incomplete|failed`, has no `[DONE]` and refuses include_usage. Codex's backend for ChatGPT accounts
-speaks the responses API without a content type.
+Source: openai/openai-python. `prompt_tokens`/`input_tokens` include cached tokens, `completion_tokens`/`output_tokens`
+include reasoning. A chat stream tells its usage only when asked (`stream_options.include_usage`), in one extra chunk
+with empty `choices`: it is asked for here, and that chunk is taken out again when the client did not want it. The
+responses API ends with `response.completed|incomplete|failed`, has no `[DONE]` and refuses include_usage. Codex's
+backend for ChatGPT accounts speaks the responses API without a content type.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def is_usage_chunk(raw: bytes) -> bool:
 
 
 def error_event(error: dict[str, Any]) -> bytes:
-    """The in-stream error both kinds of SDK decoder raise on: event `error` with the contract's object under `error`."""
+    """The in-stream error both SDK decoders raise on: event `error` with the contract's object under `error`."""
     document = {"type": "error", "code": error.get("type"), "message": error.get("message"), "error": error}
     return b"event: error\ndata: " + msgspec.json.encode(document) + b"\n\n"
 

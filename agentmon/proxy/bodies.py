@@ -1,0 +1,67 @@
+"""What the agent reads when agentmon answers instead of the server: the contract's error objects and their headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from agentmon.wire import Denied
+
+HEADERS = {"content-type": "application/json", "x-should-retry": "false", "cache-control": "no-store"}
+Error = dict[str, Any]
+
+
+def egress_denied(message: str, host: str, hint: str = "") -> Error:
+    """403: refused by policy."""
+    return {"type": "egress_denied", "message": message, "host": host, "hint": hint}
+
+
+def budget_exhausted(spent: Mapping[str, Any]) -> Error:
+    """403: `spent` has scope, provider, tokens, used (and more) of the budget that refused."""
+    error: Error = {
+        "type": "budget_exhausted",
+        "message": (
+            f"The {spent.get('scope', 'bottle')} budget for {spent.get('provider', 'this provider')} is spent: "
+            f"{spent.get('used', 0)} of {spent.get('tokens', 0)} tokens used. Retrying does not help; ask the operator."
+        ),
+    }
+    for key in ("scope", "name", "provider", "tokens", "used", "per"):
+        if key in spent:
+            error[key] = spent[key]
+    return error
+
+
+def spent_of(denied: Denied) -> dict[str, Any]:
+    """The fields budget_exhausted() wants, from the ledger's answer."""
+    return {
+        "scope": denied.scope, "name": denied.name, "provider": denied.provider,
+        "tokens": denied.tokens, "used": denied.used, "per": denied.per,
+    }  # fmt: skip
+
+
+def cut_off(spent: Mapping[str, Any], host: str, bottle: str) -> Error:
+    """The error of a bottle that was cut: by its budget, or (nothing spent) by its operator."""
+    if spent:
+        return budget_exhausted(spent)
+    hint = f"the operator can: agentmon resume {bottle}"
+    return egress_denied("This bottle was cut off by its operator.", host, hint)
+
+
+def ledger_unavailable() -> Error:
+    """503: what cannot be recorded is not forwarded."""
+    return {
+        "type": "ledger_unavailable",
+        "message": "The usage ledger cannot be reached, so metered requests are refused until it answers.",
+    }
+
+
+def upstream_failed(host: str, why: str) -> Error:
+    """502: permitted, but the server could not be reached or did not prove its name."""
+    return {"type": "upstream_unreachable", "message": f"{host}: {why}", "host": host}
+
+
+def encode(error: Error) -> bytes:
+    """The JSON body around an error object."""
+    return msgspec.json.encode({"error": error})

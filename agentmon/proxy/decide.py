@@ -1,0 +1,171 @@
+"""The decision on one request, from its head alone and before anything is forwarded: pure.
+
+SNI (or, in plain HTTP, nothing) = Host = :authority = policy     on every request, not only the first
+provider's host: an endpoint that the declaration does not cover is refused, never passed unmetered
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agentmon.policy.rules import RuleError, canonical_host, path_matches
+from agentmon.providers import match
+from agentmon.providers.declaration import Endpoint, Metering, Provider
+from agentmon.proxy import bodies
+from agentmon.proxy.bottles import Bottle
+
+INTERNAL = "agentmon.internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A request's head. `hosts`: every Host header; `authority`: of the target or :authority, "" if it has none."""
+
+    method: str
+    target: str
+    port: int  # we were connected to
+    sni: str | None  # canonical; None on plain HTTP
+    hosts: tuple[str, ...]
+    authority: str = ""
+    upgrade: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer `status` with `error`; `reason`, `rule` and `hint` are for the event."""
+
+    status: int
+    error: bodies.Error
+    reason: str
+    host: str
+    path: str = ""
+    rule: str = ""
+
+    @property
+    def hint(self) -> str:
+        """What an operator could do; "" where the event composes it (a missing rule, a spent budget)."""
+        return _HINTS.get(self.reason, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Answer from what is known here: http://agentmon.internal."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Forward to `host`; a hold is needed where it is `metered`. `observed`: only observe mode lets it through."""
+
+    host: str
+    path: str
+    provider: Provider | None = None
+    endpoint: Endpoint | None = None
+    observed: bool = False
+    strip_auth: bool = False
+    rule: str = ""
+
+    @property
+    def metered(self) -> bool:
+        return self.endpoint is not None and self.endpoint.metering is Metering.METERED
+
+
+Verdict = Allow | Refuse | Tell
+
+_HINTS = {
+    "host": "no rule helps: SNI, Host and :authority have to name one host",
+    "path": "no rule helps, unless the manifest's routes: leave this path out",
+    "method": "add the method to the manifest's routes:",
+    "credential": "take auth: out of the manifest's routes:; the bottle's own credential then passes",
+    "upgrade": "no rule helps: the client has to use plain HTTP",
+    "plain": "the client has to use https",
+    "endpoint": "no rule helps: what cannot be metered is refused on a provider's host",
+    "cut": "agentmon resume BOTTLE",
+}
+
+
+def decide(bottle: Bottle, facts: Facts, providers: Mapping[str, Provider]) -> Verdict:
+    """What is to be done with this request."""
+    host = host_of(facts)
+    if host is None:
+        shown = (facts.sni or facts.authority or ", ".join(facts.hosts))[:200]
+        message = "The request's host is missing, repeated, or not the one the connection was opened for."
+        return Refuse(403, bodies.egress_denied(message, shown), "host", shown)
+    path = match.normal_path(facts.target)
+    if host == INTERNAL:
+        return Tell(path or "/")
+    name = bottle.view.bottle
+    if bottle.view.mode == "closed":
+        return Refuse(403, bodies.egress_denied("This bottle has not started yet.", host), "closed", host)
+    if bottle.cut:
+        reason = "budget" if bottle.spent else "cut"
+        return Refuse(403, bodies.cut_off(bottle.spent, host, name), reason, host, path or "")
+    if path is None:
+        message = "The path can be read in more than one way (encoded slash, dot segment, backslash) and is refused."
+        return Refuse(403, bodies.egress_denied(message, host), "path", host)
+    return _by_policy(bottle, facts, host, path, match.owner(providers, host))
+
+
+def host_of(facts: Facts) -> str | None:
+    """The one host that TLS, Host and :authority agree on, canonical; None if they do not."""
+    named = {_canonical(text, facts.port) for text in (*facts.hosts, *([facts.authority] if facts.authority else []))}
+    if len(facts.hosts) > 1 or len(named) != 1:
+        return None
+    host = named.pop()
+    return host if host is not None and facts.sni in {None, host} else None
+
+
+def _canonical(text: str, port: int) -> str | None:
+    host, colon, written = text.partition(":")
+    if colon and written != str(port):
+        return None
+    try:
+        return canonical_host(host)
+    except RuleError:
+        return None
+
+
+def _by_policy(bottle: Bottle, facts: Facts, host: str, path: str, provider: Provider | None) -> Verdict:
+    name = bottle.view.bottle
+    said = bottle.policy.decide_request(host, facts.port, path)
+    observed = not said.allowed and said.reason == "default" and bottle.view.mode == "observe"
+    rule = said.rule.text if said.rule is not None else ""
+    if not said.allowed and not observed:
+        message = f"{host}{path} is not allowed by this bottle's policy."
+        hint = f"the operator can: agentmon allow {name} {host}:{facts.port}" if said.reason == "default" else ""
+        return Refuse(403, bodies.egress_denied(message, host, hint), said.reason, host, path, rule)
+    if facts.upgrade:
+        message = f"Upgrading the connection ({facts.upgrade[:40]}) is not supported through agentmon; use plain HTTP."
+        return Refuse(403, bodies.egress_denied(message, host), "upgrade", host, path, rule)
+    strip_auth = False
+    for route in bottle.view.routes:
+        if route.host != host:
+            continue
+        if route.methods and facts.method not in route.methods:
+            message = f"Method {facts.method[:20]} is not allowed for {host} by this bottle's routes."
+            return Refuse(403, bodies.egress_denied(message, host), "method", host, path, rule)
+        if route.paths and not any(path_matches(pattern, path) for pattern in route.paths):
+            message = f"Path {path} is not allowed for {host} by this bottle's routes."
+            return Refuse(403, bodies.egress_denied(message, host), "path", host, path, rule)
+        if route.auth_credential:
+            message = f"Credential {route.auth_credential!r} of the route for {host} cannot be put in by this version."
+            return Refuse(403, bodies.egress_denied(message, host), "credential", host, path, rule)
+        strip_auth = strip_auth or route.auth_none
+    if provider is None:
+        return Allow(host, path, observed=observed, strip_auth=strip_auth, rule=rule)
+    return _by_provider(provider, facts, Allow(host, path, provider, None, observed, strip_auth, rule))
+
+
+def _by_provider(provider: Provider, facts: Facts, allow: Allow) -> Verdict:
+    host, path = allow.host, allow.path
+    if facts.sni is None:
+        message = f"{host} is a metered host and is reached by https only."
+        return Refuse(403, bodies.egress_denied(message, host), "plain", host, path, allow.rule)
+    endpoint = None if match.ambiguous(path) else match.endpoint(provider, facts.method, path)
+    if endpoint is None or endpoint.metering is Metering.REFUSED:
+        message = f"{facts.method[:20]} {path} of {host} cannot be metered by agentmon and is refused."
+        hint = f"endpoints of {provider.name} that can be: see `agentmon policy explain`"
+        return Refuse(403, bodies.egress_denied(message, host, hint), "endpoint", host, path, allow.rule)
+    return Allow(host, path, provider, endpoint, allow.observed, allow.strip_auth, allow.rule)

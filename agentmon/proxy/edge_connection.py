@@ -1,0 +1,162 @@
+"""One client connection: mitmproxy's handler, bounded in what it buffers, whose hooks are ours and fail closed.
+
+client bytes ─▶ server_event ─▶ Entry ─ TLS ─ NextLayer ─ edge_layers.Layer ─ hooks ─▶ edge.Hooks
+cut(ending)  ─▶ server_event(CutStreams) ──────────────────────▲
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+from mitmproxy import http
+from mitmproxy.options import Options
+from mitmproxy.proxy import commands, events, mode_specs
+from mitmproxy.proxy.server import LiveConnectionHandler
+
+from agentmon.proxy.edge_layers import CutStreams, Ending, Entry
+
+HEAD_BYTES = 256 << 10  # what a client may send while no request of its is under way
+BODY_BYTES = 32 << 20  # of a request that has to be whole before it is forwarded
+HEAD_S = 30.0  # for the handshake and the first request's head
+_UPSTREAM_STREAMS = 100  # connections to one address that one client connection may have
+_MODE = mode_specs.ProxyMode.parse("regular")
+
+ExcInfo = Literal[True] | tuple[type[BaseException], BaseException, TracebackType | None] | None
+
+
+class HookTable(Protocol):
+    """edge.Hooks: a method `on_NAME(connection, data)` for every hook it wants, sync or async."""
+
+    def failed(self, connection: Connection, what: str, error: str) -> None: ...
+    def gone(self, connection: Connection) -> None: ...
+
+
+class Connection(LiveConnectionHandler):
+    """:param slot: whose it is, by its source address. :param port: 443 (TLS) or 80."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        options: Options,
+        hooks: HookTable,
+        slot: int,
+        port: int,
+    ) -> None:
+        super().__init__(reader, writer, options, _MODE)
+        self.hooks = hooks
+        self.slot = slot
+        self.port = port
+        self.sni: str | None = None  # canonical, once the hello was read
+        self.streaming = 0  # requests whose bodies pass through
+        self.buffering = 0  # requests whose bodies are collected
+        self.dialled: dict[str, str] = {}  # host → vetted address, so that connections are used again
+        self._allowance = HEAD_BYTES
+        self._closing = False
+        self._deadline = asyncio.get_running_loop().call_later(HEAD_S, self._too_slow)
+        self.max_conns = collections.defaultdict(lambda: asyncio.Semaphore(_UPSTREAM_STREAMS))
+        self.layer = Entry(self.layer.context, tls=port == 443)
+
+    async def serve(self) -> None:
+        """Until both sides have closed."""
+        try:
+            await self.handle_client()
+        finally:
+            self._deadline.cancel()
+            self.hooks.gone(self)
+
+    # ── hooks ──
+
+    async def handle_hook(self, hook: commands.StartHook) -> None:
+        method = getattr(self.hooks, f"on_{hook.name}", None)
+        if method is None:
+            return
+        with self.timeout_watchdog.disarm():
+            try:
+                (data,) = hook.args()
+                result = method(self, data)
+                if inspect.isawaitable(result):
+                    await result
+            except Exception as e:  # noqa: BLE001  fail closed: what a hook did not decide does not go on
+                if isinstance(getattr(hook, "flow", None), http.HTTPFlow):
+                    kill(hook.flow)  # type: ignore[attr-defined]
+                self._fail(f"hook {hook.name}", e)
+
+    def log(self, message: str, level: int = logging.INFO, exc_info: ExcInfo = None) -> None:
+        """mitmproxy's own log: only that it crashed matters, and that ends the connection."""
+        if exc_info is not None:
+            error = exc_info[1] if isinstance(exc_info, tuple) else message
+            self._fail("mitmproxy", error)
+
+    def _fail(self, what: str, error: object) -> None:
+        text = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
+        self.hooks.failed(self, what, text)
+        self.abort()
+
+    # ── limits ──
+
+    async def server_event(self, event: events.Event) -> None:
+        if isinstance(event, events.DataReceived):
+            if event.connection is self.client:
+                self._allowance -= len(event.data)
+                if self._allowance < 0 and not self.streaming:
+                    self.hooks.failed(self, "limit", "the client sent more than a request may have")
+                    self.abort()
+                    return
+            else:
+                self.allow()
+        await super().server_event(event)
+
+    def allow(self) -> None:
+        """Set what the client may send from now on, after requests began or ended."""
+        self._allowance = HEAD_BYTES + self.buffering * BODY_BYTES
+
+    def head_came(self) -> None:
+        self._deadline.cancel()
+
+    def _too_slow(self) -> None:
+        self.hooks.failed(self, "limit", f"no request within {HEAD_S:.0f} s")
+        self.abort()
+
+    # ── ending ──
+
+    def abort(self) -> None:
+        """Close both sides now; what was written before still leaves."""
+        self._closing = True
+        self.client.error = self.client.error or "closed by agentmon"
+        io = self.transports.get(self.client)
+        if io is not None:
+            if io.handler is not None:
+                io.handler.cancel("closed by agentmon")
+            elif io.writer is not None:
+                io.writer.close()
+
+    async def cut(self, ending: Callable[[http.HTTPFlow], Ending | None]) -> tuple[int, int]:
+        """End the streams `ending` names; (how many, CLOCK_MONOTONIC when their bytes and the close had left us)."""
+        event = CutStreams(ending)
+        await self.server_event(event)
+        if not event.closed:
+            return 0, 0
+        io = self.transports.get(self.client)
+        if io is not None and io.handler is not None:
+            await asyncio.wait({io.handler}, timeout=0.1)
+        return event.closed, time.monotonic_ns()
+
+
+def kill(flow: http.HTTPFlow) -> None:
+    """Let nothing of this flow go on; no-op where it is over."""
+    if flow.killable:
+        flow.kill()  # type: ignore[no-untyped-call]
+
+
+def peer_of(writer: asyncio.StreamWriter) -> str:
+    """The source address of a connection; "" where it is gone already."""
+    name: Any = writer.get_extra_info("peername")
+    return str(name[0]) if name else ""

@@ -1,0 +1,142 @@
+"""mitmproxy layers with two things added: a stream can be ended from outside, and failures are answered in JSON.
+
+`CutStreams` is an event like any other: it enters at the top layer, passes TLS, and arrives at HttpLayer, which ends
+every stream in the way its state allows. So the bytes leave at once, whether or not the upstream ever says anything,
+framed and encrypted by the same layers as all others (HTTP/1 chunks, HTTP/2 frames).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mitmproxy import flow, http
+from mitmproxy.proxy import commands, context, events, layer
+from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HttpStream, SendHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestProtocolError,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+)
+from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
+from mitmproxy.proxy.layers.tls import ClientTLSLayer
+
+
+class Entry(layer.Layer):
+    """The top layer of one client connection: TLS or plain, then whatever the next_layer hook puts there."""
+
+    def __init__(self, context: context.Context, tls: bool) -> None:
+        super().__init__(context)
+        self.child_layer: layer.Layer = ClientTLSLayer(context) if tls else layer.NextLayer(context)
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        yield from self.child_layer.handle_event(event)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a stream is to be ended: by a whole answer if none has begun, else by bytes; None: it is broken off."""
+
+    answer: http.Response | None
+    tail: bytes | None
+
+
+@dataclass
+class CutStreams(events.Event):
+    """End every stream for which `ending(flow)` is not None; `closed` counts them. The client's connection closes."""
+
+    ending: Callable[[http.HTTPFlow], Ending | None]
+    closed: int = field(default=0)
+
+
+@dataclass
+class _Cut(events.Event):
+    ending: Ending
+
+
+class Stream(HttpStream):
+    """One request and its answer. `failure` makes the answer to an upstream that failed before it answered."""
+
+    failure: Callable[[http.HTTPFlow, str], http.Response]
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, _Cut):
+            yield from self.cut(event.ending)
+        else:
+            yield from super()._handle_event(event)
+
+    def cut(self, ending: Ending) -> layer.CommandGenerator[None]:
+        """End this stream now. Bytes for the client first, then the upstream is given up, then the hooks are told."""
+        if self.server_state == self.state_stream_response_body and ending.tail is not None:
+            yield SendHttp(ResponseData(self.stream_id, ending.tail), self.context.client)
+            yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+        elif self.server_state == self.state_wait_for_response_headers and ending.answer is not None:
+            yield from self._answer(ending.answer)
+        else:
+            yield SendHttp(ResponseProtocolError(self.stream_id, "cut", ErrorCode.KILL), self.context.client)
+        if self.context.server.connected:
+            yield SendHttp(RequestProtocolError(self.stream_id, "cut", ErrorCode.CANCEL), self.context.server)
+        yield from self._over("cut")
+
+    def handle_protocol_error(
+        self, event: RequestProtocolError | ResponseProtocolError
+    ) -> layer.CommandGenerator[None]:
+        """An upstream that fails before it answered is told as a 502 in JSON; the rest is mitmproxy's."""
+        unanswered = self.server_state not in (self.state_stream_response_body, self.state_done, self.state_errored)
+        if (
+            not isinstance(event, ResponseProtocolError)
+            or not unanswered
+            or self.client_state == self.state_errored
+            or self.flow.response is not None
+        ):
+            yield from super().handle_protocol_error(event)
+            return
+        yield from self._answer(self.failure(self.flow, event.message))
+        yield from self._over(event.message)
+
+    def _answer(self, response: http.Response) -> layer.CommandGenerator[None]:
+        self.flow.response = response
+        yield SendHttp(ResponseHeaders(self.stream_id, response, False), self.context.client)
+        yield SendHttp(ResponseData(self.stream_id, response.raw_content or b""), self.context.client)
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+
+    def _over(self, why: str) -> layer.CommandGenerator[None]:
+        self.client_state = self.server_state = self.state_errored
+        self.flow.error = flow.Error(why)
+        self.flow.live = False
+        yield HttpErrorHook(self.flow)
+        yield DropStream(self.stream_id)
+
+
+class Layer(HttpLayer):
+    """All requests of one client connection."""
+
+    failure: Callable[[http.HTTPFlow, str], http.Response]
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, CutStreams):
+            yield from self._cut(event)
+        else:
+            yield from super()._handle_event(event)
+
+    def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
+        stream = Stream(self.context.fork(), stream_id)
+        stream.failure = self.failure
+        self.streams[stream_id] = stream
+        yield from self.event_to_child(stream, events.Start())
+
+    def _cut(self, event: CutStreams) -> layer.CommandGenerator[None]:
+        for stream in list(self.streams.values()):
+            assert isinstance(stream, Stream)
+            waiting = stream._paused is not None  # in a hook, or connecting: the hooks look at the cut themselves
+            if waiting or not hasattr(stream, "flow"):
+                continue
+            ending = event.ending(stream.flow)
+            if ending is not None:
+                event.closed += 1
+                yield from self.event_to_child(stream, _Cut(ending))
+        if event.closed:
+            yield commands.CloseConnection(self.context.client)

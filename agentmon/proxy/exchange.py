@@ -1,0 +1,158 @@
+"""One metered request: hold → forward → settle or release, exactly once, whatever happens on the way.
+
+    reserve() ──granted──▶ held ──finish(sent, status)──▶ settled | released
+        └─denied, ledger away──▶ a refusal to answer with
+
+finish() may come at any time, also while reserve() still waits (the client has gone): the hold that then arrives is
+given back. What finish() starts runs on as a task of `Accounts`, which a stopping worker waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agentmon import wire
+from agentmon.errors import AgentmonError
+from agentmon.events import Event
+from agentmon.providers.declaration import Estimate
+from agentmon.proxy import bodies
+from agentmon.proxy.settlement import charge
+
+
+class Ledger(Protocol):
+    """What is used of agentmon.ledger.client.LedgerClient. Failures are AgentmonError."""
+
+    async def reserve(
+        self, slot: int, provider: str, model: str, *, input: int, output: int, key: str
+    ) -> wire.Granted | wire.Denied: ...
+    async def settle(self, hold: int, usage: wire.Usage) -> wire.Settled: ...
+    async def progress(self, hold: int, usage: wire.Usage) -> bool: ...
+    async def release(self, hold: int) -> None: ...
+    async def totals(self, slot: int) -> list[dict[str, Any]]: ...
+
+
+class Accounts:
+    """The ledger, where to report, and the calls still under way."""
+
+    def __init__(self, ledger: Ledger, report: Callable[[Event], None]) -> None:
+        self.ledger = ledger
+        self.report = report
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def totals(self, slot: int) -> list[dict[str, Any]] | None:
+        """The bottle's budgets; None while the ledger is away."""
+        try:
+            return await self.ledger.totals(slot)
+        except AgentmonError:
+            return None
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def settled(self, timeout_s: float) -> None:
+        """Wait for what is under way, at most so long."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Whom a request is charged to, and what events say of it."""
+
+    slot: int
+    bottle: str
+    provider: str
+    host: str
+    key: str  # unique per attempt
+
+
+class Exchange:
+    def __init__(self, accounts: Accounts, whose: Whose) -> None:
+        self._accounts = accounts
+        self._whose = whose
+        self._estimate: Estimate | None = None
+        self._hold: int | None = None
+        self._finished = False
+        self._next: wire.Usage | None = None  # progress that waits for the call under way
+        self._telling = False
+
+    async def reserve(self, estimate: Estimate) -> tuple[int, bodies.Error] | None:
+        """Take the hold; None when it is there, else (status, error) to answer with."""
+        w, self._estimate = self._whose, estimate
+        try:
+            answer = await self._accounts.ledger.reserve(
+                w.slot, w.provider, estimate.model, input=estimate.input, output=estimate.output, key=w.key
+            )
+        except AgentmonError:
+            return 503, bodies.ledger_unavailable()
+        if isinstance(answer, wire.Denied):
+            return 403, bodies.budget_exhausted(bodies.spent_of(answer))
+        self._hold = answer.hold
+        if self._finished:
+            self._accounts.spawn(self._release(answer.hold))
+            return 403, bodies.egress_denied("The request was given up.", w.host)
+        return None
+
+    def progress(self, usage: wire.Usage) -> None:
+        """Tell the ledger the cumulative usage; while a call is under way only the latest is kept."""
+        if self._hold is None or self._finished:
+            return
+        self._next = usage
+        if not self._telling:
+            self._telling = True
+            self._accounts.spawn(self._tell(self._hold))
+
+    def finish(self, *, sent: bool, status: int | None, usage: wire.Usage | None) -> None:
+        """The request is over; the first call counts."""
+        if self._finished:
+            return
+        self._finished = True
+        hold, estimate = self._hold, self._estimate
+        if hold is None or estimate is None:
+            return
+        row = charge(estimate, self._whose.provider, self._whose.key, sent=sent, status=status, usage=usage)
+        self._accounts.spawn(self._release(hold) if row is None else self._settle(hold, row))
+
+    async def _tell(self, hold: int) -> None:
+        try:
+            while self._next is not None and not self._finished:
+                usage, self._next = self._next, None
+                with contextlib.suppress(AgentmonError):  # only a hint: the settlement at the end is what counts
+                    await self._accounts.ledger.progress(hold, usage)
+        finally:
+            self._telling = False
+
+    async def _release(self, hold: int) -> None:
+        try:
+            await self._accounts.ledger.release(hold)
+        except AgentmonError as e:
+            self._lost("release", e)
+
+    async def _settle(self, hold: int, row: wire.Usage) -> None:
+        try:
+            await self._accounts.ledger.settle(hold, row)
+        except AgentmonError as e:
+            self._lost("settle", e)
+            return
+        detail = {
+            "provider": row.provider, "model": row.model, "request_id": row.request_id, "input": row.input,
+            "cache_read": row.cache_read, "cache_write": row.cache_write_5m + row.cache_write_1h, "output": row.output,
+            "reasoning": row.reasoning, "source": row.source, "complete": row.complete,
+        }  # fmt: skip
+        w = self._whose
+        self._accounts.report(
+            Event("usage", verdict="observed", bottle=w.bottle, layer="proxy", host=w.host, port=443, detail=detail)
+        )
+
+    def _lost(self, what: str, error: AgentmonError) -> None:
+        """The ledger did not take it: its hold is durable and will be charged as an estimate when it expires."""
+        w = self._whose
+        reason = f"{what}: {error.message}"
+        event = Event("lost", bottle=w.bottle, layer="proxy", host=w.host, reason=reason, hint=error.hint)
+        self._accounts.report(event)

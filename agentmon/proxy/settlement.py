@@ -1,0 +1,44 @@
+"""What a request is charged once it is over: pure, one function, every case of METERING "Admission and settlement".
+
+never reached the provider                 → nothing (the hold is released)
+answered by an error or a redirect         → nothing: it is not billed
+answered, usage complete                   → that usage, from the wire
+answered otherwise, or lost                → input + the larger of what was said and what was held, as an estimate
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agentmon import wire
+from agentmon.providers.declaration import Estimate
+
+
+def charge(
+    estimate: Estimate, provider: str, key: str, *, sent: bool, status: int | None, usage: wire.Usage | None
+) -> wire.Usage | None:
+    """The row to settle, or None to release.
+
+    :param key: unique per attempt; stands in for a request id that never came.
+    :param sent: the provider may have seen the request.
+    :param status: of its answer; None if there was none.
+    """
+    if not sent or (usage is None and status is not None and status >= 300):
+        return None
+    if usage is None:
+        return wire.Usage(
+            provider=provider, model=estimate.model, request_id=key, input=estimate.input, output=estimate.output,
+            source="estimate", complete=False,
+        )  # fmt: skip
+    usage = msgspec.structs.replace(
+        usage, provider=provider, model=usage.model or estimate.model, request_id=usage.request_id or key
+    )
+    if usage.complete:
+        return usage
+    has_input = usage.input or usage.cache_read or usage.cache_write_5m or usage.cache_write_1h
+    return msgspec.structs.replace(
+        usage,
+        input=usage.input if has_input else estimate.input,
+        output=max(usage.output, estimate.output),
+        source="estimate",
+    )

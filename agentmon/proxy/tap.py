@@ -1,0 +1,82 @@
+"""The copy: a stream callable that passes an answer on, unchanged and undelayed, while the parser reads along.
+
+Only where an extra usage chunk has to be taken out do bytes wait for the end of their event. The callable runs on the
+event loop: no I/O, no regular expressions over content, and it never raises; trouble sets `failed` and the bytes go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agentmon import wire
+from agentmon.providers.declaration import Parser
+from agentmon.providers.decoding import Decoder
+from agentmon.providers.sse import EventGate
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an answer's head says that matters here. `coding`: Content-Encoding; `sse`: it is an event stream."""
+
+    coding: str
+    sse: bool
+
+
+class Tap:
+    """:param on_growth: called with the usage each time the provider said more of it."""
+
+    def __init__(
+        self, parser: Parser, answer: Answer, gate: EventGate | None, on_growth: Callable[[wire.Usage], None]
+    ) -> None:
+        self._parser = parser
+        self._decoder = Decoder(answer.coding, parser.feed)
+        self._gate = gate
+        self._on_growth = on_growth
+        self._last: wire.Usage | None = None
+        self._can_end = answer.sse and not answer.coding
+        self._mid_line = False
+        self.failed = ""
+        self.bytes = 0
+
+    def __call__(self, data: bytes) -> bytes | list[bytes]:
+        """What the client gets for these bytes of the body; b"" is the end, or an empty frame."""
+        try:
+            self._read(data)
+        except Exception as e:  # noqa: BLE001  the client's bytes go on; the row says that usage is incomplete
+            self.failed = self.failed or f"{type(e).__name__}: {e}"
+        if self._gate is None:
+            return data or []
+        out = self._gate.feed(data) if data else self._gate.flush()
+        return [out] if out else []
+
+    def _read(self, data: bytes) -> None:
+        self.bytes += len(data)
+        self._decoder.feed(data)
+        if data:
+            self._mid_line = data[-1] not in b"\r\n"
+        usage = self._parser.usage()
+        if usage is not None and usage != self._last:
+            self._last = usage
+            self._on_growth(usage)
+
+    def close(self) -> wire.Usage | None:
+        """The body has ended or broken off: the usage there is; not `complete` where anything could not be read."""
+        try:
+            self._decoder.close()
+            self._parser.close()
+        except Exception as e:  # noqa: BLE001  see above
+            self.failed = self.failed or f"{type(e).__name__}: {e}"
+        self.failed = self.failed or self._decoder.failed
+        if getattr(self._parser, "overflowed", False):
+            self.failed = self.failed or "an event was too large to be read"
+        return self._parser.usage()
+
+    @property
+    def can_end_with_event(self) -> bool:
+        """Whether an error event may be written into this stream: an event stream that is not compressed."""
+        return self._can_end
+
+    def before_event(self) -> bytes:
+        """What has to be written so that an event of ours can follow: an event cut in its middle becomes part of it."""
+        return b"\n" if self._mid_line and self._gate is None else b""

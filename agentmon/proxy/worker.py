@@ -1,0 +1,106 @@
+"""One proxy process: its parts wired, its listeners, and what the daemon may tell it."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agentmon import service, trust, wire
+from agentmon.addresses import Pool
+from agentmon.channel import Channel
+from agentmon.errors import BadInput
+from agentmon.events import Event, now_ns
+from agentmon.ledger.client import LedgerClient
+from agentmon.lookup import Lookups
+from agentmon.policy.rules import RuleError
+from agentmon.providers import registry
+from agentmon.proxy.bottles import Bottles
+from agentmon.proxy.edge import Hooks
+from agentmon.proxy.edge_server import Listener
+from agentmon.proxy.edge_tls import Tls, make_options
+from agentmon.proxy.exchange import Accounts
+from agentmon.reporting import Reporter
+
+_LAST_SETTLES_S = 3.0
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """docs/design/seams.md"""
+
+    socket: str
+    lookup_socket: str
+    ledger_socket: str
+    user: str
+    listen: tuple[tuple[str, int], ...]
+    pool4: str
+    ca_dir: str
+    worker: int = 0
+    pool6: str | None = None
+    upstream_ca: tuple[str, ...] = ()
+    upstream_proxy: str | None = None
+    providers: dict[str, Any] = {}
+
+    @property
+    def pool(self) -> Pool:
+        return Pool(IPv4Network(self.pool4), IPv6Network(self.pool6) if self.pool6 else None)
+
+
+class Worker:
+    """Made as root (reads the authority's key, writes the roots file beside its socket); serves after the drop.
+
+    :raises AgentmonError: the authority or a CA file cannot be used; an upstream proxy is asked for.
+    """
+
+    def __init__(self, config: Config, control_socket: socket.socket) -> None:
+        if config.upstream_proxy:
+            raise BadInput("upstream: proxy: is not supported by this version", "remove it from the settings")
+        roots = Path(config.socket).with_suffix(".roots.pem")
+        trust.upstream_roots([Path(path) for path in config.upstream_ca], roots)
+        self._options = make_options(roots)
+        self.control = service.Control("proxy", control_socket, self.told)
+        self.reporter = Reporter(self.control.report)
+        self.bottles = Bottles(config.pool)
+        self.accounts = Accounts(LedgerClient(config.ledger_socket), self._report)
+        self.hooks = Hooks(
+            self.bottles, registry.load(config.providers), Lookups(config.lookup_socket), self.accounts, self.reporter,
+            Tls(Path(config.ca_dir)),
+        )  # fmt: skip
+        self._listener = Listener(self.hooks, self.bottles, self._options)
+
+    async def serve(self, listeners: list[tuple[socket.socket, int]]) -> None:
+        """Until cancelled; then what is being settled gets a moment to finish."""
+        try:
+            for sock, port in listeners:
+                await self._listener.listen(sock, port)
+            await self.control.start()
+            await self.reporter.run()
+        finally:
+            self._listener.close()
+            await self.accounts.settled(_LAST_SETTLES_S)
+
+    async def told(self, message: Any, channel: Channel) -> wire.Message | None:
+        match message:
+            case wire.SetBottle():
+                try:
+                    self.bottles.set(message.view)
+                except RuleError as e:
+                    return wire.Ack(message.id, error=f"rule of bottle {message.view.bottle}: {e.message}")
+                return wire.Ack(message.id)
+            case wire.DropBottle():
+                self.hooks.close(message.slot)
+                self.bottles.drop(message.slot)
+                self.reporter.drop(message.slot)
+                return wire.Ack(message.id)
+            case wire.CutBottle():
+                self.bottles.cut(message.slot, message.spent)
+                closed, at_ns = await self.hooks.cut(message.slot)
+                return wire.Ack(message.id, closed=closed, at_ns=at_ns)
+        return None
+
+    def _report(self, event: Event) -> None:
+        """An event that is reported every time it happens."""
+        self.control.report(msgspec.to_builtins(msgspec.structs.replace(event, ts_ns=now_ns())))

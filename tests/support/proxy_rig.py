@@ -1,0 +1,464 @@
+"""A proxy worker as a real process on loopback, a real ledger process, a strict TLS upstream: what the proxy's tests drive.
+
+    127.A.0.4:443, :80   the worker        127.A.0.16   the bottle (slot 16), as a source address
+    127.A.1.1:443, :80   the upstream      A is chosen by process id, so that two runs do not meet
+
+Only name resolution is a stand-in: a socket that answers every Lookup with the upstream's address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import itertools
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apsw
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from agentmon import trust, wire
+from agentmon.channel import BlockingChannel
+
+A = 64 + os.getpid() % 128
+SLOT = 16
+WEIGHTS = {"input": 1000, "cache_write": 1000, "cache_read": 100, "output": 1000}
+
+
+def own_ca(directory: Path) -> tuple[Path, ssl.SSLContext]:
+    """(CA file, server context) of an outside world with its own authority; the leaf is good for *.TLD names below."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "outside world")])
+
+    def build(subject: x509.Name, public: Any) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder().subject_name(subject).issuer_name(name).public_key(public)
+            .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+        )  # fmt: skip
+
+    ca = build(name, key.public_key()).add_extension(x509.BasicConstraints(True, None), True).sign(key, hashes.SHA256())
+    leaf_key = ec.generate_private_key(ec.SECP256R1())
+    names = [x509.DNSName(n) for n in ("api.anthropic.com", "api.openai.com", "chatgpt.com", "*.example.org")]
+    leaf = (
+        build(x509.Name([]), leaf_key.public_key()).add_extension(x509.SubjectAlternativeName(names), True)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    ca_file, leaf_file = directory / "outside-ca.pem", directory / "outside-leaf.pem"
+    ca_file.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
+    leaf_file.write_bytes(
+        leaf_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        + leaf.public_bytes(serialization.Encoding.PEM)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(leaf_file)
+    return ca_file, context
+
+
+@dataclass
+class Seen:
+    """One request as the upstream got it."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+    raw_head: bytes = b""
+
+
+Script = Callable[["Seen", asyncio.StreamWriter], Awaitable[None]]
+
+
+class Upstream:
+    """HTTP/1.1 over TLS (443) and plain (80) in a thread; `script` writes the answer's bytes itself, headers and all."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.address = f"127.{A}.1.1"
+        self.seen: list[Seen] = []
+        self.connections = 0
+        self.aborted = threading.Event()  # a peer went away while a script was writing or waiting
+        self.script: Script = reply(200, b"{}")
+        self._context = context
+        self._loop = asyncio.new_event_loop()
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._up.wait(10)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+
+        async def up() -> None:
+            await asyncio.start_server(self._serve, self.address, 443, ssl=self._context)
+            await asyncio.start_server(self._serve, self.address, 80)
+            self._up.set()
+
+        self._loop.run_until_complete(up())
+        self._loop.run_forever()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    def call(self, work: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(work)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                line, *rest = head.decode("latin1").split("\r\n")[:-2]
+                method, target, _ = line.split(" ")
+                headers = {k.lower(): v.strip() for k, _, v in (h.partition(":") for h in rest)}
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                if headers.get("transfer-encoding") == "chunked":
+                    while size := int(await reader.readline(), 16):
+                        body += await reader.readexactly(size)
+                        await reader.readline()
+                    await reader.readline()
+                seen = Seen(method, target, headers, body, head)
+                self.seen.append(seen)
+                gone = asyncio.ensure_future(self._watch(reader))
+                try:
+                    await self.script(seen, writer)
+                    await writer.drain()
+                finally:
+                    gone.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await gone
+                if writer.is_closing():
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
+            self.aborted.set()
+        finally:
+            writer.close()
+
+    async def _watch(self, reader: asyncio.StreamReader) -> None:
+        while not reader.at_eof():
+            await asyncio.sleep(0.002)
+        self.aborted.set()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+
+def reply(status: int, body: bytes, headers: dict[str, str] | None = None) -> Script:
+    """A whole answer with Content-Length."""
+
+    async def script(_seen: Seen, writer: asyncio.StreamWriter) -> None:
+        lines = {"content-type": "application/json", "content-length": str(len(body))} | (headers or {})
+        head = "".join(f"{k}: {v}\r\n" for k, v in lines.items() if v)
+        writer.write(f"HTTP/1.1 {status} X\r\n{head}\r\n".encode() + body)
+
+    return script
+
+
+def chunked(parts: list[bytes | float | threading.Event], headers: dict[str, str] | None = None) -> Script:
+    """An event stream in chunks; a number waits so long, an Event until it is set."""
+
+    async def script(_seen: Seen, writer: asyncio.StreamWriter) -> None:
+        lines = {"content-type": "text/event-stream", "transfer-encoding": "chunked"} | (headers or {})
+        writer.write(
+            ("HTTP/1.1 200 OK\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items() if v) + "\r\n").encode()
+        )
+        for part in parts:
+            if isinstance(part, threading.Event):
+                while not part.is_set():
+                    await asyncio.sleep(0.002)
+                    writer.write(b"")
+            elif isinstance(part, float):
+                await asyncio.sleep(part)
+            else:
+                writer.write(b"%x\r\n%s\r\n" % (len(part), part))
+                await writer.drain()
+        writer.write(b"0\r\n\r\n")
+
+    return script
+
+
+class Lookups:
+    """The resolver's lookup socket, answered with one address for every name."""
+
+    def __init__(self, path: Path, address: str) -> None:
+        self.address = address
+        self.error = ""
+        self.asked: list[tuple[int, str, int]] = []
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.bind(str(path))
+        self._sock.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        channel = BlockingChannel(sock)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                message = channel.recv()
+                self.asked.append((message.slot, message.name, message.port))
+                addresses = () if self.error else (self.address,)
+                channel.send(wire.Looked(message.id, addresses, 60, self.error))
+        sock.close()
+
+    def stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+
+@dataclass
+class Rig:
+    directory: Path
+    upstream: Upstream
+    lookups: Lookups
+    proxy: subprocess.Popen[bytes]
+    ledger: subprocess.Popen[bytes] | None
+    ca: Path
+    control: BlockingChannel
+    books: BlockingChannel | None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    _runs: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    address = f"127.{A}.0.4"
+    source = f"127.{A}.0.{SLOT}"
+
+    def ask(self, message: Any) -> Any:
+        """Tell the worker something and return its Ack; reports that come meanwhile are kept."""
+        self.control.send(message)
+        while True:
+            answer = self.control.recv()
+            if isinstance(answer, wire.Report):
+                self.events.append(answer.event)
+            elif getattr(answer, "id", None) == message.id:
+                return answer
+
+    def bottle(self, *rules: str, budget: int = 1_000_000, **view: Any) -> None:
+        """Open a run with a budget and tell the worker of the bottle."""
+        run = f"run-{next(self._runs)}"
+        self.run = run
+        view.setdefault("inspected", ("api.anthropic.com", "api.openai.com", "chatgpt.com"))
+        self.view = wire.BottleView(
+            SLOT, "crate", run, self.source, rules=rules or ("api.anthropic.com:443", "api.openai.com:443"), **view
+        )
+        assert self.ask(wire.SetBottle(self.control.next_id(), self.view)).error == ""
+        if self.books is not None:
+            scope = wire.ScopeDef("bottle", "crate", (wire.BudgetDef("*", budget),))
+            message = wire.OpenRun(self.books.next_id(), SLOT, "crate", run, "", (scope,), WEIGHTS)
+            assert isinstance(self.books.call(message), wire.Done)
+
+    def cut(self, spent: dict[str, Any]) -> wire.Ack:
+        answer = self.ask(wire.CutBottle(self.control.next_id(), SLOT, spent))
+        assert isinstance(answer, wire.Ack)
+        return answer
+
+    def rows(self, count: int, timeout_s: float = 5.0) -> list[tuple[Any, ...]]:
+        """All usage rows, once there are at least `count`.
+
+        (provider, model, input, cache_read, cache_write, output, source, complete)
+        """
+        end = time.monotonic() + timeout_s
+        columns = "provider, model, input, cache_read, cache_write, output, source, complete"
+        sql = f"select {columns} from usage_v order by ts"
+        while True:
+            db = apsw.Connection(str(self.directory / "ledger/ledger.db"), flags=apsw.SQLITE_OPEN_READONLY)
+            rows = list(db.execute(sql))
+            db.close()
+            if len(rows) >= count or time.monotonic() > end:
+                return rows
+            time.sleep(0.01)
+
+    def held(self) -> int:
+        assert self.books is not None
+        done = self.books.call(wire.Totals(self.books.next_id(), SLOT))
+        return max(int(t["held"]) for t in done.value)
+
+    def nothing_held(self, timeout_s: float = 5.0) -> bool:
+        end = time.monotonic() + timeout_s
+        while self.held():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def wait_event(self, timeout_s: float = 5.0, **fields: Any) -> dict[str, Any]:
+        """The first report with these fields."""
+        self.control.sock.settimeout(timeout_s)
+        try:
+            while True:
+                for event in self.events:
+                    if all(event.get(k) == v for k, v in fields.items()):
+                        return event
+                message = self.control.recv()
+                if isinstance(message, wire.Report):
+                    self.events.append(message.event)
+        finally:
+            self.control.sock.settimeout(None)
+
+    def connect(self, sni: str | None, port: int = 443, *, verify: bool = True, alpn: list[str] | None = None) -> Any:
+        """A client socket of the bottle's, after its handshake."""
+        sock = socket.create_connection((self.address, port), 10, (self.source, 0))
+        sock.settimeout(10)
+        if port == 80:
+            return sock
+        context = ssl.create_default_context(cafile=str(self.ca))
+        if not verify:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if alpn:
+            context.set_alpn_protocols(alpn)
+        return context.wrap_socket(sock, server_hostname=sni)
+
+    def request(
+        self,
+        host: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        method: str = "",
+        headers: dict[str, str] | None = None,
+        port: int = 443,
+        sock: Any = None,
+    ) -> Response:
+        """One request over HTTP/1.1 and its whole answer."""
+        own = sock is None
+        sock = sock or self.connect(host, port)
+        method = method or ("GET" if body is None else "POST")
+        lines = {"Host": host, **({"Content-Length": str(len(body))} if body is not None else {})} | (headers or {})
+        head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
+        sock.sendall(head.encode() + (body or b""))
+        response = Response.read(sock, method)
+        if own:
+            sock.close()
+        return response
+
+    def stop(self) -> None:
+        self.control.close()
+        for process in (self.proxy, self.ledger):
+            if process is not None:
+                process.terminate()
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait(10)
+        if self.books is not None:
+            self.books.close()
+        self.upstream.stop()
+        self.lookups.stop()
+
+
+@dataclass
+class Response:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    broken: bool = False  # the connection ended before the body did
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @classmethod
+    def read(cls, sock: Any, method: str = "GET") -> Response:
+        stream = sock.makefile("rb")
+        status = int(stream.readline().split()[1])
+        headers: dict[str, str] = {}
+        while (line := stream.readline()) not in (b"\r\n", b""):
+            key, _, value = line.decode("latin1").partition(":")
+            headers[key.lower()] = value.strip()
+        body, broken = b"", False
+        if method == "HEAD" or status in (204, 304):
+            return cls(status, headers, body)
+        try:
+            if "chunked" in headers.get("transfer-encoding", ""):
+                while size := int(stream.readline() or b"x", 16):
+                    body += stream.read(size)
+                    stream.readline()
+                stream.readline()
+            elif "content-length" in headers:
+                body = stream.read(int(headers["content-length"]))
+                broken = len(body) < int(headers["content-length"])
+            else:
+                body = stream.read()
+        except (ValueError, OSError):
+            broken = True
+        return cls(status, headers, body, broken)
+
+
+def _wait(path: Path, process: subprocess.Popen[bytes], log: Path) -> BlockingChannel:
+    end = time.monotonic() + 20
+    while True:
+        try:
+            return BlockingChannel.connect(str(path))
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, f"{path.name} never listened: {log.read_text()}"
+            time.sleep(0.01)
+
+
+def start(directory: Path, *, ledger: bool = True, prelude: str = "") -> Rig:
+    """Everything up, no bottle yet. Needs root for the ports. `prelude`: Python run in the worker first (faults)."""
+    ca_file, context = own_ca(directory)
+    authority = trust.ensure_ca(directory / "ca")
+    upstream = Upstream(context)
+    lookups = Lookups(directory / "lookup.sock", upstream.address)
+
+    def launch(module: str, config: dict[str, Any], prelude: str) -> tuple[subprocess.Popen[bytes], BlockingChannel]:
+        code = f"{prelude}\nimport runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+        name = module.rpartition(".")[2]
+        (directory / f"{name}.json").write_text(json.dumps(config))
+        log = directory / f"{name}.log"
+        with log.open("wb") as out:
+            command = [sys.executable, "-c", code, str(directory / f"{name}.json")]
+            process = subprocess.Popen(command, stdout=out, stderr=out)
+        return process, _wait(Path(config["socket"]), process, log)
+
+    books, book_process = None, None
+    if ledger:
+        (directory / "ledger").mkdir(mode=0o700)
+        book_process, books = launch(
+            "agentmon.ledger",
+            {
+                "socket": str(directory / "ledger.sock"),
+                "user": "",
+                "path": str(directory / "ledger/ledger.db"),
+                "group": "",
+            },
+            "",
+        )
+    proxy, control = launch(
+        "agentmon.proxy",
+        {
+            "socket": str(directory / "proxy.sock"), "lookup_socket": str(directory / "lookup.sock"),
+            "ledger_socket": str(directory / "ledger.sock"), "user": "", "worker": 0,
+            "listen": [[f"127.{A}.0.4", 443], [f"127.{A}.0.4", 80]], "pool4": f"127.{A}.0.0/16", "pool6": None,
+            "ca_dir": str(directory / "ca"), "upstream_ca": [str(ca_file)], "upstream_proxy": None, "providers": {},
+        },
+        prelude,
+    )  # fmt: skip
+    assert isinstance(control.recv(), wire.Ready)
+    return Rig(directory, upstream, lookups, proxy, book_process, authority.cert_file, control, books)
