@@ -43,6 +43,9 @@ _SQL = {
 _USAGE = "INSERT INTO usage VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _TOTAL = "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used"
 _HOLD = "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_OWN_FAULT = (  # not the file's: one question that the book or the schema cannot take
+    apsw.ConstraintError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError,
+)  # fmt: skip
 _ROW = """SELECT run_id, request_id, coalesce(hold, 0), provider, model, input, cache_read, cache_write_5m,
                  cache_write_1h, output, reasoning, source, complete FROM usage WHERE """
 
@@ -127,14 +130,12 @@ class Store:
         self.open()
         try:
             return self._transact(asked, now)
-        except apsw.ConstraintError:
+        except _OWN_FAULT:
             return self._singly(asked, now)
         except apsw.Error as e:
             if not isinstance(e, apsw.BusyError):
                 self.close()
             raise trouble(self.path, e) from e
-        except Exception:
-            return self._singly(asked, now)
 
     def _singly(self, asked: Sequence[tuple[Asked, Owner]], now: Now) -> Outcome:
         """One question broke the batch: each has its own transaction, so that only that one fails, loudly."""
@@ -142,7 +143,7 @@ class Store:
         for question, owner in asked:
             try:
                 one = self._transact([(question, owner)], now)
-            except (apsw.ConstraintError, AssertionError, LookupError, TypeError, ValueError) as e:
+            except _OWN_FAULT as e:
                 traceback.print_exc(file=sys.stderr)
                 failed = wire.Failed(getattr(question, "id", 0), "AgentmonError", f"the ledger failed on this: {e}")
                 one = Outcome([failed], [])
