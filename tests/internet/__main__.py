@@ -1,0 +1,99 @@
+"""Run the stand-in internet on this host until the end of stdin, SIGTERM or SIGINT: `python -m tests.internet DIR`.
+
+DIR gets ca.pem and control.sock, on which every connection reads the counters as one JSON object. When everything
+answers, one line of JSON on stdout says where. Needs root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.internet import ca, links, sinks, web, world
+from tests.internet.anthropic_api import Anthropic
+from tests.internet.dns_server import DnsServer
+from tests.internet.http1 import HttpServer
+from tests.internet.openai_api import OpenAI
+from tests.internet.served import Books
+
+_WAIT_FOR_OTHERS_S = 300
+
+
+async def serve(directory: Path) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    books, dns_server = Books(), DnsServer()
+    anthropic, openai = Anthropic(books), OpenAI(books)
+    apps = dict.fromkeys(world.ANTHROPIC, anthropic) | dict.fromkeys(world.OPENAI, openai)
+    http = HttpServer(apps, web.site)
+    authority = ca.Authority(directory)
+    tls = ca.server_context(authority)
+    for port in world.TLS_PORTS:
+        await http.listen(port, tls)
+    for port in world.HTTP_PORTS:
+        await http.listen(port, None)
+    await dns_server.start()
+    await sinks.start()
+
+    def counters() -> dict[str, Any]:
+        return {
+            "dns": dict(dns_server.queries),
+            "requests": http.log,
+            "connections": http.connections,
+            "forbidden": links.counted(),
+            "served": books.as_json(),
+        }
+
+    async def tell(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json.dumps(counters()).encode())
+        writer.close()
+
+    await asyncio.start_unix_server(tell, directory / "control.sock")
+    ready = {"ca": str(authority.path), "dns": [[address, 53] for address in world.DNS]}
+    print(json.dumps(ready), flush=True)
+    await _end_of_stdin(stop)
+
+
+async def _end_of_stdin(stop: asyncio.Event) -> None:
+    """Whoever started this is gone when stdin ends; a terminal and /dev/null are no such sign."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError, ValueError):  # a regular file or nothing at all cannot be waited for
+        if not sys.stdin.isatty() and os.fstat(0).st_mode & 0o170000 == 0o010000:
+            loop.add_reader(0, lambda: None if os.read(0, 4096) else stop.set())
+    await stop.wait()
+    with contextlib.suppress(OSError, ValueError):
+        loop.remove_reader(0)
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    if os.geteuid() != 0:
+        print(
+            "error: the stand-in internet is namespaces and routes on this host; only root can make them",
+            file=sys.stderr,
+        )
+        return 4
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # before and after serving: leave through the contexts
+    try:
+        with links.only_one(_WAIT_FOR_OTHERS_S), links.joined():
+            asyncio.run(serve(Path(sys.argv[1])))
+    except links.Busy as busy:
+        print(f"error: {busy}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
