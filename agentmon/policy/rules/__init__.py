@@ -12,7 +12,7 @@ from agentmon.policy.rules.decide import Conflict, Decision, PolicySet, conflict
 from agentmon.policy.rules.grammar import Depth, Rule, host_pattern, parse_rule, path_matches
 from agentmon.policy.rules.hosts import RuleError, a_label, canonical_host
 from agentmon.policy.rules.ranges import METADATA, NEVER_ANSWERED, private_only_exact, protected_in, stripped
-from agentmon.policy.rules.relate import covers, overlaps
+from agentmon.policy.rules.relate import Index, covers, overlaps
 
 __all__ = [
     "METADATA",
@@ -20,6 +20,7 @@ __all__ = [
     "Conflict",
     "Decision",
     "Depth",
+    "Index",
     "PolicySet",
     "Rule",
     "RuleError",

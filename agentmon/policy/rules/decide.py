@@ -13,6 +13,7 @@ from agentmon.policy.rules.grammar import HTTPS, SERVED, Depth, Rule, host_patte
 from agentmon.policy.rules.hosts import RuleError, canonical_host, reserved
 from agentmon.policy.rules.ports import Ports
 from agentmon.policy.rules.ranges import stripped
+from agentmon.policy.rules.relate import patterns_above
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class PolicySet:
 
     def is_inspected(self, name: str) -> bool:
         host = self._host(name)
-        return host is not None and bool(self.inspected) and any(key in self.inspected for key in _keys(host))
+        return host is not None and bool(self.inspected) and any(key in self.inspected for key in patterns_above(host))
 
     def _host(self, name: str) -> str | None:
         if name in self._names and not name.startswith("*"):
@@ -178,7 +179,7 @@ class PolicySet:
             return None
 
     def _buckets(self, host: str) -> Iterator[_Bucket]:
-        for key in _keys(host):
+        for key in patterns_above(host):
             bucket = self._names.get(key)
             if bucket is not None:
                 yield bucket
@@ -239,14 +240,6 @@ class PolicySet:
                 yield bucket
 
 
-def _keys(host: str) -> Iterator[str]:
-    yield host
-    at = host.find(".")
-    while at >= 0:
-        yield "*" + host[at:]
-        at = host.find(".", at + 1)
-
-
 def _on_path(deny: Rule, path: str | None) -> bool:
     if deny.path is None:
         return True
@@ -288,18 +281,7 @@ def conflicts(rules: Iterable[Rule], inspected: Iterable[str] = ()) -> list[Conf
         else:
             served.setdefault(rule.host, rule)
     served.update((pattern, pattern) for pattern in inspected)
-    served_above = ((d, s) for d in direct for s in _pattern_keys(d) if s in served)
-    direct_above = ((d, s) for s in served for d in _pattern_keys(s) if d in direct)
+    served_above = ((d, s) for d in direct for s in patterns_above(d) if s in served)
+    direct_above = ((d, s) for s in served for d in patterns_above(s) if d in direct)
     pairs = dict.fromkeys((*served_above, *direct_above))
     return [Conflict(rule, served[s]) for d, s in pairs for rule in direct[d]]
-
-
-def _pattern_keys(pattern: str) -> Iterator[str]:
-    return _keys(pattern) if not pattern.startswith("*.") else _wildcard_keys(pattern)
-
-
-def _wildcard_keys(pattern: str) -> Iterator[str]:
-    at = 1  # the dot of "*."
-    while at >= 0:
-        yield "*" + pattern[at:]
-        at = pattern.find(".", at + 1)

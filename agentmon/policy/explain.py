@@ -1,0 +1,230 @@
+"""What a policy means, as data: `policy check`, `policy explain`, `policy diff`. explain_text.py prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from agentmon.errors import BadInput
+from agentmon.policy.change import is_removal, placed
+from agentmon.policy.effective import EffectivePolicy
+from agentmon.policy.manifest import load_chain
+from agentmon.policy.merge import Options, effective
+from agentmon.policy.rules import Decision, Depth, Index, PolicySet, Rule, RuleError, covers, parse_rule, stripped
+from agentmon.policy.rules.ports import ALL, text_of
+from agentmon.policy.settings import Settings
+from agentmon.providers.declaration import Provider
+
+CHECKED = {
+    Depth.DIRECT: "address, port and protocol, in the kernel",
+    Depth.NAME: "the TLS server name, by the relay; the connection is not decrypted",
+    Depth.INSPECTED: "every request: host, method, path, usage and content, by the proxy",
+}
+UNCHECKED = {
+    Depth.DIRECT: "who answers there: any service on these addresses, another customer's of a shared network included",
+    Depth.NAME: "what is inside TLS: other hosts of the same server (fronting), paths, content, usage",
+    Depth.INSPECTED: "what the server does with a request that is allowed",
+}
+_LAYERS = {Depth.DIRECT: "bpf, host-nft", Depth.NAME: "relay", Depth.INSPECTED: "proxy"}
+_FACTS = ("shutdown", "guard", "observe", "home", "ro", "rw", "unix", "io_uring", "limits", "provider", "agent")
+_DIRECT_TCP = 443  # the port that is meant where a destination names none
+
+
+def check(path: Path | str, settings: Settings, providers: Mapping[str, Provider]) -> dict[str, Any]:
+    """A manifest and its parents, validated as `run` would: what it opens and what in it is without effect.
+
+    :raises BadInput: with file, line, key and what was expected.
+    """
+    chain = load_chain(path, settings.bottles_dir)
+    policy = effective(settings, chain, Options(name=chain[0].bottle_name or "bottle"), providers)
+    return {
+        "file": chain[0].file,
+        "ok": True,
+        "sources": list(policy.sources),
+        "rules": len(policy.rules),
+        "warnings": warnings(policy),
+    }
+
+
+def warnings(policy: EffectivePolicy) -> list[str]:
+    """What is probably not meant: rules and routes without effect."""
+    found = []
+    allow = Index(rule for rule in policy.rules if not rule.deny)
+    deny = Index(rule for rule in policy.rules if rule.deny)
+    for this in placed(policy):
+        if this.rule.deny:
+            continue
+        at = f"{this.origin}: " if this.origin else ""
+        shadow = next((d for d in deny.around(this.rule) if covers(d, this.rule)), None)
+        wider = next((a for a in allow.around(this.rule) if covers(a, this.rule) and not covers(this.rule, a)), None)
+        if shadow is not None:
+            found.append(f"{at}{this.rule.text} has no effect: {shadow.text} denies it")
+        elif wider is not None:
+            found.append(f"{at}{this.rule.text} adds nothing: {wider.text} allows it already")
+    hosts = [rule.host for rule in policy.rules if rule.host and not rule.deny]
+    policies = PolicySet(policy.rules, policy.inspected)
+    for route in policy.routes:
+        host = route.host
+        reached = any(covers_host(pattern, host) or covers_host(host, pattern) for pattern in hosts)
+        if not reached or (not host.startswith("*.") and not policies.resolves(host)):
+            found.append(f"route {host} has no effect: no rule allows the host (add {host} to allow:)")
+    return found
+
+
+def covers_host(pattern: str, host: str) -> bool:
+    """True where a host pattern covers a host or a narrower pattern."""
+    return pattern == host or (pattern.startswith("*.") and host.endswith(pattern[1:]))
+
+
+def explain(policy: EffectivePolicy, dest: str | None = None) -> dict[str, Any]:
+    """Each rule with its depth and what it does not check; with `dest`, what happens to it and which layer decides.
+
+    :raises BadInput: for a destination that is none.
+    """
+    if dest is not None:
+        return {"bottle": policy.bottle, "dest": destination(policy, dest)}
+    policies = PolicySet(policy.rules, policy.inspected)
+    return {
+        "bottle": policy.bottle,
+        "sources": list(policy.sources),
+        "rules": [_rule(policies, p.rule, p.origin) for p in placed(policy)],
+        "inspected": list(policy.inspected),
+        "budgets": [
+            {
+                "scope": s.scope,
+                "name": s.name,
+                "budgets": [{f: getattr(b, f) for f in b.__struct_fields__} for b in s.budgets],
+            }
+            for s in policy.scopes
+        ],
+        "shutdown": policy.shutdown,
+        "observe": policy.observe,
+        "warnings": warnings(policy),
+    }
+
+
+def _rule(policies: PolicySet, rule: Rule, origin: str) -> dict[str, Any]:
+    out: dict[str, Any] = {"rule": rule.text, "origin": origin, "verdict": "deny" if rule.deny else "allow"}
+    parts = []
+    for proto, ports, depth in rule.parts:
+        at = depth
+        if rule.host and not rule.deny and not rule.wildcard and depth is Depth.NAME:
+            at = policies.decide_name(rule.host, ports[0][0], proto).depth or depth
+        parts.append((proto, ports, at))
+    out["opens" if not rule.deny else "denies"] = [
+        {"proto": proto, "ports": "all" if ports == ALL else text_of(ports), "depth": at.name.lower()}
+        for proto, ports, at in parts
+    ]
+    if rule.deny:
+        return out
+    out["depth"] = parts[0][2].name.lower()
+    out["checks"] = [CHECKED[at] for at in dict.fromkeys(at for _, _, at in parts)]
+    out["unchecked"] = [UNCHECKED[at] for at in dict.fromkeys(at for _, _, at in parts)]
+    metered = [h for h in sorted(policies.inspected) if rule.wildcard and h != rule.host and covers_host(rule.host, h)]
+    if metered:
+        out["note"] = f"below it, inspected: {', '.join(metered)}"
+    return out
+
+
+def destination(policy: EffectivePolicy, dest: str) -> dict[str, Any]:
+    """What would happen to one connection (or request, if `dest` has a path).
+
+    `dest`: host[:port], address[:port], https://host/path, tcp:// and udp:// forms; port 443 if none is named.
+
+    :raises BadInput: for anything else.
+    """
+    target = _target(dest)
+    proto = "udp" if target.scheme == "udp" else "tcp"
+    port = _DIRECT_TCP if target.ports == ALL else target.ports[0][0]
+    policies = PolicySet(policy.rules, policy.inspected)
+    out: dict[str, Any] = {"dest": dest, "proto": proto, "port": port}
+    if target.network is not None:
+        decision = policies.decide_address(target.network.network_address, port, proto)
+        out["address"] = str(target.network.network_address)
+        layer = "bpf, host-nft"
+        why = stripped(target.network.network_address)
+    else:
+        out["host"] = target.host
+        name = policies.decide_name(target.host, port, proto)
+        decision = name if target.path is None else policies.decide_request(target.host, port, target.path)
+        resolved = policies.resolves(target.host).allowed
+        refusing = "proxy" if name.allowed else "bpf, host-nft"
+        layer = _LAYERS[decision.depth] if decision.depth else (refusing if resolved else "resolver")
+        why = None
+    out.update(_decided(policy, decision, layer))
+    if why:
+        out["why"] = why
+    if not decision.allowed and decision.reason == "default":
+        out["hint"] = f"agentmon allow {policy.bottle} {_suggested(target, port, proto)}"
+    return out
+
+
+def _decided(policy: EffectivePolicy, decision: Decision, layer: str) -> dict[str, Any]:
+    relaxed = policy.observe and not decision.allowed and decision.reason == "default"
+    verdict = "allowed" if decision.allowed else ("observed" if relaxed else "refused")
+    out: dict[str, Any] = {"verdict": verdict, "reason": decision.reason, "layer": layer}
+    if decision.rule is not None:
+        out["rule"] = decision.rule.text
+        origins = {p.rule: p.origin for p in placed(policy)}
+        out["origin"] = origins.get(decision.rule, "")
+    if decision.depth is not None:
+        out["depth"] = decision.depth.name.lower()
+        out["unchecked"] = UNCHECKED[decision.depth]
+    return out
+
+
+def _target(dest: str) -> Rule:
+    """The destination as a deny rule, whose grammar takes protected addresses as well."""
+    try:
+        target = parse_rule("!" + dest)
+    except RuleError as e:
+        raise BadInput(f"destination {dest!r}: {e.message}", e.hint) from e
+    network = target.network
+    single = network is None or network.prefixlen == network.max_prefixlen
+    one_port = target.ports == ALL or (len(target.ports) == 1 and target.ports[0][0] == target.ports[0][1])
+    if target.wildcard or not single or not one_port or (target.path and "*" in target.path):
+        raise BadInput(f"destination {dest!r} is more than one", "name one host or address, and one port")
+    return target
+
+
+def _suggested(target: Rule, port: int, proto: str) -> str:
+    network = target.network
+    if network is not None:
+        where = f"[{network.network_address}]" if network.version == 6 else str(network.network_address)
+    else:
+        where = target.host
+    return f"udp://{where}:{port}" if proto == "udp" else f"{where}:{port}"
+
+
+def diff(a: EffectivePolicy, b: EffectivePolicy) -> dict[str, Any]:
+    """What changes from `a` to `b`. `removal`: something that `a` allowed may be refused by `b`."""
+    changed = {
+        f.name: [getattr(a, f.name), getattr(b, f.name)]
+        for f in fields(EffectivePolicy)
+        if f.name in _FACTS and getattr(a, f.name) != getattr(b, f.name)
+    }
+    return {
+        "added": _texts(b.rules, a.rules),
+        "removed": _texts(a.rules, b.rules),
+        "inspected_added": sorted(set(b.inspected) - set(a.inspected)),
+        "inspected_removed": sorted(set(a.inspected) - set(b.inspected)),
+        "budgets_added": sorted(_budgets(b) - _budgets(a)),
+        "budgets_removed": sorted(_budgets(a) - _budgets(b)),
+        "changed": changed,
+        "removal": is_removal(a, b),
+    }
+
+
+def _texts(rules: Sequence[Rule], known: Sequence[Rule]) -> list[str]:
+    there = frozenset(known)
+    return [rule.text for rule in rules if rule not in there]
+
+
+def _budgets(policy: EffectivePolicy) -> set[str]:
+    return {
+        f"{s.scope} {s.name}: {b.provider} {b.tokens} per {b.per}{' (shadow)' if b.shadow else ''}"
+        for s in policy.scopes
+        for b in s.budgets
+    }

@@ -1,0 +1,87 @@
+"""Prints what explain.py says, for people: plain lines, no colour, no width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def check_text(data: Mapping[str, Any]) -> str:
+    """`policy check`."""
+    lines = [f"{data['file']}: ok, {data['rules']} rules from {len(data['sources'])} file(s)"]
+    lines += [f"warning: {w}" for w in data["warnings"]]
+    return "\n".join(lines)
+
+
+def explain_text(data: Mapping[str, Any]) -> str:
+    """`policy explain`, of a whole policy or of one destination."""
+    if "dest" in data:
+        return _destination(data["bottle"], data["dest"])
+    lines = [f"bottle {data['bottle']}" + (" — OBSERVE: the allowlist is relaxed" if data["observe"] else "")]
+    lines += [f"  from {source}" for source in data["sources"]]
+    for rule in data["rules"]:
+        lines += ["", *_rule(rule)]
+    inspected = ", ".join(data["inspected"]) or "none"
+    lines += ["", f"always inspected where a rule allows them: {inspected}"]
+    budgets = [_budget(scope, b) for scope in data["budgets"] for b in scope["budgets"]]
+    lines += [f"budget: {line}" for line in budgets] or ["budget: none"]
+    lines.append(f"when it is spent: {data['shutdown']}")
+    lines += [f"warning: {w}" for w in data["warnings"]]
+    return "\n".join(lines)
+
+
+def _rule(rule: Mapping[str, Any]) -> list[str]:
+    lines = [f"{rule['rule']}" + (f"    ({rule['origin']})" if rule["origin"] else "")]
+    for part in rule.get("opens", ()):
+        lines.append(f"  opens {part['proto'].upper()} {part['ports']}: {part['depth']}")
+    for part in rule.get("denies", ()):
+        lines.append(f"  denies {part['proto'].upper()} {part['ports']}")
+    lines += [f"  checks {text}" for text in rule.get("checks", ())]
+    lines += [f"  does not check {text}" for text in rule.get("unchecked", ())]
+    if "note" in rule:
+        lines.append(f"  {rule['note']}")
+    return lines
+
+
+def _budget(scope: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
+    shadow = ", recorded only" if budget["shadow"] else ""
+    return f"{scope['scope']} {scope['name']}: {budget['provider']} {budget['tokens']} per {budget['per']}{shadow}"
+
+
+def _destination(bottle: str, dest: Mapping[str, Any]) -> str:
+    where = dest.get("host") or dest["address"]
+    lines = [f"{where} {dest['proto'].upper()} {dest['port']}: {dest['verdict']} in {bottle}"]
+    because = {
+        "allow": f"allowed by {dest.get('rule')}",
+        "deny": f"denied by {dest.get('rule')}",
+        "default": "no rule allows it",
+        "protected": f"no rule can allow it ({dest.get('why', 'reserved')})",
+    }[dest["reason"]]
+    lines.append(f"  {because}" + (f" ({dest['origin']})" if dest.get("origin") else ""))
+    lines.append(f"  decided by {dest['layer']}")
+    if "depth" in dest:
+        lines.append(f"  depth {dest['depth']}; does not check {dest['unchecked']}")
+    if "hint" in dest:
+        lines.append(f"  to allow it: {dest['hint']}")
+    return "\n".join(lines)
+
+
+def diff_text(data: Mapping[str, Any]) -> str:
+    """`policy diff`."""
+    lines = [f"- {rule}" for rule in data["removed"]] + [f"+ {rule}" for rule in data["added"]]
+    lines += [f"- inspected {host}" for host in data["inspected_removed"]]
+    lines += [f"+ inspected {host}" for host in data["inspected_added"]]
+    lines += [f"- budget {line}" for line in data["budgets_removed"]]
+    lines += [f"+ budget {line}" for line in data["budgets_added"]]
+    lines += [f"~ {key}: {_value(before)} → {_value(after)}" for key, (before, after) in data["changed"].items()]
+    if not lines:
+        return "no difference"
+    return "\n".join([*lines, "live flows that are no longer allowed end" if data["removal"] else "live flows go on"])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value) or "none"
