@@ -84,6 +84,15 @@ def drop(user: str) -> None:
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def serve_unix(sock: socket.socket, connected: Connected) -> asyncio.AbstractServer:
+    """Serve a listen_unix() socket after the drop: its directory may be out of reach, its file is the daemon's."""
+    options: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}  # else it is stat()ed
+    return await asyncio.start_unix_server(connected, sock=sock, **options)
+
+
 Answer = Callable[[Any, Channel], Awaitable[wire.Message | None]]
 
 
@@ -107,7 +116,7 @@ class Control:
         self.lost = 0  # events nobody took
 
     async def start(self) -> asyncio.AbstractServer:
-        return await asyncio.start_unix_server(self._serve, sock=self._sock)
+        return await serve_unix(self._sock, self._serve)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if peer_of(writer.get_extra_info("socket")).uid not in self._uids:

@@ -28,7 +28,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pool6: str | None = None
     upstream: UpstreamConfig = UpstreamConfig()
     strip: tuple[str, ...] = ()
-    internal: dict[str, str] = {"agentmon.internal": "proxy"}
+    internal: dict[str, str] = msgspec.field(default_factory=lambda: {"agentmon.internal": "proxy"})
     lookup_group: str = "agentmon-svc"
     lookup_users: tuple[str, ...] = ("agentmon-relay", "agentmon-proxy")
     port: int = 53

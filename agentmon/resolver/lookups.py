@@ -18,6 +18,7 @@ from agentmon.resolver.chain import Unusable
 from agentmon.resolver.commits import Commits, Uncommitted
 from agentmon.resolver.resolve import Found, Resolve
 from agentmon.resolver.strip import Strip
+from agentmon.service import serve_unix
 from agentmon.views import View, Views
 
 OTHER_FAMILY_S = 0.1  # how long addresses in hand wait for the other family's
@@ -133,7 +134,7 @@ class LookupServer:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, sock: socket.socket) -> None:
-        await asyncio.start_unix_server(self._connection, sock=sock)
+        await serve_unix(sock, self._connection)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if peer_of(writer.get_extra_info("socket")).uid not in self.uids:

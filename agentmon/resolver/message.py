@@ -16,6 +16,7 @@ import dns.message
 import dns.name
 import dns.opcode
 import dns.rcode
+import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
@@ -32,6 +33,9 @@ BADVERS = dns.rcode.BADVERS
 
 A = dns.rdatatype.A
 AAAA = dns.rdatatype.AAAA
+
+# Now, because after the drop the files may be out of reach.
+dns.rdata.load_all_types(disable_dynamic_load=True)  # type: ignore[no-untyped-call]
 
 _HEADER_BYTES = 12
 _HOST_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
