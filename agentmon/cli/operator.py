@@ -1,0 +1,97 @@
+"""What an operator does to running bottles: cut, freeze, resume, kill, allow, deny."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from agentmon.cli.console import emit, emit_json, example
+from agentmon.cli.control import ask
+from agentmon.errors import BadInput
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Data instead of text.")
+_ALL = click.option("--all", "every", is_flag=True, help="Every running bottle.")
+_DONE = {"cut": "cut", "freeze": "frozen", "resume": "resumed", "kill": "ended"}
+
+
+def _operate(verb: str, bottle: str | None, every: bool, as_json: bool, **args: Any) -> None:
+    if bool(bottle) == every:
+        raise BadInput("name one bottle, or say --all", f"agentmon {verb} BOTTLE")
+    value = ask(verb, **({"all": True} if every else {"bottle": bottle}), **args)
+    if as_json:
+        emit_json(value if isinstance(value, dict) else {"bottle": bottle, "result": value})
+    else:
+        emit(f"{bottle or 'every bottle'}: {_DONE[verb]}{_how(value)}")
+
+
+def _how(value: Any) -> str:
+    """`resume` and `freeze` say what was done, where the daemon says it."""
+    return f" ({value['result']})" if isinstance(value, dict) and value.get("result") else ""
+
+
+@click.command(epilog=example("agentmon cut build-17", "agentmon cut --all"))
+@click.argument("bottle", required=False)
+@_ALL
+@_JSON
+def cut(bottle: str | None, every: bool, as_json: bool) -> None:
+    """Cut BOTTLE off: from now on it reaches only its proxy and resolver, which refuse. Its processes go on."""
+    _operate("cut", bottle, every, as_json)
+
+
+@click.command(epilog=example("agentmon freeze build-17"))
+@click.argument("bottle", required=False)
+@_ALL
+@_JSON
+def freeze(bottle: str | None, every: bool, as_json: bool) -> None:
+    """Cut BOTTLE and stop every process in it, until `agentmon resume`."""
+    _operate("freeze", bottle, every, as_json)
+
+
+@click.command(
+    epilog=example("agentmon resume build-17 --budget 400000", "agentmon resume build-17 --budget claude=400000")
+)
+@click.argument("bottle", required=False)
+@_ALL
+@click.option("--budget", metavar="TOKENS|P=TOKENS", help="The bottle's new budget, in all, not in addition.")
+@_JSON
+def resume(bottle: str | None, every: bool, budget: str | None, as_json: bool) -> None:
+    """Let a cut or frozen BOTTLE go on. After a spent budget it needs a larger one."""
+    _operate("resume", bottle, every, as_json, **({"budget": budget} if budget else {}))
+
+
+@click.command(epilog=example("agentmon kill build-17", "agentmon kill --all"))
+@click.argument("bottle", required=False)
+@_ALL
+@_JSON
+def kill(bottle: str | None, every: bool, as_json: bool) -> None:
+    """End every process of BOTTLE at once; nothing is saved."""
+    _operate("kill", bottle, every, as_json)
+
+
+def _rule(verb: str, bottle: str, rule: str, as_json: bool) -> None:
+    value = ask(verb, bottle=bottle, rule=rule)
+    if as_json:
+        emit_json(value if isinstance(value, dict) else {"bottle": bottle, "rule": rule})
+    else:
+        emit(f"{bottle}: {'allowed' if verb == 'allow' else 'denied'} {rule}")
+
+
+@click.command(
+    epilog=example("agentmon allow build-17 index.example.org:443", "agentmon allow build-17 tcp://198.51.100.7:5432")
+)
+@click.argument("bottle")
+@click.argument("rule")
+@_JSON
+def allow(bottle: str, rule: str, as_json: bool) -> None:
+    """Add RULE to what the running BOTTLE may reach. Connections that are open stay open."""
+    _rule("allow", bottle, rule, as_json)
+
+
+@click.command(epilog=example("agentmon deny build-17 index.example.org"))
+@click.argument("bottle")
+@click.argument("rule")
+@_JSON
+def deny(bottle: str, rule: str, as_json: bool) -> None:
+    """Deny RULE to the running BOTTLE; it wins over what is allowed. Open connections to it are closed."""
+    _rule("deny", bottle, rule, as_json)
