@@ -26,7 +26,11 @@ def find_v2() -> Path:
 
     :raises Missing: the host has cgroup v1 only.
     """
-    mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+    return v2_of(parse_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")))
+
+
+def v2_of(mounts: list[tuple[str, str, str]]) -> Path:
+    """The same for a given list of mounts. Pure."""
     for root, point, fstype in mounts:
         if fstype == "cgroup2" and root == "/":
             return Path(point)

@@ -29,7 +29,7 @@ def run(request: Request, timeout_s: int = TIMEOUT_S) -> None:
     try:
         code = _spawn(request, answer, log, timeout_s)
         text = _content(log).decode("utf-8", "replace")
-        _judge(_content(answer), code, text)
+        judge(_content(answer), code, text)
     finally:
         os.close(answer)
         os.close(log)
@@ -70,7 +70,8 @@ def _content(fd: int) -> bytes:
     return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
-def _judge(answer: bytes, code: int, log: str) -> None:
+def judge(answer: bytes, code: int, log: str) -> None:
+    """Turn what the child left into success or a typed error. Pure."""
     if not answer:
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         last = log.strip().splitlines()[-1] if log.strip() else "it printed nothing"

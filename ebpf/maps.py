@@ -175,5 +175,9 @@ class Map:
 def possible_cpus() -> int:
     """How many values a per-CPU map answers with (the kernel's possible, not online, CPUs)."""
     with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
-        last = file.read().strip().split(",")[-1]
-    return int(last.split("-")[-1]) + 1
+        return parse_cpus(file.read())
+
+
+def parse_cpus(text: str) -> int:
+    """The number of CPUs up to the last one of a list like "0,2-7"."""
+    return int(text.strip().split(",")[-1].split("-")[-1]) + 1
