@@ -32,6 +32,11 @@ HOOKS = (
     Hook("am_sock_create", SOCK, 2),
 )
 
+_HINT = (
+    "needs root; if another tool holds this hook exclusively in this cgroup or above it, "
+    "`bpftool cgroup tree` shows it and that tool must attach with the multi flag"
+)
+
 
 class LinkInfo(NamedTuple):
     prog_id: int
@@ -74,7 +79,7 @@ def attach(path: str, hook: Hook, prog_fd: int, cgroup: str, cgroup_id: int) -> 
     directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         attr = struct.pack("=IIII", prog_fd, directory, hook.attach_type, 0)
-        fd = syscall.call(syscall.LINK_CREATE, attr, f"attaching {hook.function} to {cgroup}")
+        fd = syscall.call(syscall.LINK_CREATE, attr, f"attaching {hook.function} to {cgroup}", _HINT)
     finally:
         os.close(directory)
     try:

@@ -47,7 +47,7 @@ class Map:
         if self.type == PERCPU_ARRAY:
             size = (size + 7) // 8 * 8 * possible_cpus()
         value = ctypes.create_string_buffer(size)
-        attr = struct.pack("=IIQQQ", self.fd, 0, syscall.address(self._key(key)), ctypes.addressof(value), 0)
+        attr = struct.pack("=iIQQQ", self.fd, 0, syscall.address(self._key(key)), ctypes.addressof(value), 0)
         result, number, _ = syscall.bpf(syscall.MAP_LOOKUP_ELEM, attr)
         if result == 0:
             return value.raw
@@ -61,7 +61,7 @@ class Map:
         :raises MapFull: nothing was written.
         """
         attr = struct.pack(
-            "=IIQQQ", self.fd, 0, syscall.address(self._key(key)), syscall.address(self._value(value)), 0
+            "=iIQQQ", self.fd, 0, syscall.address(self._key(key)), syscall.address(self._value(value)), 0
         )
         result, number, _ = syscall.bpf(syscall.MAP_UPDATE_ELEM, attr)
         if result < 0:
@@ -69,7 +69,7 @@ class Map:
 
     def delete(self, key: bytes) -> bool:
         """Whether the element was there."""
-        attr = struct.pack("=IIQQQ", self.fd, 0, syscall.address(self._key(key)), 0, 0)
+        attr = struct.pack("=iIQQQ", self.fd, 0, syscall.address(self._key(key)), 0, 0)
         result, number, _ = syscall.bpf(syscall.MAP_DELETE_ELEM, attr)
         if result < 0 and number != errno.ENOENT:
             raise BpfError(number, f"deleting from BPF map {self.name}")
@@ -123,7 +123,7 @@ class Map:
             keys = ctypes.create_string_buffer(self.key_bytes * room)
             values = ctypes.create_string_buffer(self.value_bytes * room)
             attr = struct.pack(
-                "=QQQQIIQQ",
+                "=QQQQIiQQ",
                 ctypes.addressof(position) if started else 0,
                 ctypes.addressof(position),
                 ctypes.addressof(keys),
@@ -151,7 +151,7 @@ class Map:
             started = True
 
     def _batch(self, command: int, keys: int, values: int, count: int) -> tuple[int, int]:
-        attr = struct.pack("=QQQQIIQQ", 0, 0, keys, values, count, self.fd, 0, 0)
+        attr = struct.pack("=QQQQIiQQ", 0, 0, keys, values, count, self.fd, 0, 0)
         result, number, after = syscall.bpf(command, attr)
         (done,) = struct.unpack_from("=I", after, 32)
         return done, (number if result < 0 else 0)

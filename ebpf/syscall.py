@@ -40,11 +40,11 @@ def bpf(command: int, attr: bytes | bytearray) -> tuple[int, int, bytes]:
     return result, (ctypes.get_errno() if result < 0 else 0), buffer.raw
 
 
-def call(command: int, attr: bytes, operation: str) -> int:
+def call(command: int, attr: bytes, operation: str, hint: str = "") -> int:
     """:raises BpfError: with `operation` in its text."""
     result, number, _ = bpf(command, attr)
     if result < 0:
-        raise BpfError(number, operation)
+        raise BpfError(number, operation, hint)
     return result
 
 
