@@ -119,7 +119,7 @@ class Hooks:
         said = bottle.policy.decide_name(host, connection.port) if bottle and host else None
         observe = bottle is not None and bottle.view.mode == "observe" and said is not None and said.reason == "default"
         if said is None or not (said.allowed or observe):
-            self._refused(connection, host, "sni" if not host else (said.reason if said else "unknown"))
+            self._refused(connection, host, "sni" if not host else (said.reason if said is not None else "unknown"))
             connection.abort()
             return
         connection.sni = host
@@ -178,7 +178,10 @@ class Hooks:
     # ── requests ──
 
     async def on_requestheaders(self, connection: Connection, flow: http.HTTPFlow) -> None:
-        connection.head_came()
+        with connection.deciding():
+            await self._head(connection, flow)
+
+    async def _head(self, connection: Connection, flow: http.HTTPFlow) -> None:
         bottle = self.bottles.at(connection.slot)
         if bottle is None or flow.error is not None:  # gone, or a head that mitmproxy itself refuses
             kill(flow)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
@@ -59,7 +60,9 @@ class Connection(LiveConnectionHandler):
         self.buffering = 0  # requests whose bodies are collected
         self.dialled: dict[str, str] = {}  # host → vetted address, so that connections are used again
         self._allowance = HEAD_BYTES
-        self._closing = False
+        self._deciding = 0  # requests whose head is being decided; until then nothing more is read
+        self._decided = asyncio.Event()
+        self._decided.set()
         self._deadline = asyncio.get_running_loop().call_later(HEAD_S, self._too_slow)
         self.max_conns = collections.defaultdict(lambda: asyncio.Semaphore(_UPSTREAM_STREAMS))
         self.layer = Entry(self.layer.context, tls=port == 443)
@@ -105,6 +108,7 @@ class Connection(LiveConnectionHandler):
     async def server_event(self, event: events.Event) -> None:
         if isinstance(event, events.DataReceived):
             if event.connection is self.client:
+                await self._decided.wait()
                 self._allowance -= len(event.data)
                 if self._allowance < 0 and not self.streaming:
                     self.hooks.failed(self, "limit", "the client sent more than a request may have")
@@ -118,8 +122,18 @@ class Connection(LiveConnectionHandler):
         """Set what the client may send from now on, after requests began or ended."""
         self._allowance = HEAD_BYTES + self.buffering * BODY_BYTES
 
-    def head_came(self) -> None:
+    @contextlib.contextmanager
+    def deciding(self) -> Iterator[None]:
+        """While a request's head is looked at, its body stays with the client."""
         self._deadline.cancel()
+        self._deciding += 1
+        self._decided.clear()
+        try:
+            yield
+        finally:
+            self._deciding -= 1
+            if not self._deciding:
+                self._decided.set()
 
     def _too_slow(self) -> None:
         self.hooks.failed(self, "limit", f"no request within {HEAD_S:.0f} s")
@@ -129,7 +143,6 @@ class Connection(LiveConnectionHandler):
 
     def abort(self) -> None:
         """Close both sides now; what was written before still leaves."""
-        self._closing = True
         self.client.error = self.client.error or "closed by agentmon"
         io = self.transports.get(self.client)
         if io is not None:

@@ -1,7 +1,7 @@
-"""A proxy worker as a real process on loopback, a real ledger process, a strict TLS upstream: what the proxy's tests drive.
+"""A real proxy worker on loopback, a real ledger process, a strict TLS upstream: what the proxy's tests drive.
 
     127.A.0.4:443, :80   the worker        127.A.0.16   the bottle (slot 16), as a source address
-    127.A.1.1:443, :80   the upstream      A is chosen by process id, so that two runs do not meet
+    127.A.1.1:443, :80   the upstream      A is another one for every rig of every process
 
 Only name resolution is a stand-in: a socket that answers every Lookup with the upstream's address.
 """
@@ -33,13 +33,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from agentmon import trust, wire
 from agentmon.channel import BlockingChannel
 
-A = 64 + os.getpid() % 128
+_NETS = itertools.count(os.getpid() * 7)
 SLOT = 16
 WEIGHTS = {"input": 1000, "cache_write": 1000, "cache_read": 100, "output": 1000}
 
 
 def own_ca(directory: Path) -> tuple[Path, ssl.SSLContext]:
-    """(CA file, server context) of an outside world with its own authority; the leaf is good for *.TLD names below."""
+    """(CA file, server context) of an outside world with its own authority and one leaf for the names below."""
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "outside world")])
@@ -86,10 +86,10 @@ Script = Callable[["Seen", asyncio.StreamWriter], Awaitable[None]]
 
 
 class Upstream:
-    """HTTP/1.1 over TLS (443) and plain (80) in a thread; `script` writes the answer's bytes itself, headers and all."""
+    """(CA file, server context) of an outside world: its own authority and one leaf for the names below."""
 
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self.address = f"127.{A}.1.1"
+    def __init__(self, address: str, context: ssl.SSLContext) -> None:
+        self.address = address
         self.seen: list[Seen] = []
         self.connections = 0
         self.aborted = threading.Event()  # a peer went away while a script was writing or waiting
@@ -241,11 +241,17 @@ class Rig:
     ca: Path
     control: BlockingChannel
     books: BlockingChannel | None
+    net: str  # "127.A"
     events: list[dict[str, Any]] = field(default_factory=list)
     _runs: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    address = f"127.{A}.0.4"
-    source = f"127.{A}.0.{SLOT}"
+    @property
+    def address(self) -> str:
+        return f"{self.net}.0.4"
+
+    @property
+    def source(self) -> str:
+        return f"{self.net}.0.{SLOT}"
 
     def ask(self, message: Any) -> Any:
         """Tell the worker something and return its Ack; reports that come meanwhile are kept."""
@@ -424,7 +430,8 @@ def start(directory: Path, *, ledger: bool = True, prelude: str = "") -> Rig:
     """Everything up, no bottle yet. Needs root for the ports. `prelude`: Python run in the worker first (faults)."""
     ca_file, context = own_ca(directory)
     authority = trust.ensure_ca(directory / "ca")
-    upstream = Upstream(context)
+    net = f"127.{1 + next(_NETS) % 250}"
+    upstream = Upstream(f"{net}.1.1", context)
     lookups = Lookups(directory / "lookup.sock", upstream.address)
 
     def launch(module: str, config: dict[str, Any], prelude: str) -> tuple[subprocess.Popen[bytes], BlockingChannel]:
@@ -455,10 +462,10 @@ def start(directory: Path, *, ledger: bool = True, prelude: str = "") -> Rig:
         {
             "socket": str(directory / "proxy.sock"), "lookup_socket": str(directory / "lookup.sock"),
             "ledger_socket": str(directory / "ledger.sock"), "user": "", "worker": 0,
-            "listen": [[f"127.{A}.0.4", 443], [f"127.{A}.0.4", 80]], "pool4": f"127.{A}.0.0/16", "pool6": None,
+            "listen": [[f"{net}.0.4", 443], [f"{net}.0.4", 80]], "pool4": f"{net}.0.0/16", "pool6": None,
             "ca_dir": str(directory / "ca"), "upstream_ca": [str(ca_file)], "upstream_proxy": None, "providers": {},
         },
         prelude,
     )  # fmt: skip
     assert isinstance(control.recv(), wire.Ready)
-    return Rig(directory, upstream, lookups, proxy, book_process, authority.cert_file, control, books)
+    return Rig(directory, upstream, lookups, proxy, book_process, authority.cert_file, control, books, net)
