@@ -1,12 +1,12 @@
 """Settings, manifest chain and options become one EffectivePolicy.
 
-    allow, ro, rw, unix       add up: options first, then child, parent, …
-    routes, agents            add up; for the same host or agent the one nearest to the child holds
-    limits                    key by key, the nearest
-    shutdown, guard, home,
-    io_uring, provider        the nearest that says anything: options, child, parent, …, settings
-    "!" rules, deny:          always add, and win
-    budgets                   scopes.py
+allow, ro, rw, unix       add up: options first, then child, parent, …
+routes, agents            add up; for the same host or agent the one nearest to the child holds
+limits                    key by key, the nearest
+shutdown, guard, home,
+io_uring, provider        the nearest that says anything: options, child, parent, …, settings
+"!" rules, deny:          always add, and win
+budgets                   scopes.py
 """
 
 from __future__ import annotations

@@ -101,9 +101,7 @@ def _agent(chain: Chain, name: str) -> tuple[tuple[Budget, ...], bool]:
     return (), True
 
 
-def _defs(
-    budgets: Iterable[Budget], per: str, provider: str, known: frozenset[str]
-) -> tuple[wire.BudgetDef, ...]:
+def _defs(budgets: Iterable[Budget], per: str, provider: str, known: frozenset[str]) -> tuple[wire.BudgetDef, ...]:
     out = []
     for budget in budgets:
         if not budget.provider and not provider:

@@ -100,9 +100,7 @@ def _weights(node: Node) -> dict[str, int]:
     table = document.mapping(node, "per mille by kind of token")
     document.check_keys(table, WEIGHTS)
     most = 1_000_000
-    given = {
-        k: document.integer(v, least=0, most=most, expected="per mille") for k, v in table.values.items()
-    }
+    given = {k: document.integer(v, least=0, most=most, expected="per mille") for k, v in table.values.items()}
     return WEIGHTS | given
 
 

@@ -107,11 +107,12 @@ class PolicySet:
         if not served:  # port 80 alone, or direct
             served = [(rule, depth) for rule, _, _, depth in opened if depth is not Depth.DIRECT]
         if self.is_inspected(host) or (served and self._has_paths(host, 443)):
-            return Decision(True, Depth.INSPECTED, served[0][0] if served else opened[0][0], "allow")
+            rule = max(served, key=lambda pair: pair[1])[0] if served else opened[0][0]
+            return Decision(True, Depth.INSPECTED, rule, "allow")
         if not served:
             return Decision(True, Depth.DIRECT, opened[0][0], "allow")
-        depth = max(depth for _, depth in served)
-        return Decision(True, depth, next(rule for rule, d in served if d is depth), "allow")
+        rule, depth = max(served, key=lambda pair: pair[1])
+        return Decision(True, depth, rule, "allow")
 
     def decide_name(self, name: str, port: int, proto: str = "tcp") -> Decision:
         """May `name` be connected to? Paths are not looked at: a rule with a path opens the host for inspection."""

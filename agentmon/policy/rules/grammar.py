@@ -143,7 +143,8 @@ class Rule:
         mark = "!" if self.deny else ""
         scheme = f"{self.scheme}://" if self.scheme else ""
         where = self.host if self.network is None else _network_text(self.network)
-        default = self.scheme in _DEFAULT_PORT or self.ports == port_sets.ALL or self._bare()
+        every = self.ports == port_sets.ALL and (self.deny or self.network is not None)
+        default = self.scheme in _DEFAULT_PORT or every or self._bare()
         ports = "" if default else ":" + port_sets.text_of(self.ports)
         return f"{mark}{scheme}{where}{ports}{self.path or ''}"
 
@@ -308,6 +309,8 @@ def _address_rule(deny: bool, scheme: str, network: Network, ports: Ports | None
         mapped = network.network_address.ipv4_mapped if isinstance(network.network_address, IPv6Address) else None
         hint = f"write {mapped}" if mapped else f"no bottle can reach {protected}; write networks that leave it out"
         raise RuleError(f"{shown} {what}", hint)
+    if ports == port_sets.ALL and not deny:
+        scheme = scheme or "tcp"  # without ports, the canonical text would mean UDP as well
     if scheme:
         protos: tuple[str, ...] = (scheme,)
     else:
