@@ -39,7 +39,6 @@ from agentmon.daemon.sightings import Sightings
 from agentmon.errors import AgentmonError
 from agentmon.events import Event
 from agentmon.launch.client import Spawner
-from agentmon.ledger.events_store import EventStore
 from agentmon.policy.settings import Settings
 from agentmon.providers import registry
 
@@ -65,7 +64,7 @@ class Daemon:
         self.services: dict[str, Service] = {}
         host = Host(FIRST_SLOT, self.pool.last_slot, persist.load_epoch())
         self.runner = Runner(host, Applier(self).apply, self.clients, self._look_idle)
-        self.log = EventLog(EventStore(paths.EVENTS, settings.events_bytes, settings.events_age_s))
+        self.log = EventLog(str(paths.EVENTS), max_bytes=settings.events_bytes, max_age_s=settings.events_age_s)
         self.ledger: LedgerLink
         self.ops = Ops(self)
         self._summaries: dict[int, dict[str, Any]] = {}

@@ -10,14 +10,14 @@ import queue
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
 from agentmon import events
 from agentmon.events import Event
-from agentmon.ledger.events_store import EventStore
+from agentmon.ledger.events_store import EventStore, EventsTrouble, read
 
 _QUEUE = 20_000
 
@@ -25,8 +25,9 @@ _QUEUE = 20_000
 class EventLog:
     """One per daemon. add() is called in the loop and never blocks."""
 
-    def __init__(self, store: EventStore) -> None:
-        self._store = store
+    def __init__(self, path: str, *, max_bytes: int, max_age_s: int) -> None:
+        self._path = path
+        self._limits = (max_bytes, max_age_s)
         self._queue: queue.Queue[Event | threading.Event | None] = queue.Queue(_QUEUE)
         self._followers: set[Callable[[dict[str, Any]], None]] = set()
         self.refused: dict[str, Counter[str]] = {}  # bottle → layer → refusals
@@ -56,10 +57,10 @@ class EventLog:
         self._followers.add(follower)
         return lambda: self._followers.discard(follower)
 
-    def query(self, *, bottle: str | None, kind: str | None, since_ns: int) -> list[dict[str, Any]]:
-        """Stored events, oldest first, as the contract's JSON objects; the newest 10,000 at most."""
-        found = self._store.query(bottle=bottle or "", kind=kind or "", since_ns=since_ns, limit=10_000)
-        return [events.to_dict(event) for event in found]
+    def query(self, *, bottle: str, kind: str, since_ns: int) -> Iterator[dict[str, Any]]:
+        """Stored events, oldest first, as the contract's JSON objects. :raises EventsTrouble: they cannot be read."""
+        for _, event in read(self._path, bottle=bottle, kind=kind, since_ns=since_ns):
+            yield events.to_dict(event)
 
     async def flushed(self) -> None:
         """Return when everything added so far can be read from the store."""
@@ -70,9 +71,19 @@ class EventLog:
     def close(self) -> None:
         self._queue.put(None)
         self._thread.join(5.0)
-        self._store.close()
 
     def _write(self) -> None:
+        max_bytes, max_age_s = self._limits
+        try:
+            store = EventStore(self._path, max_bytes=max_bytes, max_age_s=max_age_s)
+        except EventsTrouble as e:
+            print(f"warning: {e}; events are shown to followers only", file=sys.stderr)
+            store = None
+        self._drain(store)
+        if store is not None:
+            store.close()
+
+    def _drain(self, store: EventStore | None) -> None:
         while True:
             batch: list[Event] = []
             marks: list[threading.Event] = []
@@ -92,8 +103,9 @@ class EventLog:
                 last = item is None
             if batch:
                 try:
-                    self._store.append(batch)
-                except OSError as e:  # a full disk must not end the daemon; enforcement goes on
+                    if store is not None:
+                        store.append(batch)
+                except EventsTrouble as e:  # a full disk must not end the daemon; enforcement goes on
                     self.lost += len(batch)
                     print(f"warning: {len(batch)} events not stored: {e}, ignoring", file=sys.stderr)
             for mark in marks:

@@ -192,7 +192,7 @@ class Ops:
         """History, then (follow) what comes, in one order and without a gap or a double."""
         args = request.args
         await self._d.log.flushed()
-        bottle, kind = args.get("bottle"), args.get("kind")
+        bottle, kind = str(args.get("bottle") or ""), str(args.get("kind") or "")
         follow = bool(args.get("follow"))
 
         def show(event: dict[str, Any]) -> None:
