@@ -18,12 +18,18 @@ def budget() -> None:
     """Show and set budgets of running bottles."""
 
 
-@budget.command(epilog=example("agentmon budget show build-17", "agentmon budget show build-17 --json"))
-@click.argument("scope")
+@budget.command(epilog=example("agentmon budget show build-17", "sudo agentmon budget show --json"))
+@click.argument("scope", required=False)
 @_JSON
-def show(scope: str, as_json: bool) -> None:
-    """Show the budgets that hold for SCOPE, a running bottle: used, held, remaining."""
-    _print(ask("budget_show", bottle=scope), as_json)
+def show(scope: str | None, as_json: bool) -> None:
+    """Show the budgets that hold for SCOPE, a running bottle: used, held, remaining. Without SCOPE: every budget, from
+    the ledger."""
+    if scope is not None:
+        _print(ask("budget_show", bottle=scope), as_json)
+        return
+    from agentmon.cli.books import budget_rows
+
+    _print(budget_rows(), as_json)
 
 
 @budget.command("set", epilog=example("sudo agentmon budget set build-17 claude 400000"))

@@ -99,12 +99,21 @@ def _arguments(command: Sequence[str], name: str, options: dict[str, Any]) -> di
         "tty": terminal, "rows": size.lines or 24, "cols": size.columns or 80,
     }  # fmt: skip
     if options["policy"]:
-        args["policy_file"] = _absolute(options["policy"])
+        args |= _manifest(options["policy"])
     args |= {key: options[key] for key in ("provider", "agent", "shutdown", "user", "home") if options[key]}
     if (run_as := _sudo_user()) is not None:
         args["run_as"] = run_as
     _check_text(args)
     return args
+
+
+def _manifest(name: str) -> dict[str, Any]:
+    """The manifest's path and the texts of it and its parents: read here, with the caller's rights, not the daemon's."""
+    from agentmon.policy import manifest, settings
+
+    bottles_dir = settings.load().bottles_dir
+    path = manifest.find(name, bottles_dir)
+    return {"policy_file": str(path.absolute()), "manifests": manifest.gather(path, bottles_dir)}
 
 
 def _environment(settings: Sequence[str]) -> dict[str, str]:

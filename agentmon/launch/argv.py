@@ -20,29 +20,17 @@ from agentmon.launch.spec import CA_BUNDLES, LaunchSpec
 _TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SYSTEM = ("/usr", "/opt", "/nix/store", "/sys/devices/system/cpu", "/sys/devices/system/node")
 _ETC = (
-    "alternatives", "bash.bashrc", "bindresvport.blacklist", "ca-certificates", "ca-certificates.conf", "crypto-policies",
-    "debian_version", "environment.d", "ethertypes", "fonts", "gai.conf", "gitconfig", "host.conf", "inputrc",
+    "alternatives", "bash.bashrc", "bindresvport.blacklist", "ca-certificates", "ca-certificates.conf",
+    "crypto-policies", "debian_version", "ethertypes", "fonts", "gai.conf", "gitconfig", "host.conf", "inputrc",
     "java-17-openjdk", "java-21-openjdk", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "locale.alias", "locale.conf",
-    "localtime", "login.defs", "lsb-release", "magic", "magic.mime", "maven", "mime.types", "networks", "os-release", "perl",
-    "pki/ca-trust", "pki/tls", "profile", "profile.d", "protocols", "python3", "redhat-release", "rpc", "services", "shells",
-    "skel", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone", "vim", "xattr.conf", "xdg", "xml",
+    "localtime", "login.defs", "lsb-release", "magic", "magic.mime", "maven", "mime.types", "networks", "os-release",
+    "perl", "pki/ca-trust", "pki/tls", "profile", "profile.d", "protocols", "python3", "redhat-release", "rpc",
+    "services", "shells", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone", "xattr.conf", "xdg", "xml",
 )  # fmt: skip
 # Never bound as a whole, neither as the working directory nor by --ro and --rw: private inside, or too much at once.
 _PRIVATE = (
-    "/",
-    "/proc",
-    "/sys",
-    "/dev",
-    "/run",
-    "/var/run",
-    "/tmp",
-    "/var/tmp",
-    "/dev/shm",
-    "/etc",
-    "/var",
-    "/home",
-    "/boot",
-)
+    "/", "/proc", "/sys", "/dev", "/run", "/var/run", "/tmp", "/var/tmp", "/dev/shm", "/etc", "/var", "/home", "/boot",
+)  # fmt: skip
 _HIDDEN = ("/proc", "/sys", "/dev", "/run", "/var/run")  # nor anything below
 _LIBC_VARIABLES = frozenset({  # what glibc itself drops for set-uid programs (sysdeps/generic/unsecvars.h), and locales
     "GCONV_PATH", "GETCONF_DIR", "GLIBC_TUNABLES", "HOSTALIASES", "LOCALDOMAIN", "LOCPATH", "NIS_PATH", "NLSPATH",
@@ -55,23 +43,34 @@ BWRAP, SETSID, SETPRIV, ENV = "/usr/bin/bwrap", "/usr/bin/setsid", "/usr/bin/set
 
 @dataclass(frozen=True, slots=True)
 class HostLayout:
-    """What this host has of the paths above: links of / by name, and which system paths exist."""
+    """What this host has of the paths above. Small files are copied into the bottle's own /etc: a mount each would
+    make most of the time that bwrap takes (it reads all mounts again after each)."""
 
-    links: tuple[tuple[str, str], ...]
-    present: frozenset[str]
+    links: tuple[tuple[str, str], ...]  # (path, target)
+    trees: tuple[str, ...]  # bound read-only
+    files: tuple[str, ...]  # copied
+    bundles: tuple[str, ...]  # of CA_BUNDLES
 
     @classmethod
     def read(cls) -> HostLayout:
         """Of the running host; unprivileged."""
-        links = tuple((f"/{name}", os.readlink(f"/{name}")) for name in _TOP if Path("/", name).is_symlink())
-        linked = {name for name, _ in links}
-        wanted = [f"/{n}" for n in _TOP if f"/{n}" not in linked] + list(_SYSTEM) + [f"/etc/{n}" for n in _ETC]
-        return cls(links, frozenset(path for path in (*wanted, *CA_BUNDLES) if Path(path).exists()))
+        wanted = [Path(path) for path in (*(f"/{n}" for n in _TOP), *_SYSTEM, *(f"/etc/{n}" for n in _ETC))]
+        links = tuple((str(path), os.readlink(path)) for path in wanted if path.is_symlink())
+        rest = [path for path in wanted if not path.is_symlink() and os.access(path, os.R_OK)]
+        return cls(
+            links,
+            tuple(str(path) for path in rest if path.is_dir()),
+            tuple(str(path) for path in rest if path.is_file()),
+            tuple(path for path in CA_BUNDLES if Path(path).exists()),
+        )
 
 
 def bwrap_argv(spec: LaunchSpec, layout: HostLayout, data: Mapping[str, int], seccomp: int, status: int) -> list[str]:
-    """The whole command line. `data`: descriptor for each path of `spec.files`; `status`: gets JSON lines, {"child-pid": N}, then {"exit-code": N}.
+    """The whole command line.
 
+    :param data: a descriptor for each path of `spec.files` and `layout.files`, read to its end.
+    :param seccomp: descriptor of the filter.
+    :param status: gets JSON lines: {"child-pid": N}, then {"exit-code": N} if the command was executed.
     :raises BadInput: a path of --ro or --rw that may not be shown.
     """
     return [BWRAP, *bwrap_options(spec, layout, data, seccomp, status), "--", *inner_command(spec)]
@@ -90,7 +89,7 @@ def bwrap_options(
         words += ["--cap-add", capability]
     words += _with_parents(
         [*_system(layout), *_private(spec), *_shown(spec), *_trust(spec, layout)]
-        + [("--ro-bind-data", str(fd), path) for path, fd in sorted(data.items())]
+        + [("--file", str(fd), path) for path, fd in sorted(data.items())]
     )
     words += ["--remount-ro", "/", "--remount-ro", "/dev", "--chdir", chdir, "--clearenv"]
     for name, value in sorted(early.items()):
@@ -123,8 +122,8 @@ def working_directory(spec: LaunchSpec) -> str:
 
 
 def _system(layout: HostLayout) -> list[_Mount]:
-    mounts: list[_Mount] = [("--ro-bind", path, path) for path in sorted(layout.present - set(CA_BUNDLES))]
-    return mounts + [("--symlink", target, name) for name, target in layout.links]
+    mounts: list[_Mount] = [("--ro-bind", path, path) for path in sorted(layout.trees)]
+    return mounts + [("--symlink", target, path) for path, target in layout.links]
 
 
 def _private(spec: LaunchSpec) -> list[_Mount]:
@@ -162,7 +161,7 @@ def _shown(spec: LaunchSpec) -> list[_Mount]:
 def _trust(spec: LaunchSpec, layout: HostLayout) -> list[_Mount]:
     if not spec.trust:
         return []
-    return [("--ro-bind", spec.trust, path) for path in CA_BUNDLES if path in layout.present or path == CA_BUNDLES[0]]
+    return [("--ro-bind", spec.trust, path) for path in dict.fromkeys((CA_BUNDLES[0], *layout.bundles))]
 
 
 def _with_parents(mounts: list[_Mount]) -> list[str]:
@@ -178,7 +177,7 @@ def _with_parents(mounts: list[_Mount]) -> list[str]:
         made.add(target)
         if option == "--tmpfs":
             words += ["--perms", source, option, target]
-        elif option == "--ro-bind-data":
+        elif option == "--file":
             words += ["--perms", "0444", option, source, target]
         else:
             words += [option, *([source] if source else []), target]

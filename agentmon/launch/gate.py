@@ -7,6 +7,7 @@ the child in that read until the daemon thaws the bottle.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -57,7 +58,7 @@ def _prepare(spec: LaunchSpec, layout: HostLayout, stdio: Stdio, status_w: int, 
     os.umask(spec.umask)
     for name, value in spec.rlimits.items():
         _limit(name, value)
-    data = {path: memory_file("etc", content.encode()) for path, content in spec.files.items()}
+    data = _host_files(layout) | {path: memory_file("etc", text.encode()) for path, text in spec.files.items()}
     seccomp = memory_file("seccomp", filter_bytes(spec.io_uring))
     options = bwrap_options(spec, layout, data, seccomp, status_w)
     args = memory_file("args", b"".join(os.fsencode(word) + b"\0" for word in options))
@@ -66,6 +67,14 @@ def _prepare(spec: LaunchSpec, layout: HostLayout, stdio: Stdio, status_w: int, 
     os.chdir("/")
     enter_netns(spec.netns)
     return [BWRAP, "--args", str(args), "--", *inner_command(spec)]
+
+
+def _host_files(layout: HostLayout) -> dict[str, int]:
+    data = {}
+    for path in layout.files:
+        with contextlib.suppress(FileNotFoundError):  # uninstalled since the spawner looked
+            data[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return data
 
 
 def _close_all_but(keep: Iterable[int]) -> None:

@@ -1,0 +1,106 @@
+"""`agentmon policy check|explain|diff`: files are read here, without a daemon; running bottles are asked of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agentmon.cli.console import emit, emit_json, example
+from agentmon.cli.control import ask
+
+if TYPE_CHECKING:
+    from agentmon.policy.effective import EffectivePolicy
+    from agentmon.policy.settings import Settings
+    from agentmon.providers.declaration import Provider
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="One object instead of text.")
+_SETTINGS = click.option(
+    "--settings", "settings_file", type=click.Path(path_type=Path), help="Settings file.  [default: the host's]"
+)
+
+
+@click.group(epilog=example("agentmon policy check ci.yml"))
+def policy() -> None:
+    """Check, explain and compare policies."""
+
+
+@policy.command(epilog=example("agentmon policy check ci.yml", "agentmon policy check ci.yml --json"))
+@click.argument("file", type=click.Path(path_type=Path))
+@_SETTINGS
+@_JSON
+def check(file: Path, settings_file: Path | None, as_json: bool) -> None:
+    """Check the manifest FILE and all that it extends, as `run` would. Nothing is applied."""
+    from agentmon.policy import explain as explained
+    from agentmon.policy.explain_text import check_text
+
+    settings, providers = _host(settings_file)
+    _show(explained.check(file, settings, providers), check_text, as_json)
+
+
+@policy.command(
+    epilog=example(
+        "agentmon policy explain build-17",
+        "agentmon policy explain ci.yml api.example.com:443",
+        "agentmon policy explain ci.yml https://api.example.com/v1/messages",
+    )
+)
+@click.argument("bottle")
+@click.argument("dest", required=False)
+@_SETTINGS
+@_JSON
+def explain(bottle: str, dest: str | None, settings_file: Path | None, as_json: bool) -> None:
+    """Say of each rule of BOTTLE (a running bottle, or a manifest file) how deep it is checked and what it does not
+    check; with DEST, what would happen to it and which layer decides."""
+    from agentmon.policy import explain as explained
+    from agentmon.policy.explain_text import explain_text
+
+    if _is_file(bottle):
+        data: dict[str, Any] = explained.explain(_effective(Path(bottle), settings_file), dest)
+    else:
+        data = ask("explain", bottle=bottle, dest=dest)
+    _show(data, explain_text, as_json)
+
+
+@policy.command(epilog=example("agentmon policy diff old.yml new.yml"))
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@_SETTINGS
+@_JSON
+def diff(a: Path, b: Path, settings_file: Path | None, as_json: bool) -> None:
+    """Show what changes from manifest A to manifest B, and whether open connections would end."""
+    from agentmon.policy import explain as explained
+    from agentmon.policy.explain_text import diff_text
+
+    data = explained.diff(_effective(a, settings_file), _effective(b, settings_file))
+    _show(data, diff_text, as_json)
+
+
+def _show(data: dict[str, Any], text: Any, as_json: bool) -> None:
+    if as_json:
+        emit_json(data)
+    else:
+        emit(text(data))
+
+
+def _is_file(name: str) -> bool:
+    return "/" in name or name.endswith((".yml", ".yaml"))
+
+
+def _host(settings_file: Path | None) -> tuple[Settings, dict[str, Provider]]:
+    from agentmon.policy import settings
+    from agentmon.providers import registry
+
+    loaded = settings.load(settings_file)
+    return loaded, registry.load(loaded.providers)
+
+
+def _effective(file: Path, settings_file: Path | None) -> EffectivePolicy:
+    from agentmon.policy.manifest import load_chain
+    from agentmon.policy.merge import effective
+    from agentmon.policy.options import Options
+
+    settings, providers = _host(settings_file)
+    chain = load_chain(file, settings.bottles_dir)
+    return effective(settings, chain, Options(name=chain[0].bottle_name or "bottle"), providers=providers)
