@@ -147,7 +147,7 @@ class _Tree:
         if depth > MAX_DEPTH:
             raise place.error(f"nested deeper than {MAX_DEPTH} levels", "no key needs that")
         if isinstance(event, yaml.ScalarEvent):
-            return Scalar(place, event.value, quoted=event.style is not None)
+            return Scalar(place, event.value, quoted=bool(event.style))  # plain: None, or "" from libyaml
         if isinstance(event, yaml.SequenceStartEvent):
             return Items(place, tuple(self._items(key, depth)))
         return Mapping(place, dict(self._pairs(key, depth)))
