@@ -55,7 +55,7 @@ class Learned:
     address: Address
     proto: Proto
     ports: tuple[tuple[int, int], ...]
-    timeout_s: int
+    timeout_s: int  # 0: opens nothing now, but flows to it that live are still allowed
 
 
 @dataclass(frozen=True, slots=True)

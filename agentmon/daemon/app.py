@@ -14,8 +14,10 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ebpf.spec
 import netfilter.spec
@@ -30,7 +32,7 @@ from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.clients import Clients
 from agentmon.daemon.commits import Commits
 from agentmon.daemon.eventlog import EventLog
-from agentmon.daemon.kernel import Kernel
+from agentmon.daemon.kernel import Kernel, mode_of
 from agentmon.daemon.ledger_link import LedgerLink
 from agentmon.daemon.ops import Ops
 from agentmon.daemon.runner import Runner
@@ -42,6 +44,7 @@ from agentmon.launch.client import Spawner
 from agentmon.policy.settings import Settings
 from agentmon.providers import registry
 
+T = TypeVar("T")
 FIRST_BOTTLE_S = 30.0  # an --until-idle daemon that nobody uses ends after this
 LINGER_S = 1.0  # and this long after its last bottle
 
@@ -58,6 +61,7 @@ class Daemon:
         self.providers = registry.load(settings.providers)
         self.trust = paths.TRUST / "bundle.pem"
         self.kernel = Kernel(nft, bpf, tree, self.pool)
+        self._kernel_thread = ThreadPoolExecutor(1, "kernel")
         self.clients = Clients()
         self.commits = Commits(nft, bpf.learn)
         self.spawner = Spawner(path=paths.SVC / "spawner.sock")
@@ -106,17 +110,15 @@ class Daemon:
     async def _open(self) -> None:
         trust.ensure_ca(paths.CA_DIR, owner=specs.USERS["proxy"])
         trust.bundle(paths.CA_DIR, [Path(p) for p in self.settings.upstream_ca], self.trust)
-        self.kernel.nft.open_host(specs.host_spec(self.settings))
-        self.kernel.tree.open()
-        self.kernel.bpf.open(str(self.kernel.tree.parent))
+        await self.in_kernel(self.kernel.open, specs.host_spec(self.settings))
         jobs = await self.spawner.start()
         self.spawn(self._watch_exits(), "exits")
-        self._clean_dead({job.slot for job in jobs})
+        await self.in_kernel(self._clean_dead, {job.slot for job in jobs})
         for spec in specs.services(self.settings, self.pool):
             self.services[spec.name] = Service(spec, self._on_message, self._on_up, self._on_down)
         self.ledger = LedgerLink(self.services["ledger"])
         await asyncio.gather(*(service.start() for service in self.services.values()))
-        self._adopt({job.slot: job.run for job in jobs})
+        await self._adopt({job.slot: job.run for job in jobs})
         sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add)
         asyncio.get_running_loop().add_reader(self.kernel.bpf.fileno(), sightings.read)
         self.log.add(Event("daemon", "observed", reason="ready", layer="daemon", pid=os.getpid()))
@@ -127,16 +129,16 @@ class Daemon:
             self.kernel.clean(slot)
             files.remove(slot)
 
-    def _adopt(self, alive: dict[int, str]) -> None:
+    async def _adopt(self, alive: dict[int, str]) -> None:
         """Take over bottles that run; one without a readable state file is ended (nobody knows its policy)."""
         saved = persist.load_all()
         for slot, run in alive.items():
             bottle = saved.get(slot)
             if bottle is None or bottle.run != run or bottle.phase in {Phase.STARTING, Phase.STOPPING}:
-                self.kernel.clean(slot)
+                await self.in_kernel(self.kernel.clean, slot)
                 files.remove(slot)
                 continue
-            self.kernel.adopt(slot)
+            await self.in_kernel(self.kernel.adopt, slot)
             self.runner.dispatch(e.Adopted(bottle))
             self.log.add(Event("daemon", "observed", bottle=bottle.name, reason="adopted", layer="daemon"))
         self._used = bool(self.host.bottles)
@@ -162,9 +164,8 @@ class Daemon:
         else:
             await self.spawner.close()
             await asyncio.gather(*(service.stop() for service in self.services.values()))
-            self.kernel.bpf.close()
-            self.kernel.tree.close()
-            self.kernel.nft.close_host()
+            await self.in_kernel(self.kernel.close)
+        self._kernel_thread.shutdown()
         self.log.close()
         paths.CONTROL_SOCKET.unlink(missing_ok=True)
         if not self._keep:
@@ -175,6 +176,18 @@ class Daemon:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def in_kernel(self, call: Callable[..., T], *args: Any) -> T:
+        """Run a call of Kernel in its own thread, one after another: pyroute2 cannot be called from inside a loop, and
+        the loop goes on reading while the kernel works."""
+        return await asyncio.get_running_loop().run_in_executor(self._kernel_thread, call, *args)
+
+    def apply_rules(self, slot: int) -> None:
+        """Both kernel layers to what the bottle's state is *now*; in the kernel thread, so that nothing comes between
+        reading the state and applying it but a cut, which comes after and wins."""
+        bottle = self.host.bottles.get(slot)
+        if bottle is not None and bottle.phase is not Phase.STOPPING:
+            self.kernel.apply(bottle, mode_of(bottle), *self.commits.carried(bottle))
 
     # ── services ──
 
@@ -202,15 +215,15 @@ class Daemon:
 
     async def _on_message(self, service: Service, message: Any) -> None:
         if isinstance(message, wire.Commit):
-            self._commit(service, message)
+            self.spawn(self._commit(service, message), "commit")
         elif isinstance(message, wire.Crossed):
             self.runner.dispatch(e.BudgetCrossed(message))
         elif isinstance(message, wire.Report):
             self._report(service, message.event)
 
-    def _commit(self, service: Service, message: wire.Commit) -> None:
+    async def _commit(self, service: Service, message: wire.Commit) -> None:
         try:
-            answer = self.commits.commit(self.host.bottles.get(message.slot), message)
+            answer = await self.in_kernel(self.commits.commit, self.host.bottles.get(message.slot), message)
         except (OSError, AgentmonError, ValueError) as error:
             answer = wire.Committed(message.id, (), f"not committed: {error}")
             self.log.add(Event("daemon", "refused", layer="daemon", host=message.name, reason=str(error)))
@@ -249,7 +262,7 @@ class Daemon:
             return
         refused = dict(self.log.refused.pop(bottle.name, {}))
         with contextlib.suppress(OSError, KeyError):
-            packets = sum(self.kernel.nft.refusals(slot).values())
+            packets = sum((await self.in_kernel(self.kernel.nft.refusals, slot)).values())
             refused |= {"host-nft": packets} if packets else {}
         usage: dict[str, Any] = {}
         with contextlib.suppress(AgentmonError):

@@ -58,13 +58,14 @@ class Applier:
     # ── start ──
 
     async def _make_cgroup(self, action: a.MakeCgroup) -> None:
-        self._d.kernel.make_cgroup(action.slot, self._bottle(action.slot).policy.limits.get("pids", 0))
+        pids = self._bottle(action.slot).policy.limits.get("pids", 0)
+        await self._d.in_kernel(self._d.kernel.make_cgroup, action.slot, pids)
 
     async def _make_net(self, action: a.MakeNet) -> None:
-        self._d.kernel.make_net(action.slot)
+        await self._d.in_kernel(self._d.kernel.make_net, action.slot)
 
     async def _apply_closed(self, action: a.ApplyClosed) -> None:
-        self._d.kernel.apply_bpf_closed(self._bottle(action.slot))
+        await self._d.in_kernel(self._d.kernel.apply_bpf_closed, self._bottle(action.slot))
 
     async def _open_run(self, action: a.OpenRun) -> None:
         await self._d.ledger.open(self._bottle(action.slot))
@@ -92,14 +93,14 @@ class Applier:
     async def _apply_rules(self, action: a.ApplyRules) -> None:
         bottle = self._bottle(action.slot)
         if bottle.phase is not Phase.STOPPING:
-            self._d.kernel.apply(bottle, mode_of(bottle))
+            await self._d.in_kernel(self._d.apply_rules, action.slot)
 
     async def _probe(self, action: a.Probe) -> None:
         """An allowed path works and a forbidden one is refused by each layer, seen from the sibling leaf."""
         slot = action.slot
         if self._bottle(slot).policy.observe:
             return  # in observe mode nothing is refused by policy: there is nothing to prove
-        before = self._d.kernel.nft.refusals(slot)
+        before = await self._d.in_kernel(self._d.kernel.nft.refusals, slot)
         result = await self._d.spawner.probe(jobs.probe_spec(slot, self._d.kernel, self._bottle(slot).worker))
         problems = list(result.problems)
         if result.frame == "sent" and not await self._counted(slot, before):
@@ -112,7 +113,8 @@ class Applier:
 
     async def _counted(self, slot: int, before: dict[str, int]) -> bool:
         for _ in range(20):
-            if sum(self._d.kernel.nft.refusals(slot).values()) > sum(before.values()):
+            now = await self._d.in_kernel(self._d.kernel.nft.refusals, slot)
+            if sum(now.values()) > sum(before.values()):
                 return True
             await asyncio.sleep(0.002)
         return False
@@ -129,7 +131,7 @@ class Applier:
     # ── cut, resume ──
 
     async def _cut_kernel(self, action: a.CutKernel) -> None:
-        self._d.kernel.cut(action.slot)
+        await self._d.in_kernel(self._d.kernel.cut, action.slot)
 
     async def _close_streams(self, action: a.CloseStreams) -> None:
         """Ends streams, then records the enforcement: time from the crossing commit to the last closed stream."""
@@ -143,7 +145,7 @@ class Applier:
             ended_ns = max([time.monotonic_ns() if not ack.at_ns else ack.at_ns for ack in acks[:1]])
         except (TimeoutError, AgentmonError):
             late = True
-            await asyncio.to_thread(self._d.kernel.nft.destroy_flows, slot)
+            await self._d.in_kernel(self._d.kernel.nft.destroy_flows, slot)
             ended_ns = time.monotonic_ns()
         result = f"{closed} streams closed" if not late else "flows destroyed in the kernel after the grace"
         row = (action.policy, action.trigger, action.by, max(0, ended_ns - began_ns), result)
@@ -187,13 +189,13 @@ class Applier:
 
     async def _forget_bpf(self, action: a.ForgetBpf) -> None:
         self._d.commits.forget(action.slot)
-        self._d.kernel.forget_bpf(action.slot)
+        await self._d.in_kernel(self._d.kernel.forget_bpf, action.slot)
 
     async def _delete_net(self, action: a.DeleteNet) -> None:
-        self._d.kernel.delete_net(action.slot)
+        await self._d.in_kernel(self._d.kernel.delete_net, action.slot)
 
     async def _remove_cgroup(self, action: a.RemoveCgroup) -> None:
-        self._d.kernel.remove_cgroup(action.slot)
+        await self._d.in_kernel(self._d.kernel.remove_cgroup, action.slot)
 
     async def _remove_files(self, action: a.RemoveFiles) -> None:
         files.remove(action.slot)

@@ -15,6 +15,7 @@ from agentmon import wire
 from agentmon.compile import learned, policy_set
 from agentmon.control.state import Bottle
 from agentmon.policy.rules import Depth, stripped
+from ebpf.spec import Entry
 from netfilter.spec import Learned, Netfilter
 
 FLOOR_S = 30
@@ -32,9 +33,25 @@ class Commits:
         self._netfilter = netfilter
         self._bpf_learn = bpf_learn
         self._served: dict[int, dict[IPv4Address | IPv6Address, float]] = {}  # slot → address of a relayed name → until
+        self._opened: dict[int, dict[str, dict[IPv4Address | IPv6Address, float]]] = {}  # slot → direct name → until
 
     def forget(self, slot: int) -> None:
         self._served.pop(slot, None)
+        self._opened.pop(slot, None)
+
+    def carried(self, bottle: Bottle) -> tuple[list[Learned], list[Entry]]:
+        """What the names that the policy still allows had resolved to, with the time that is left: for a new epoch.
+        An address whose time is over opens nothing (timeout 0), but its live flows are still allowed."""
+        policies, now = policy_set(bottle.policy), time.monotonic()
+        nft: list[Learned] = []
+        bpf: list[Entry] = []
+        for name, addresses in self._opened.get(bottle.slot, {}).items():
+            for address, until in addresses.items():
+                left_s = max(0, int(until - now))
+                more_nft, more_bpf = learned(policies, name, (address,), left_s)
+                nft += more_nft
+                bpf += more_bpf if left_s else []
+        return nft, bpf
 
     def commit(self, bottle: Bottle | None, message: wire.Commit) -> wire.Committed:
         """Open what may be opened; the answer names exactly that. Committed in nft and BPF when it returns.
@@ -58,7 +75,10 @@ class Commits:
         held = {address for address, until in self._served.get(bottle.slot, {}).items() if until >= now}
         usable = tuple(address for address in usable if address not in held)
         if decision.allowed:  # otherwise observe mode: the kernel layers relax the allowlist themselves
-            nft, bpf = learned(policies, message.name, usable, _timeout(message.ttl_s))
+            timeout_s = _timeout(message.ttl_s)
+            opened = self._opened.setdefault(bottle.slot, {}).setdefault(message.name, {})
+            opened.update(dict.fromkeys(usable, now + timeout_s))
+            nft, bpf = learned(policies, message.name, usable, timeout_s)
             if nft:
                 self._netfilter.learn(bottle.slot, nft)
             if bpf:

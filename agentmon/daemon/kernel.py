@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ebpf.spec
@@ -51,6 +51,18 @@ class Kernel:
         self._kept: dict[int, _Kept] = {}
         self._policy_id = 0
 
+    def open(self, host: netfilter.spec.HostSpec) -> None:
+        """Everything that is there once for all bottles, closed; idempotent."""
+        self.nft.open_host(host)
+        self.tree.open()
+        self.bpf.open(str(self.tree.parent))
+
+    def close(self) -> None:
+        """Remove all of it; idempotent. No bottle is left when this is called."""
+        self.bpf.close()
+        self.tree.close()
+        self.nft.close_host()
+
     def net(self, slot: int) -> netfilter.spec.BottleNet:
         pair, gateway = self.pool.at(slot), self.pool.gateway
         return netfilter.spec.BottleNet(
@@ -90,11 +102,20 @@ class Kernel:
         )
         return compile_bottle(bottle.policy, place, bottle.epoch, mode, run=bottle.run)
 
-    def apply(self, bottle: Bottle, mode: str) -> None:
-        """Both layers to `mode` with the bottle's policy; nft first, so that BPF's consent meets open rules."""
+    def apply(
+        self,
+        bottle: Bottle,
+        mode: str,
+        nft_learned: Sequence[netfilter.spec.Learned] = (),
+        bpf_learned: Sequence[ebpf.spec.Entry] = (),
+    ) -> None:
+        """Both layers to `mode` with the bottle's policy and what its names had resolved to; nft first, so that BPF's
+        consent meets open rules."""
         compiled = self.compiled(bottle, mode)
-        self.nft.apply(compiled.rules)
+        self.nft.apply(replace(compiled.rules, learned=tuple(nft_learned)))
         self.bpf.apply(compiled.bpf)
+        if bpf_learned:
+            self.bpf.learn(bottle.slot, bpf_learned)
 
     def apply_bpf_closed(self, bottle: Bottle) -> None:
         self.bpf.apply(self.compiled(bottle, "closed").bpf)
