@@ -59,10 +59,10 @@ def main() -> None:
 
 
 def _raise_descriptors() -> None:
-    """Two descriptors a flow; the hard limit is raised while we are root."""
+    """Two descriptors a flow: as many as this host gives without asking it for more than its hard limit."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = hard if hard == resource.RLIM_INFINITY else max(hard, DESCRIPTORS)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, most))
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Relay:

@@ -81,9 +81,8 @@ class Flow:
             return
         except OSError:
             return
-        if host and await self._admit(host):
+        if host and await self._admit(host) and await self._connect():
             try:
-                await self._connect()
                 await self._relay(bytes(reader.raw))
             except OSError:
                 self._close(reset=True)
@@ -113,7 +112,7 @@ class Flow:
             self.around.observed(self.slot, host)
         return True
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> bool:
         try:
             addresses = await self.around.lookups.lookup(self.slot, self.host, self.around.port)
             self.upstream = await dial(addresses, self.around.port)
@@ -122,11 +121,12 @@ class Flow:
                 await self._refuse("default", self.host, gate.DENIED)
             else:
                 await self._fail(e.reason)
-            raise ConnectionAbortedError from e
+            return False
         except OSError:
             await self._fail("unreachable")
-            raise
+            return False
         self.upstream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return True
 
     async def _relay(self, first: bytes) -> None:
         loop = asyncio.get_running_loop()
