@@ -153,5 +153,5 @@ def _trouble(path: str, e: apsw.Error) -> EventsTrouble:
     if isinstance(e, apsw.CantOpenError):
         return EventsTrouble(f"{path}: no events to read ({e})", "they are written by agentmon daemon, read by root")
     if isinstance(e, apsw.FullError):
-        return EventsTrouble(f"{path}: the disk is full ({e})", "free some space; until then events are lost and counted")
+        return EventsTrouble(f"{path}: the disk is full ({e})", "free some space; events are lost until then")
     return EventsTrouble(f"{path}: {e}", "remove the file to start anew: nothing but events is in it")

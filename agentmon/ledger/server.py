@@ -1,8 +1,8 @@
 """The ledger's socket: who is at the other end decides what may be said; answers leave after their commit.
 
-    root (the daemon)        everything; is sent Crossed unasked, before the answer of the call that crossed
-    agentmon-proxy           Reserve Settle Progress Release, and Totals of a running bottle
-    anybody else             the connection is closed
+root (the daemon)        everything; is sent Crossed unasked, before the answer of the call that crossed
+agentmon-proxy           Reserve Settle Progress Release, and Totals of a running bottle
+anybody else             the connection is closed
 """
 
 from __future__ import annotations

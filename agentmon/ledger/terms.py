@@ -195,9 +195,7 @@ class Terms:
             and gauge.run in ("", run.run)
             and any(self._same(gauge, other) for p in {provider, b.provider} for other in self.governing(run, p))
         )  # fmt: skip
-        return wire.Crossed(
-            tuple(slots), gauge.scope, gauge.name, b.provider, b.per, b.tokens, gauge.level, threshold
-        )
+        return wire.Crossed(tuple(slots), gauge.scope, gauge.name, b.provider, b.per, b.tokens, gauge.level, threshold)
 
     @staticmethod
     def _same(a: Gauge, b: Gauge) -> bool:

@@ -1,0 +1,636 @@
+"""The store against a model that recounts everything from scratch, then its single rules one by one."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from agentmon import wire
+from agentmon.ledger import budget
+from agentmon.ledger.book import Spent, Sweep
+from agentmon.ledger.reader import Reader
+from agentmon.ledger.state import Now, Owner
+from agentmon.ledger.store import Store
+from tests.support.ledger_rig import budget as of
+from tests.support.ledger_rig import scope, usage
+
+A, B = Owner("boot", 100, 1), Owner("boot", 200, 2)
+HOUR_NS = 3600 * 10**9
+START = Now(1_780_000_000 * 10**9, 10**12)
+W = budget.Weights.of({})
+
+RUNS = {  # slot → scopes; 3 has no budget but the ceiling's
+    1: (scope("agent", "r", of("claude", 300)), scope("bottle", "b1"), scope("parent", "p", of("*", 900, "day"))),
+    2: (
+        scope("bottle", "b2"),
+        scope("parent", "p", of("*", 900, "day")),
+        scope("host", "host", of("codex", 500, "hour")),
+    ),
+    3: (scope("bottle", "b3"), scope("ceiling", "host", of("*", 2000, "month"))),
+}
+
+
+def opening(slot: int, serial: int = 0) -> wire.OpenRun:
+    return wire.OpenRun(1, slot, f"b{slot}", f"run{slot}.{serial}", "", RUNS[slot], {})
+
+
+@dataclass
+class ModelRow:
+    slot: int
+    run: str
+    provider: str
+    weighted: int
+    windows: dict[str, str]
+
+
+@dataclass
+class ModelHold:
+    slot: int
+    run: str
+    provider: str
+    tokens: int
+    input: int
+    output: int
+    owner: Owner
+    expires: int
+    seen: wire.Usage | None = None
+
+    @property
+    def progress(self) -> int:
+        return W.weigh(self.seen) if self.seen else 0
+
+
+@dataclass
+class Model:
+    """Lists, and sums over them."""
+
+    rows: list[ModelRow] = field(default_factory=list)
+    holds: dict[int, ModelHold] = field(default_factory=dict)
+    requests: set[tuple[str, str]] = field(default_factory=set)
+    open: dict[int, str] = field(default_factory=dict)
+
+    def in_scope(self, slot: int, wanted: tuple[str, str]) -> bool:
+        names = {(d.scope, d.name) for d in RUNS[slot]} | {("bottle", f"b{slot}"), ("host", "host")}
+        return wanted in names
+
+    def used(self, at: tuple[str, str], b: wire.BudgetDef, run: str, windows: dict[str, str]) -> int:
+        return sum(
+            row.weighted
+            for row in self.rows
+            if self.in_scope(row.slot, at)
+            and b.provider in ("*", row.provider)
+            and (row.run == run if b.per == "run" else row.windows[b.per] == windows[b.per])
+        )
+
+    def held(self, at: tuple[str, str], b: wire.BudgetDef, run: str) -> int:
+        return sum(
+            max(hold.tokens, hold.progress)
+            for hold in self.holds.values()
+            if self.in_scope(hold.slot, at)
+            and b.provider in ("*", hold.provider)
+            and (b.per != "run" or hold.run == run)
+        )
+
+    def governing(self, slot: int, provider: str) -> list[tuple[str, str, wire.BudgetDef]]:
+        return budget.governing([(d.scope, d.name, d.budgets) for d in RUNS[slot]], provider)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Any order of calls, closings, deaths, hours and restarts leaves the file equal to the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.path = str(Path(self.directory.name) / "ledger.db")
+        self.store = Store(self.path)
+        self.model = Model()
+        self.now = START
+        self.serial = 0
+        self.settled: list[tuple[int, wire.Usage]] = []
+
+    def teardown(self) -> None:
+        self.store.close()
+        with Reader(self.path) as reader:
+            assert reader.check() == []
+        self.directory.cleanup()
+
+    def ask(self, message: Any, owner: Owner = A) -> Any:
+        return self.store.run([(message, owner)], self.now).answers[0]
+
+    @property
+    def windows(self) -> dict[str, str]:
+        return budget.windows(self.now.wall_ns)
+
+    @initialize()
+    def start(self) -> None:
+        for slot in RUNS:
+            self.model.open[slot] = opening(slot).run
+            assert isinstance(self.ask(opening(slot)), wire.Done)
+
+    @rule(
+        slot=st.sampled_from([1, 2, 3]),
+        provider=st.sampled_from(["claude", "codex"]),
+        input=st.integers(0, 90),
+        output=st.integers(0, 200),
+        owner=st.sampled_from([A, B]),
+    )
+    def reserve(self, slot: int, provider: str, input: int, output: int, owner: Owner) -> None:
+        self.serial += 1
+        answer = self.ask(wire.Reserve(1, slot, provider, "m", input, output, f"k{self.serial}"), owner)
+        run = self.model.open[slot]
+        want = W.hold(input, output)
+        refused = False
+        for where, name, b in self.model.governing(slot, provider):
+            used, held = self.model.used((where, name), b, run, self.windows), self.model.held((where, name), b, run)
+            want = min(want, max(0, b.tokens - used - held))
+            refused = refused or want == 0
+        if refused:
+            assert isinstance(answer, wire.Denied)
+            b = of(answer.provider, answer.tokens, answer.per)
+            assert answer.used == self.model.used((answer.scope, answer.name), b, run, self.windows)
+            assert answer.held == self.model.held((answer.scope, answer.name), b, run)
+            assert answer.used + answer.held >= answer.tokens
+        else:
+            assert isinstance(answer, wire.Granted) and answer.tokens == want
+            i, o = W.shrink(input, output, want)
+            self.model.holds[answer.hold] = ModelHold(
+                slot, run, provider, want, i, o, owner, self.now.boot_ns + HOUR_NS
+            )
+
+    def _row(self, hold: ModelHold, weighted: int) -> None:
+        self.model.rows.append(ModelRow(hold.slot, hold.run, hold.provider, weighted, self.windows))
+
+    @precondition(lambda self: self.model.holds)
+    @rule(data=st.data(), input=st.integers(0, 150), output=st.integers(0, 300), named=st.booleans())
+    def settle(self, data: Any, input: int, output: int, named: bool) -> None:
+        id = data.draw(st.sampled_from(sorted(self.model.holds)))
+        hold = self.model.holds.pop(id)
+        request = f"req{data.draw(st.integers(0, 12))}" if named else ""
+        row = usage(input, output, request, provider=hold.provider)
+        answer = self.ask(wire.Settle(1, id, row))
+        if request and (hold.provider, request) in self.model.requests:
+            assert answer.duplicate
+            return
+        assert not answer.duplicate
+        if request:
+            self.model.requests.add((hold.provider, request))
+        self._row(hold, W.weigh(row))
+        self.settled.append((id, row))
+        run = self.model.open[hold.slot]
+        assert answer.crossed == any(
+            self._level((s, n), b, run) >= b.tokens for s, n, b in self.model.governing(hold.slot, hold.provider)
+        )
+
+    def _level(self, at: tuple[str, str], b: wire.BudgetDef, run: str) -> int:
+        flowing = sum(
+            h.progress
+            for h in self.model.holds.values()
+            if self.model.in_scope(h.slot, at) and b.provider in ("*", h.provider) and (b.per != "run" or h.run == run)
+        )
+        return self.model.used(at, b, run, self.windows) + flowing
+
+    @precondition(lambda self: self.settled)
+    @rule(data=st.data())
+    def replay(self, data: Any) -> None:
+        id, row = data.draw(st.sampled_from(self.settled))
+        assert self.ask(wire.Settle(1, id, row)).duplicate
+
+    @precondition(lambda self: self.model.holds)
+    @rule(data=st.data(), input=st.integers(0, 150), output=st.integers(0, 300))
+    def progress(self, data: Any, input: int, output: int) -> None:
+        id = data.draw(st.sampled_from(sorted(self.model.holds)))
+        hold = self.model.holds[id]
+        hold.seen = usage(input, output, provider=hold.provider)
+        hold.expires = self.now.boot_ns + HOUR_NS
+        spent = self.ask(wire.Progress(1, id, hold.seen)).value
+        run = self.model.open[hold.slot]
+        assert spent == any(
+            self._level((s, n), b, run) >= b.tokens for s, n, b in self.model.governing(hold.slot, hold.provider)
+        )
+
+    @precondition(lambda self: self.model.holds)
+    @rule(data=st.data())
+    def release(self, data: Any) -> None:
+        id = data.draw(st.sampled_from(sorted(self.model.holds)))
+        del self.model.holds[id]
+        for _ in range(2):
+            assert isinstance(self.ask(wire.Release(1, id)), wire.Done)
+        assert self.ask(wire.Settle(1, id, usage(1))).error == "BadInput"
+
+    def _estimate(self, id: int) -> None:
+        hold = self.model.holds.pop(id)
+        seen = hold.seen or usage(hold.input)
+        self._row(hold, W.weigh(replace_output(seen, max(seen.output, hold.output))))
+
+    @rule(dead=st.sampled_from([A, B]))
+    def die(self, dead: Owner) -> None:
+        self.store.run([(Sweep(frozenset({dead})), A)], self.now)
+        for id in [i for i, h in self.model.holds.items() if h.owner == dead or h.expires <= self.now.boot_ns]:
+            self._estimate(id)
+
+    @rule(slot=st.sampled_from([1, 2, 3]), closed=st.booleans())
+    def next_run(self, slot: int, closed: bool) -> None:
+        """The slot's next run; without a CloseRun (a daemon that crashed) the old one is closed by it."""
+        for id in [i for i, h in self.model.holds.items() if h.slot == slot]:
+            self._estimate(id)
+        if closed:
+            assert isinstance(self.ask(wire.CloseRun(1, slot, self.model.open[slot])), wire.Done)
+        self.serial += 1
+        message = opening(slot, self.serial)
+        self.model.open[slot] = message.run
+        assert isinstance(self.ask(message), wire.Done)
+
+    @rule(hours=st.sampled_from([1, 7, 30, -2]))
+    def clock(self, hours: int) -> None:
+        """Time passes, or an operator sets the clock back."""
+        boot = self.now.boot_ns + max(hours, 0) * 60 * 10**9
+        self.now = Now(self.now.wall_ns + hours * HOUR_NS, boot)
+
+    @rule()
+    def restart(self) -> None:
+        """Another process takes over the file; what streams had reported so far is asked again with their next chunk."""
+        self.store.close()
+        self.store = Store(self.path)
+        for hold in self.model.holds.values():
+            hold.seen = None
+        self.ask(wire.Totals(1, 1))
+        progressed = {h.expires for h in self.model.holds.values()}
+        if progressed:  # a renewed expiry is not durable either
+            for hold in self.model.holds.values():
+                hold.expires = min(hold.expires, self.now.boot_ns + HOUR_NS)
+            for id, hold in self.model.holds.items():
+                hold.seen = usage(0, 0, provider=hold.provider)
+                hold.expires = self.now.boot_ns + HOUR_NS
+                self.ask(wire.Progress(1, id, hold.seen))
+
+    @invariant()
+    def totals_are_the_sums(self) -> None:
+        for slot, run in self.model.open.items():
+            for line in self.ask(wire.Totals(1, slot)).value:
+                b = of(line["provider"], line["tokens"] or 0, line["per"])
+                at = (line["scope"], line["name"])
+                assert line["used"] == self.model.used(at, b, run, self.windows), line
+                assert line["held"] == self.model.held(at, b, run), line
+
+
+def replace_output(row: wire.Usage, output: int) -> wire.Usage:
+    return wire.Usage(row.provider, row.model, row.request_id, row.input, output=output)
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(
+    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+# ── one rule each ────────────────────────────────────────────────────────────
+
+
+class Book:
+    """A store with short questions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path / "ledger.db")
+        self.store = Store(self.path)
+        self.now = START
+        self.crossed: list[wire.Crossed] = []
+
+    def ask(self, kind: type[Any], *fields: Any, owner: Owner = A, **named: Any) -> Any:
+        return self.all([(kind(1, *fields, **named), owner)])[0]
+
+    def all(self, asked: list[tuple[Any, Owner]]) -> list[Any]:
+        out = self.store.run(asked, self.now)
+        self.crossed += out.crossed
+        return out.answers
+
+    def open(self, slot: int, *scopes: wire.ScopeDef, run: str = "", bottle: str = "", **weights: int) -> None:
+        done = self.ask(wire.OpenRun, slot, bottle or f"b{slot}", run or f"run{slot}", "", scopes, weights)
+        assert isinstance(done, wire.Done), done
+
+    def reserve(self, slot: int, input: int, output: int, key: str, provider: str = "claude", owner: Owner = A) -> Any:
+        return self.ask(wire.Reserve, slot, provider, "m", input, output, key, owner=owner)
+
+    def spend(self, slot: int, tokens: int, request: str, provider: str = "claude") -> wire.Settled:
+        """A row of `tokens`, whatever was held for it."""
+        hold = self.reserve(slot, 1, 0, request, provider)
+        assert isinstance(hold, wire.Granted), hold
+        settled = self.ask(wire.Settle, hold.hold, usage(tokens, request_id=request, provider=provider))
+        assert isinstance(settled, wire.Settled)
+        return settled
+
+    def line(self, slot: int, scope: str, provider: str = "claude") -> dict[str, Any]:
+        lines = self.ask(wire.Totals, slot).value
+        return next(line for line in lines if (line["scope"], line["provider"]) == (scope, provider))
+
+    def reads(self, sql: str) -> list[Any]:
+        return apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READONLY).execute(sql).fetchall()
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Any:
+    book = Book(tmp_path)
+    yield book
+    book.store.close()
+
+
+def test_a_hold_shrinks_then_holds_refuse_then_a_release_admits(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("claude", 100)))
+    first, second = book.reserve(1, 30, 40, "a"), book.reserve(1, 30, 40, "b")
+    assert (first.tokens, second.tokens) == (70, 30)
+    denied = book.reserve(1, 1, 1, "c")
+    assert (denied.used, denied.held, denied.tokens, denied.scope) == (0, 100, 100, "bottle")
+    book.ask(wire.Release, first.hold)
+    assert book.reserve(1, 1, 1, "c").tokens == 2
+
+
+def test_the_same_key_gives_the_same_hold_but_not_to_another_worker(book: Book) -> None:
+    book.open(1)
+    first = book.reserve(1, 1, 1, "a")
+    assert book.reserve(1, 1, 1, "a").hold == first.hold
+    assert book.reserve(1, 1, 1, "a", owner=B).hold != first.hold
+
+
+def test_a_parents_budget_is_a_pool_and_all_it_governs_are_cut(book: Book) -> None:
+    """b3 has a budget of its own: it spends from the pool and is not cut by it."""
+    pool = scope("parent", "team", of("claude", 100, "month"))
+    book.open(1, scope("bottle", "b1"), pool)
+    book.open(2, scope("bottle", "b2"), pool)
+    book.open(3, scope("bottle", "b3", of("claude", 1000)), pool)
+    book.spend(3, 60, "r1")
+    assert not book.crossed
+    assert not book.spend(3, 45, "r2").crossed
+    assert [(c.slots, c.scope, c.threshold, c.used) for c in book.crossed] == [((1, 2), "parent", 100, 105)]
+    assert book.reserve(1, 1, 0, "x").used == 105
+    assert isinstance(book.reserve(3, 1, 0, "y"), wire.Granted)
+
+
+def test_a_ceiling_is_checked_beside_the_nearest_scope(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("claude", 1000)), scope("ceiling", "host", of("claude", 50, "day")))
+    assert book.reserve(1, 80, 0, "a").tokens == 50
+    denied = book.reserve(1, 80, 0, "b")
+    assert (denied.scope, denied.per) == ("ceiling", "day")
+
+
+def test_a_spent_budget_is_named_before_one_that_is_only_held(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("claude", 100)), scope("ceiling", "host", of("claude", 50, "day")))
+    book.spend(1, 60, "r1")
+    assert isinstance(book.reserve(1, 1, 0, "a"), wire.Denied)
+    book.ask(wire.SetBudget, "ceiling", "host", "", of("claude", 500, "day"), 0)
+    assert book.reserve(1, 40, 0, "b").tokens == 40
+    book.ask(wire.SetBudget, "ceiling", "host", "", of("claude", 60, "day"), 0)
+    assert book.reserve(1, 1, 0, "c").scope == "ceiling"
+
+
+def test_thresholds_inform_once_and_crossing_is_told_once(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("claude", 100)))
+    for tokens, request in ((79, "a"), (3, "b"), (3, "c"), (10, "d"), (50, "e")):
+        book.spend(1, tokens, request)
+    assert [c.threshold for c in book.crossed] == [80, 95, 100]
+    assert all(c.slots == (1,) and c.at_ns for c in book.crossed)
+
+
+def test_progress_crosses_without_a_row_and_the_settlement_does_not_cross_again(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("claude", 100)))
+    one, two = book.reserve(1, 5, 5, "a"), book.reserve(1, 5, 5, "b")
+    assert book.ask(wire.Progress, one.hold, usage(5, 60)).value is False
+    assert book.ask(wire.Progress, two.hold, usage(5, 30)).value is True
+    assert [c.threshold for c in book.crossed] == [100]
+    assert book.reads("SELECT count(*) FROM usage") == [(0,)]
+    assert book.ask(wire.Settle, one.hold, usage(5, 60)).crossed
+    assert book.ask(wire.Settle, two.hold, usage(5, 30)).crossed
+    assert [c.threshold for c in book.crossed] == [100]
+    assert book.ask(wire.Progress, two.hold, usage(5, 90)).value is False  # gone
+
+
+def test_a_shadow_budget_records_and_cuts_nobody(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("claude", 100, shadow=True)), scope("host", "host", of("claude", 500, "day")))
+    settled = book.spend(1, 120, "a")
+    assert not settled.crossed
+    assert [(c.slots, c.threshold, c.scope) for c in book.crossed] == [((), 100, "bottle")]
+    assert book.reads("""SELECT bottle, policy, "by" FROM enforcement_v""") == [("b1", "shadow", "bottle:b1")]
+    assert isinstance(book.reserve(1, 1, 0, "b"), wire.Granted)
+    assert [line["governs"] for line in book.ask(wire.Totals, 1).value] == [False, True]
+
+
+def test_star_budget_counts_all_providers(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("*", 100)))
+    book.spend(1, 60, "r1", "claude")
+    book.spend(1, 60, "r2", "codex")
+    assert book.line(1, "bottle", "*")["used"] == 120
+    assert [(c.provider, c.slots) for c in book.crossed] == [("*", (1,))]
+
+
+def test_an_agents_daily_budget_crosses_by_what_another_bottle_of_it_spends(book: Book) -> None:
+    agent = scope("agent", "rev", of("claude", 100, "day"))
+    book.open(1, agent)
+    book.open(2, agent)
+    book.spend(1, 120, "r1")
+    assert sorted(c.slots for c in book.crossed) == [(1,), (2,)]
+
+
+def test_replay_by_request_and_by_hold(book: Book) -> None:
+    book.open(1)
+    one, two = book.reserve(1, 1, 1, "a"), book.reserve(1, 1, 1, "b")
+    row = usage(10, 5, "msg_1")
+    answers = book.all([(wire.Settle(1, one.hold, row), A), (wire.Settle(2, two.hold, row), A)])
+    assert [a.duplicate for a in answers] == [False, True]
+    assert book.ask(wire.Settle, one.hold, usage(99, request_id="msg_2")).duplicate
+    nameless = book.reserve(1, 1, 1, "c")
+    assert not book.ask(wire.Settle, nameless.hold, usage(1)).duplicate
+    assert book.ask(wire.Settle, nameless.hold, usage(1)).duplicate
+    assert book.line(1, "bottle")["used"] == 16
+    assert book.line(1, "bottle")["held"] == 0
+    assert book.reads("SELECT request_id FROM usage ORDER BY id")[1][0] == f"c#{nameless.hold}"
+
+
+def test_the_truth_corrects_an_estimate(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("claude", 1000)))
+    hold = book.reserve(1, 100, 400, "a")
+    book.all([(Sweep(frozenset({A})), B)])
+    assert book.line(1, "bottle")["used"] == 500
+    late = wire.Usage("claude", "m2", "msg_9", 90, output=20)
+    assert not book.ask(wire.Settle, hold.hold, late).duplicate
+    assert book.ask(wire.Settle, hold.hold, late).duplicate
+    assert book.line(1, "bottle")["used"] == 110
+    assert book.reads("SELECT source, complete, input, output, weighted FROM usage_v ORDER BY id") == [
+        ("estimate", 0, 100, 400, 500),
+        ("reconciled", 1, -10, -380, -390),
+    ]
+    with Reader(book.path) as reader:
+        assert reader.check() == []
+
+
+def test_an_estimate_takes_what_the_stream_reported_when_that_is_more(book: Book) -> None:
+    book.open(1)
+    hold = book.reserve(1, 10, 20, "a")
+    book.ask(wire.Progress, hold.hold, wire.Usage("claude", "m", "", 12, cache_read=100, output=90))
+    book.ask(wire.CloseRun, 1, "run1")
+    assert book.reads("SELECT input, cache_read, output, source FROM usage_v") == [(12, 100, 90, "estimate")]
+
+
+def test_a_late_settlement_of_a_closed_run_is_counted_there(book: Book) -> None:
+    book.open(1)
+    hold = book.reserve(1, 10, 20, "a")
+    book.ask(wire.CloseRun, 1, "run1")
+    assert not book.ask(wire.Settle, hold.hold, usage(10, 1, "msg")).duplicate
+    assert book.reads("SELECT run, sum(weighted) FROM usage_v GROUP BY run") == [("run1", 11)]
+    assert book.ask(wire.Settle, hold.hold, usage(10, 1, source="estimate")).duplicate
+
+
+def test_expiry_is_by_uptime_and_progress_renews_it(book: Book) -> None:
+    book.open(1)
+    book.reserve(1, 10, 20, "a")
+    kept = book.reserve(1, 10, 20, "b")
+    book.now = Now(book.now.wall_ns + 10**15, book.now.boot_ns + HOUR_NS - 1)
+    book.ask(wire.Progress, kept.hold, usage(1))
+    book.all([(Sweep(frozenset()), A)])
+    assert book.reads("SELECT count(*) FROM usage") == [(0,)]
+    book.now = replace(book.now, boot_ns=book.now.boot_ns + 1)
+    book.all([(Sweep(frozenset()), A)])
+    assert book.reads("SELECT source FROM usage") == [("estimate",)]
+    assert book.store.owners() == {A}
+
+
+def test_a_raised_budget_admits_again_and_is_audited(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("claude", 100)))
+    book.spend(1, 150, "a")
+    assert isinstance(book.reserve(1, 1, 0, "b"), wire.Denied)
+    assert isinstance(book.ask(wire.SetBudget, "bottle", "b1", "run1", of("claude", 400), 1000), wire.Done)
+    assert book.reserve(1, 500, 0, "c").tokens == 250
+    assert book.reads("SELECT uid, action, target FROM audit_v") == [(1000, "budget", "bottle:b1")]
+    assert book.reads("SELECT tokens, used, held, remaining, origin FROM budget_v") == [(400, 150, 250, 0, "operator")]
+
+
+def test_a_budget_set_below_what_is_spent_crosses_at_once(book: Book) -> None:
+    book.open(1)
+    book.spend(1, 150, "a")
+    book.ask(wire.SetBudget, "bottle", "b1", "", of("claude", 100), 0)
+    assert [(c.slots, c.used, c.threshold) for c in book.crossed] == [((1,), 150, 100)]
+
+
+def test_an_operators_amount_stays_until_the_policy_changes(book: Book) -> None:
+    policy = scope("host", "host", of("claude", 100, "day"))
+    book.open(1, policy)
+    book.ask(wire.SetBudget, "host", "host", "", of("claude", 900, "month"), 0)
+    book.open(1, policy)  # a restarted daemon
+    book.open(2, policy)
+    assert [(line["tokens"], line["per"]) for line in book.ask(wire.Totals, 2).value] == [(900, "month")]
+    book.open(3, scope("host", "host", of("claude", 200, "day")))
+    assert [(line["tokens"], line["per"]) for line in book.ask(wire.Totals, 1).value] == [(200, "day")]
+    book.open(3, run="other")
+    assert book.ask(wire.Totals, 1).value == []
+
+
+def test_a_bottle_that_starts_under_a_spent_budget_is_told_of(book: Book) -> None:
+    host = scope("host", "host", of("claude", 100, "month"))
+    book.open(1, host)
+    book.spend(1, 100, "a")
+    book.crossed.clear()
+    book.open(2, host)
+    assert [c.slots for c in book.crossed] == [(1, 2)]
+    told = book.all([(Spent(), A)])[0]
+    assert [(c.slots, c.used) for c in told.value] == [((1, 2), 100)]
+
+
+def test_opening_again_keeps_holds_and_moves_the_slot(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("claude", 100)))
+    hold = book.reserve(1, 40, 0, "a")
+    book.open(5, scope("bottle", "b1", of("claude", 100)), run="run1", bottle="b1")
+    assert book.ask(wire.Totals, 1).error == "Refused"
+    assert book.line(5, "bottle")["held"] == 40
+    book.ask(wire.Settle, hold.hold, usage(30))
+    assert book.line(5, "bottle")["remaining"] == 70
+    book.ask(wire.CloseRun, 5, "run1")
+    book.open(2, scope("bottle", "b1", of("claude", 100)), run="run1", bottle="b1")  # thawed after a reboot
+    assert book.line(2, "bottle")["used"] == 30
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Reserve(1, 9, "claude", "m", 1, 1, "k"),
+        wire.Reserve(1, 1, "*", "m", 1, 1, "k"),
+        wire.Reserve(1, 1, "claude", "m", -1, 1, "k"),
+        wire.Settle(1, 77, wire.Usage("claude")),
+        wire.Settle(1, 77, wire.Usage("claude", input=-1)),
+        wire.Settle(1, 77, wire.Usage("claude", output=1 << 50)),
+        wire.Settle(1, 77, wire.Usage("claude", source="guess")),
+        wire.SetBudget(1, "bottle", "nobody", "", of("claude", 1), 0),
+        wire.SetBudget(1, "planet", "b1", "", of("claude", 1), 0),
+        wire.SetBudget(1, "host", "host", "", of("claude", 1, "year"), 0),
+        wire.OpenRun(1, 2, "b", "r", "", (wire.ScopeDef("planet", "x"),), {}),
+        wire.OpenRun(1, 2, "b", "r", "", (wire.ScopeDef("host", "host", (of("claude", -1),)),), {}),
+        wire.OpenRun(1, 2, "b", "r", "", (), {"input": -1}),
+        wire.OpenRun(1, 2, "b", "", "", (), {}),
+        wire.Totals(1, 9),
+    ],
+)
+def test_what_cannot_be_is_answered_and_leaves_no_trace(book: Book, message: Any) -> None:
+    book.open(1)
+    before = book.reads("SELECT count(*) FROM runs, holds, usage, audit")
+    answer = book.all([(message, A)])[0]
+    assert isinstance(answer, wire.Failed) and answer.message
+    assert book.reads("SELECT count(*) FROM runs, holds, usage, audit") == before
+
+
+def test_progress_with_nonsense_is_refused(book: Book) -> None:
+    book.open(1)
+    hold = book.reserve(1, 1, 1, "a")
+    assert book.ask(wire.Progress, hold.hold, wire.Usage("claude", input=-5)).error == "BadInput"
+
+
+def test_long_texts_are_cut_and_long_ids_stay_distinct(book: Book) -> None:
+    book.open(1)
+    for n in range(2):
+        hold = book.reserve(1, 1, 1, f"k{n}" + "x" * 500)
+        row = wire.Usage("claude", "m" * 999, "r" * 500 + str(n), 1, raw=b"x" * 100_000)
+        assert not book.ask(wire.Settle, hold.hold, row).duplicate
+    assert book.reads("SELECT length(model), length(raw) FROM usage") == [(256, 65536)] * 2
+
+
+def test_rows_of_record_are_append_only(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("claude", 1, shadow=True)))
+    book.spend(1, 5, "a")
+    book.ask(wire.Enforced, 1, "b1", "run1", "cutoff", "budget", "bottle:b1", 12_000_000, "cut")
+    book.ask(wire.Audit, 0, "cut", "b1", {"all": False})
+    db = apsw.Connection(book.path)
+    for table, column in (("usage", "input"), ("enforcement", "result"), ("audit", "action")):
+        assert db.execute(f"SELECT count(*) FROM {table}").get
+        for sql in (f"UPDATE {table} SET {column} = 7", f"DELETE FROM {table}"):
+            with pytest.raises(apsw.ConstraintError, match="append-only"):
+                db.execute(sql)
+    db.close()
+
+
+def test_hold_ids_are_never_used_twice(book: Book) -> None:
+    book.open(1)
+    first = book.reserve(1, 1, 1, "a").hold
+    book.ask(wire.Release, first)
+    book.store.close()
+    assert book.reserve(1, 1, 1, "b").hold > first
+
+
+def test_one_question_that_breaks_does_not_break_its_batch(book: Book, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two runs of one name: the schema's unique index has the last word."""
+    book.open(1)
+    good = wire.Reserve(3, 1, "claude", "m", 1, 1, "k")
+    poison = wire.Audit(2, 1 << 70, "x", "y")  # a number SQLite cannot hold
+    answers = book.all([(poison, A), (good, A)])
+    assert isinstance(answers[0], wire.Failed) and isinstance(answers[1], wire.Granted)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_file_changed_by_somebody_else_is_read_again(book: Book) -> None:
+    book.open(1, scope("bottle", "b1", of("claude", 100)))
+    other = apsw.Connection(book.path)
+    other.execute("UPDATE budgets SET tokens = 40")
+    other.close()
+    assert book.reserve(1, 100, 0, "a").tokens == 40
