@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from mitmproxy import flow, http
+from mitmproxy.net.http import status_codes
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HttpStream, SendHttp
+from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http._events import (
-    ErrorCode,
     RequestProtocolError,
     ResponseData,
     ResponseEndOfMessage,
@@ -23,6 +25,10 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
+
+_codes: Any = getattr(http_events, "ErrorCode", None)  # mitmproxy 11 has plain status codes instead
+_KILL: Any = _codes.KILL if _codes else status_codes.NO_RESPONSE
+_CANCEL: Any = _codes.CANCEL if _codes else status_codes.CLIENT_CLOSED_REQUEST
 
 
 class Entry(layer.Layer):
@@ -76,9 +82,9 @@ class Stream(HttpStream):
         elif self.server_state == self.state_wait_for_response_headers and ending.answer is not None:
             yield from self._answer(ending.answer)
         else:
-            yield SendHttp(ResponseProtocolError(self.stream_id, "cut", ErrorCode.KILL), self.context.client)
+            yield SendHttp(ResponseProtocolError(self.stream_id, "cut", _KILL), self.context.client)
         if self.context.server.connected:
-            yield SendHttp(RequestProtocolError(self.stream_id, "cut", ErrorCode.CANCEL), self.context.server)
+            yield SendHttp(RequestProtocolError(self.stream_id, "cut", _CANCEL), self.context.server)
         yield from self._over("cut")
 
     def handle_protocol_error(
