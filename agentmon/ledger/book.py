@@ -180,10 +180,12 @@ class Book(Terms):
         self._crossings(hold.run, hold.provider, before)
 
     def _charge_estimate(self, hold: Hold) -> None:
-        """Nobody will settle it: what the stream had reported, and at least the estimated output."""
-        seen = hold.usage or wire.Usage(hold.provider, input=hold.input)
+        """Nobody will settle it: what the stream had reported, at least the estimated output."""
+        seen = hold.usage or wire.Usage(hold.provider)
+        told_input = seen.input or seen.cache_read or seen.cache_write_5m or seen.cache_write_1h
+        input = seen.input if told_input else hold.input
         estimate = wire.Usage(
-            hold.provider, seen.model, "", seen.input, seen.cache_read, seen.cache_write_5m, seen.cache_write_1h,
+            hold.provider, seen.model, "", input, seen.cache_read, seen.cache_write_5m, seen.cache_write_1h,
             max(seen.output, hold.output), seen.reasoning, "estimate", False, seen.raw,
         )  # fmt: skip
         self._charge(hold, estimate, f"{hold.key[:_TEXT]}#{hold.id}")

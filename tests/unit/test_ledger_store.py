@@ -227,8 +227,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _estimate(self, id: int) -> None:
         hold = self.model.holds.pop(id)
-        seen = hold.seen or usage(hold.input)
-        self._row(hold, W.weigh(replace_output(seen, max(seen.output, hold.output))))
+        seen = hold.seen or usage()
+        self._row(hold, W.weigh(usage(seen.input or hold.input, max(seen.output, hold.output))))
 
     @rule(dead=st.sampled_from([A, B]))
     def die(self, dead: Owner) -> None:
@@ -256,20 +256,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """Another process takes over the file; what streams had reported so far is asked again with their next chunk."""
+        """Another process takes over the file. What streams had reported is gone until they report again."""
         self.store.close()
         self.store = Store(self.path)
         for hold in self.model.holds.values():
             hold.seen = None
         self.ask(wire.Totals(1, 1))
-        progressed = {h.expires for h in self.model.holds.values()}
-        if progressed:  # a renewed expiry is not durable either
-            for hold in self.model.holds.values():
-                hold.expires = min(hold.expires, self.now.boot_ns + HOUR_NS)
-            for id, hold in self.model.holds.items():
-                hold.seen = usage(0, 0, provider=hold.provider)
-                hold.expires = self.now.boot_ns + HOUR_NS
-                self.ask(wire.Progress(1, id, hold.seen))
+        for id, hold in self.model.holds.items():  # a renewed expiry is not durable either: renew them all
+            hold.expires = self.now.boot_ns + HOUR_NS
+            self.ask(wire.Progress(1, id, usage(provider=hold.provider)))
 
     @invariant()
     def totals_are_the_sums(self) -> None:
@@ -279,10 +274,6 @@ class LedgerMachine(RuleBasedStateMachine):
                 at = (line["scope"], line["name"])
                 assert line["used"] == self.model.used(at, b, run, self.windows), line
                 assert line["held"] == self.model.held(at, b, run), line
-
-
-def replace_output(row: wire.Usage, output: int) -> wire.Usage:
-    return wire.Usage(row.provider, row.model, row.request_id, row.input, output=output)
 
 
 TestLedgerMachine = LedgerMachine.TestCase
