@@ -1,0 +1,231 @@
+"""The processes of the demo: each is a context, starts when it is entered, and is gone when it is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from agentmon.cli.console import coloured, notice
+from agentmon.cli.control import connect
+from agentmon.errors import AgentmonError, DaemonUnreachable, HostLacks
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+WORLD = CHECKOUT / "tests/internet"
+JOBS = WORLD / "jobs"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_KEPT = ("LANG", "LC_ALL", "TERM", "AGENTMON_ROOT", "AGENTMON_DEBUG", "COVERAGE_PROCESS_CONFIG", "COVERAGE_FILE")
+_END_S = 30.0
+_POLL_S = 0.02
+AGENTMON = [sys.executable, "-m", "agentmon.cli"]
+Say = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def stopped_cleanly() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the contexts below as Ctrl-C does; a second Ctrl-C does not disturb them."""
+
+    def leave(number: int, _frame: object) -> None:
+        for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(other, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    saved = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
+
+
+def progress() -> Say:
+    """Prints one line a step on a terminal, nothing in a pipe."""
+    return notice if sys.stderr.isatty() or coloured(sys.stderr) else lambda _: None
+
+
+def environment(**more: str) -> dict[str, str]:
+    """As little of the caller's as works: the demo shows the same to everybody."""
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return kept | {"PATH": _PATH, "PYTHONPATH": str(CHECKOUT)} | more
+
+
+def agentmon(*args: str) -> list[Any]:
+    """The JSON lines that a command prints.
+
+    :raises AgentmonError: it failed.
+    """
+    done = subprocess.run([*AGENTMON, *args], env=environment(), cwd="/", capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise AgentmonError(f"agentmon {' '.join(args)}: {done.stderr.strip()}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+class World:
+    """The stand-in internet of tests/internet; the product never imports it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._control = directory / "control.sock"
+        if not (WORLD / "__main__.py").exists():
+            raise HostLacks(
+                f"the demo's stand-in internet is not at {WORLD}: it is part of the source tree, not of the package",
+                "run the demo from a checkout: sudo make demo",
+            )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.internet", str(directory)], cwd=CHECKOUT, env=environment(),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        self.ca = ""
+        self.dns: list[str] = []
+
+    def __enter__(self) -> World:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise AgentmonError("the demo's stand-in internet did not start", "its message is above")
+        ready = json.loads(line)
+        self.ca, self.dns = ready["ca"], [address for address, _port in ready["dns"]]
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        _end(self._process)
+
+    def counters(self) -> dict[str, Any]:
+        """What its servers and receivers have counted so far."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(self._control))
+            value: dict[str, Any] = json.loads(b"".join(iter(lambda: sock.recv(1 << 16), b"")))
+        return value
+
+
+class Daemon:
+    """`agentmon daemon`, the ordinary one, with settings that any user could write.
+
+    :raises HostLacks: one is running already.
+    """
+
+    def __init__(self, settings: Path, log: Path) -> None:
+        with contextlib.suppress(DaemonUnreachable):
+            connect().close()
+            raise HostLacks(
+                "an agentmon daemon is already running, and the demo needs one with settings of its own",
+                "end its bottles and stop it (systemctl stop agentmon), then: sudo agentmon demo",
+            )
+        self._log = log
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [*AGENTMON, "daemon", "--settings", str(settings), "--until-idle"], cwd="/", env=environment(),
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            )  # fmt: skip
+
+    def __enter__(self) -> Daemon:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(DaemonUnreachable):
+                connect().close()
+                return self
+            if self._process.poll() is not None:
+                break
+            time.sleep(_POLL_S)
+        said = self._log.read_text(errors="replace").strip()
+        _end(self._process)
+        raise AgentmonError(f"the daemon did not start:\n{said}", "the hint above, if there is one")
+
+    def __exit__(self, *_exc: object) -> None:
+        _end(self._process)  # SIGTERM: an --until-idle daemon removes everything
+
+
+class Bottle:
+    """`agentmon run` with the demo's agent; its lines come as objects."""
+
+    def __init__(self, name: str, budget: str, directory: Path) -> None:
+        self.name = name
+        self._summary = directory / "summary.json"
+        self._errors = directory / "job.log"
+        shown = [str(JOBS), str(Path(sys.prefix).resolve())]
+        if not sys.base_prefix.startswith("/usr"):
+            shown.append(str(Path(sys.base_prefix).resolve()))
+        options = [f"--ro={path}" for path in shown]
+        options += [f"--name={name}", f"--policy={JOBS / 'manifest.yml'}", f"--budget={budget}"]
+        options += [f"--json-summary={self._summary}", "--env=ANTHROPIC_API_KEY=sk-ant-demo-key-0001"]
+        options += ["--env=OPENAI_API_KEY=sk-demo-key-0002", "--env=PYTHONPATH="]
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [*AGENTMON, "run", *options, "--", sys.executable, "-u", str(JOBS / "agent.py")], cwd="/",
+                env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def __enter__(self) -> Bottle:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        _end(self._process)
+
+    def steps(self, within_s: float) -> Iterator[dict[str, Any]]:
+        """What the agent says, until it is done.
+
+        :raises AgentmonError: it ended before, or said nothing for `within_s`.
+        """
+        assert self._process.stdout is not None
+        for line in _lines(self._process.stdout, within_s):
+            step = json.loads(line)
+            yield step
+            if step["step"] == "done":
+                return
+        said = self._errors.read_text(errors="replace").strip()
+        raise AgentmonError(f"the agent in the bottle stopped early:\n{said[-2000:]}")
+
+    def tell(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+
+    def finish(self) -> dict[str, Any]:
+        """Let the agent end; what `--json-summary` wrote."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(_END_S)
+        summary: dict[str, Any] = json.loads(self._summary.read_text())
+        return summary
+
+
+def _lines(stream: IO[bytes], within_s: float) -> Iterator[bytes]:
+    """Whole lines; ends at the end of the stream.
+
+    :raises AgentmonError: silence.
+    """
+    pending = b""
+    while True:
+        if not select.select([stream], [], [], within_s)[0]:
+            raise AgentmonError(f"the agent in the bottle has said nothing for {within_s:.0f} s")
+        data = os.read(stream.fileno(), 1 << 16)
+        if not data:
+            return
+        *lines, pending = (pending + data).split(b"\n")
+        yield from lines
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end, wait; after that, end it."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
