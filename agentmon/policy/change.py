@@ -7,7 +7,7 @@ from dataclasses import replace
 from agentmon.errors import Refused
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.merge import SETTINGS_ORIGIN, check_conflicts, option_rule
-from agentmon.policy.rules import Depth, covers, overlaps
+from agentmon.policy.rules import Depth, Rule, RuleError, covers, overlaps, parse_rule
 from agentmon.policy.values import PlacedRule
 
 
@@ -47,7 +47,8 @@ def with_denied(policy: EffectivePolicy, text: str) -> EffectivePolicy:
     """
     new = option_rule("!" + text.removeprefix("!"), "agentmon deny")
     before = placed(policy)
-    kept = [old for old in before if old.rule.deny or not old.rule.same_target(new.rule)]
+    twins = [new.rule, *_as_allowed(text)]
+    kept = [old for old in before if old.rule.deny or not any(old.rule.same_target(twin) for twin in twins)]
     removed = len(kept) < len(before)
     still_open = any(not old.rule.deny and overlaps(old.rule, new.rule) for old in kept)
     if (still_open or not removed) and new.rule not in policy.rules:
@@ -69,6 +70,14 @@ def is_removal(old: EffectivePolicy, new: EffectivePolicy) -> bool:
     paths = any(rule.depth is Depth.INSPECTED for rule in allowed_after - allowed_before)
     inspected = frozenset(new.inspected) - frozenset(old.inspected)
     return bool(allowed_before - allowed_after or denied_after - denied_before or paths or inspected)
+
+
+def _as_allowed(text: str) -> list[Rule]:
+    """The rule that `agentmon allow` would have added; none for what can only be denied (127.0.0.1)."""
+    try:
+        return [parse_rule(text.removeprefix("!"))]
+    except RuleError:
+        return []
 
 
 def _with(policy: EffectivePolicy, rules: list[PlacedRule]) -> EffectivePolicy:

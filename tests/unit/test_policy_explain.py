@@ -1,0 +1,171 @@
+"""`policy check`, `policy explain`, `policy diff`: the data and its text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agentmon.errors import BadInput
+from agentmon.policy import manifest, settings
+from agentmon.policy.explain import check, diff, explain, warnings
+from agentmon.policy.explain_text import check_text, diff_text, explain_text
+from agentmon.policy.merge import Options, effective
+from agentmon.providers.declaration import Provider
+
+PROVIDERS = {"claude": Provider("claude", hosts=("api.anthropic.com",), endpoints=())}
+
+
+def policy(text, host_text="", **options):
+    chain = (manifest.parse(text, "/m/web.yml", trusted=True),)
+    return effective(
+        settings.parse(host_text, "s.yml"), chain, Options(**{"name": "web", **options}), providers=PROVIDERS
+    )
+
+
+RULES = (
+    "allow: [api.anthropic.com, '*.example', '*.anthropic.com', 'db.other:5432', 10.0.0.0/8, 'https://h.other/v1/*',"
+    " '!x.example']\nbudget: {claude: 5}"
+)
+
+
+def test_every_rule_says_its_depth_and_what_it_does_not_check():
+    data = explain(policy(RULES))
+    by_rule = {rule["rule"]: rule for rule in data["rules"]}
+    assert by_rule["api.anthropic.com"]["depth"] == "inspected"  # a provider's host, although the rule is a name rule
+    assert [o["depth"] for o in by_rule["*.example"]["opens"]] == ["name", "inspected"]
+    assert "fronting" in by_rule["*.example"]["unchecked"][0]
+    assert by_rule["*.anthropic.com"]["note"] == "below it, inspected: api.anthropic.com"
+    assert by_rule["db.other:5432"]["depth"] == "direct"
+    assert "shared network" in by_rule["10.0.0.0/8"]["unchecked"][0]
+    assert by_rule["10.0.0.0/8"]["opens"] == [
+        {"proto": "tcp", "ports": "all", "depth": "direct"},
+        {"proto": "udp", "ports": "all", "depth": "direct"},
+    ]
+    assert by_rule["https://h.other/v1/*"]["depth"] == "inspected"
+    assert by_rule["!x.example"]["denies"][0]["ports"] == "all"
+    assert all(rule["origin"] == "/m/web.yml:1" for rule in data["rules"])
+    json.dumps(data)
+    text = explain_text(data)
+    assert "opens TCP 443: name" in text
+    assert "does not check what is inside TLS" in text
+    assert "budget: bottle web: claude 5 per run" in text
+    assert "denies UDP all" in text
+    assert "below it, inspected: api.anthropic.com" in text
+
+
+def test_an_empty_policy_and_observe():
+    text = explain_text(explain(policy("", observe=True)))
+    assert "OBSERVE: the allowlist is relaxed" in text
+    assert "budget: none" in text
+
+
+@pytest.mark.parametrize(
+    ("dest", "verdict", "reason", "layer", "extra"),
+    [
+        ("a.example", "allowed", "allow", "relay", {"depth": "name", "rule": "*.example", "port": 443}),
+        ("http://a.example", "allowed", "allow", "proxy", {"depth": "inspected", "port": 80}),
+        ("api.anthropic.com", "allowed", "allow", "proxy", {"depth": "inspected"}),
+        ("https://h.other/v1/x", "allowed", "allow", "proxy", {"depth": "inspected"}),
+        ("https://h.other/v2/x", "refused", "default", "proxy", {}),
+        ("db.other:5432", "allowed", "allow", "bpf, host-nft", {"depth": "direct", "origin": "/m/web.yml:1"}),
+        ("db.other:22", "refused", "default", "bpf, host-nft", {"hint": "agentmon allow web db.other:22"}),
+        ("x.example", "refused", "deny", "resolver", {"rule": "!x.example"}),
+        ("nobody.other", "refused", "default", "resolver", {"hint": "agentmon allow web nobody.other:443"}),
+        (
+            "udp://nobody.other:53",
+            "refused",
+            "default",
+            "resolver",
+            {"hint": "agentmon allow web udp://nobody.other:53"},
+        ),
+        ("10.1.2.3:25", "allowed", "allow", "bpf, host-nft", {"address": "10.1.2.3"}),
+        ("198.51.100.7", "refused", "default", "bpf, host-nft", {"hint": "agentmon allow web 198.51.100.7:443"}),
+        ("[2001:db8::1]:22", "refused", "default", "bpf, host-nft", {"hint": "agentmon allow web [2001:db8::1]:22"}),
+        ("127.0.0.1:8080", "refused", "protected", "bpf, host-nft", {"why": "loopback"}),
+        ("169.254.169.254:80", "refused", "protected", "bpf, host-nft", {"why": "link-local"}),
+        ("localhost:80", "refused", "protected", "resolver", {}),
+    ],
+)
+def test_one_destination(dest, verdict, reason, layer, extra):
+    data = explain(policy(RULES), dest)
+    found = data["dest"]
+    assert (found["verdict"], found["reason"], found["layer"]) == (verdict, reason, layer)
+    assert {key: found[key] for key in extra} == extra
+    text = explain_text(data)
+    assert verdict in text and f"decided by {layer}" in text
+    assert found.get("hint", "") in text
+
+
+def test_observe_relaxes_only_what_no_rule_speaks_of():
+    observed = policy(RULES, observe=True)
+    assert explain(observed, "nobody.other")["dest"]["verdict"] == "observed"
+    assert explain(observed, "x.example")["dest"]["verdict"] == "refused"
+    assert explain(observed, "127.0.0.1")["dest"]["verdict"] == "refused"
+
+
+@pytest.mark.parametrize("dest", ["*.example", "10.0.0.0/8", "h.example:1-5", "https://h.example/*", "h.example:x", ""])
+def test_a_destination_is_one(dest):
+    with pytest.raises(BadInput, match="destination"):
+        explain(policy(RULES), dest)
+
+
+def test_warnings_name_what_has_no_effect():
+    found = warnings(
+        policy(
+            "allow: ['*.example', a.example, 'b.example:443', '!*.gone', x.gone, 10.0.0.0/8, '10.1.0.0/16:53']\n"
+            "routes: [{host: nobody.other}, {host: a.example}, {host: '*.sub.example'}, {host: x.gone}]"
+        )
+    )
+    assert found == [
+        "/m/web.yml:1: a.example adds nothing: *.example allows it already",
+        "/m/web.yml:1: b.example:443 adds nothing: *.example allows it already",
+        "/m/web.yml:1: x.gone has no effect: !*.gone denies it",
+        "/m/web.yml:1: 10.1.0.0/16:53 adds nothing: 10.0.0.0/8 allows it already",
+        "route nobody.other has no effect: no rule allows the host (add nobody.other to allow:)",
+        "route x.gone has no effect: no rule allows the host (add x.gone to allow:)",
+    ]
+
+
+def test_warnings_of_many_rules_are_found_in_one_pass():
+    rules = ", ".join(f"h{i}.example:443" for i in range(5000))
+    assert warnings(policy(f"allow: [{rules}]")) == []
+
+
+def test_check(tmp_path):
+    file = tmp_path / "web.yml"
+    file.write_text("extends: base\nallow: [a.example, 'a.example:443']\n")
+    (tmp_path / "base.yml").write_text("budget: {claude: 5}\n")
+    host = settings.parse(f"bottles_dir: {tmp_path}\n", "s.yml")
+    data = check(file, host, PROVIDERS)
+    assert data["ok"] and data["rules"] == 2
+    assert data["sources"] == [str(file), str(tmp_path / "base.yml"), "s.yml"]
+    assert "warning: " in check_text(data)
+    assert "ok, 2 rules from 3 file(s)" in check_text(data)
+    file.write_text("allow: [a.example]\nbudget: {claud: 5}\n")
+    with pytest.raises(BadInput, match=r"web.yml:2: budget.claud: unknown provider"):
+        check(file, host, PROVIDERS)
+
+
+def test_diff():
+    a = policy("allow: [a.example, b.example]\nbudget: {claude: 5}\nlimits: {pids: 4}\nrw: [/a]")
+    b = policy(
+        "allow: [b.example, c.example]\nbudget: {claude: 7}\nshutdown: kill\n"
+        "routes: [{host: b.example}]\nlimits: {pids: 5}"
+    )
+    data = diff(a, b)
+    assert (data["added"], data["removed"], data["removal"]) == (["c.example"], ["a.example"], True)
+    assert data["inspected_added"] == ["b.example"]
+    assert data["changed"]["shutdown"] == ["cutoff", "kill"]
+    text = diff_text(data)
+    for line in (
+        "- a.example", "+ c.example", "+ inspected b.example", "- budget bottle web: claude 5 per run",
+        "+ budget bottle web: claude 7 per run", "~ shutdown: cutoff → kill", "~ rw: /a → none",
+        "~ limits: connections 1000, pids 4, queries_per_s 100 → connections 1000, pids 5, queries_per_s 100",
+        "live flows that are no longer allowed end",
+    ):  # fmt: skip
+        assert line in text.splitlines()
+    assert "- inspected b.example" in diff_text(diff(b, a))
+    assert diff_text(diff(a, a)) == "no difference"
+    c = policy("allow: [a.example, b.example, z.example]\nbudget: {claude: 5}\nlimits: {pids: 4}\nrw: [/a]")
+    assert diff_text(diff(a, c)).endswith("live flows go on")
