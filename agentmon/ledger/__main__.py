@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 def _serve(config: dict[str, Any]) -> None:
     path = Path(config["path"])
-    _lock(path.parent)
+    _lock(path.parent, config.get("lock_wait_s", _LOCK_WAIT_S))
     sock = service.listen_unix(Path(config["socket"]), group=config.get("group", ""))
     user = config.get("user", "")
     roles = Roles(frozenset({0} if user else {0, os.geteuid()}), _uids(config.get("proxy_user", "agentmon-proxy")))
@@ -60,7 +60,7 @@ def _serve(config: dict[str, Any]) -> None:
     service.run(body)
 
 
-def _lock(directory: Path) -> None:
+def _lock(directory: Path, wait_s: float) -> None:
     """Keep every other ledger away from the directory, until this process ends.
 
     :raises errors.AgentmonError: there is no such directory, or another ledger works there and does not end.
@@ -69,7 +69,7 @@ def _lock(directory: Path) -> None:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as e:
         raise errors.HostLacks(f"{directory}: {e.strerror}", "the daemon creates it: agentmon daemon") from e
-    deadline = time.monotonic() + _LOCK_WAIT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,284 @@
+"""The ledger as its peers meet it: a real process, a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentmon import errors, wire
+from agentmon.ledger.client import LedgerClient, LedgerUnavailable
+from agentmon.ledger.reader import Reader
+from tests.support.ledger_rig import ROOT, LedgerProcess, Peer, budget, ledger, scope, until, usage
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[LedgerProcess]:
+    with ledger(tmp_path) as process:
+        yield process
+
+
+@pytest.fixture
+def daemon(process: LedgerProcess) -> Iterator[Peer]:
+    peer = Peer(process.socket)
+    yield peer
+    peer.close()
+
+
+def in_loop(body: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    return asyncio.run(asyncio.wait_for(body(), 60))
+
+
+def open_run(daemon: Peer, *scopes: wire.ScopeDef, slot: int = 1) -> None:
+    assert isinstance(daemon.ask(wire.OpenRun, slot, f"b{slot}", f"run{slot}", "", scopes, {}), wire.Done)
+
+
+def test_the_daemon_hears_of_a_crossing_before_the_answer_and_another_one_when_it_connects(
+    process: LedgerProcess, daemon: Peer
+) -> None:
+    open_run(daemon, scope("bottle", "b1", budget("claude", 100)))
+    hold = daemon.ask(wire.Reserve, 1, "claude", "m", 10, 10, "k")
+    before = time.monotonic_ns()
+    settled = daemon.ask(wire.Settle, hold.hold, usage(90, 30, "msg"))
+    assert settled.crossed
+    (crossed,) = daemon.unasked
+    assert (crossed.slots, crossed.used, crossed.threshold) == ((1,), 120, 100)
+    assert before < crossed.at_ns < time.monotonic_ns()
+    second = Peer(process.socket)
+    assert second.hear(1)[0].slots == (1,)
+    second.close()
+
+
+def test_client_and_daemon_see_the_same_numbers(process: LedgerProcess, daemon: Peer) -> None:
+    open_run(daemon, scope("bottle", "b1", budget("claude", 1000)))
+
+    async def proxy() -> None:
+        client = LedgerClient(process.socket)
+        granted = await client.reserve(1, "claude", "m", input=100, output=200, key="a")
+        assert isinstance(granted, wire.Granted)
+        assert await client.progress(granted.hold, usage(100, 50)) is False
+        assert not (await client.settle(granted.hold, usage(100, 150, "msg"))).crossed
+        assert (await client.settle(granted.hold, usage(100, 150, "msg"))).duplicate
+        other = await client.reserve(1, "claude", "m", input=100, output=200, key="b")
+        assert isinstance(other, wire.Granted)
+        await client.release(other.hold)
+        with pytest.raises(errors.Refused, match="no open run"):
+            await client.reserve(7, "claude", "m", input=1, output=1, key="c")
+        (line,) = await client.totals(1)
+        assert (line["used"], line["held"], line["remaining"]) == (250, 0, 750)
+        await client.close()
+
+    in_loop(proxy)
+    assert daemon.ask(wire.Totals, 1).value[0]["used"] == 250
+
+
+def test_fifty_parallel_requests_and_room_for_ten_with_a_worker_killed_while_holding(
+    process: LedgerProcess, daemon: Peer
+) -> None:
+    """Three workers; two settle exactly what they held, the third dies: used ≤ budget, nothing stays held."""
+    open_run(daemon, scope("bottle", "b1", budget("claude", 1000)))
+    code = f"""
+import asyncio, sys
+from agentmon.ledger.client import LedgerClient
+async def main():
+    client = LedgerClient({process.socket!r})
+    got = [await client.reserve(1, "claude", "m", input=50, output=50, key=f"dead{{i}}") for i in range(3)]
+    print(sum(getattr(g, "tokens", 0) for g in got), flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+    dead = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert dead.stdout is not None
+    assert dead.stdout.readline() == "300\n"
+
+    async def workers() -> list[Any]:
+        clients = [LedgerClient(process.socket) for _ in range(2)]
+
+        async def request(n: int) -> Any:
+            answer = await clients[n % 2].reserve(1, "claude", "m", input=50, output=50, key=f"r{n}")
+            if isinstance(answer, wire.Granted):
+                await asyncio.sleep(0)
+                return await clients[n % 2].settle(answer.hold, usage(50, answer.tokens - 50, f"msg{n}"))
+            return answer
+
+        answers = await asyncio.gather(*[request(n) for n in range(50)])
+        for client in clients:
+            await client.close()
+        return answers
+
+    answers = in_loop(workers)
+    dead.kill()
+    dead.wait(20)
+    dead.stdout.close()
+    assert sum(isinstance(a, wire.Settled) for a in answers) == 7
+    until(lambda: daemon.ask(wire.Totals, 1).value[0]["held"] == 0, "the dead worker's holds settled")
+    (line,) = daemon.ask(wire.Totals, 1).value
+    assert line["used"] == 1000
+    with Reader(process.path) as reader:
+        assert sorted(row["source"] for row in reader.rows()) == ["estimate"] * 3 + ["wire"] * 7
+        assert reader.check() == []
+
+
+def test_no_phantom_refusal_after_holds_are_gone(daemon: Peer) -> None:
+    open_run(daemon, scope("bottle", "b1", budget("claude", 100)))
+    hold = daemon.ask(wire.Reserve, 1, "claude", "m", 0, 100, "a")
+    denied = daemon.ask(wire.Reserve, 1, "claude", "m", 0, 1, "b")
+    assert (denied.used, denied.held) == (0, 100)
+    daemon.ask(wire.Settle, hold.hold, usage(0, 10, "msg"))
+    assert daemon.ask(wire.Reserve, 1, "claude", "m", 0, 500, "c").tokens == 90
+
+
+def test_a_restart_is_not_seen_by_the_proxy(process: LedgerProcess, daemon: Peer) -> None:
+    open_run(daemon, scope("bottle", "b1", budget("claude", 1000)))
+
+    async def proxy() -> None:
+        client = LedgerClient(process.socket)
+        one = await client.reserve(1, "claude", "m", input=10, output=10, key="a")
+        assert isinstance(one, wire.Granted)
+        await asyncio.to_thread(process.kill)
+        await asyncio.to_thread(process.start, ready=False)
+        again = await client.reserve(1, "claude", "m", input=10, output=10, key="a")
+        assert again == wire.Granted(again.id, one.hold, one.tokens)
+        assert not (await client.settle(one.hold, usage(10, 5, "msg"))).duplicate
+        await client.close()
+
+    in_loop(proxy)
+    with Reader(process.path) as reader:
+        assert [row["weighted"] for row in reader.rows()] == [15]
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    async def proxy() -> None:
+        client = LedgerClient(str(tmp_path / "none.sock"), timeout_s=0.2, settle_s=0.2)
+        with pytest.raises(LedgerUnavailable, match="does not answer"):
+            await client.reserve(1, "claude", "m", input=1, output=1, key="a")
+        with pytest.raises(LedgerUnavailable):
+            await client.settle(1, usage(1))
+        await client.close()
+
+    in_loop(proxy)
+
+
+def test_a_peer_that_speaks_something_else_is_cut_off_and_others_go_on(process: LedgerProcess, daemon: Peer) -> None:
+    for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\x00\x00\x00\x02\xc1\xc1"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(20)
+            sock.connect(process.socket)
+            sock.sendall(noise)
+            try:
+                while sock.recv(4096):
+                    pass
+            except ConnectionResetError:
+                pass
+    open_run(daemon)
+
+
+def test_a_message_of_the_wrong_direction_is_refused(daemon: Peer) -> None:
+    assert daemon.ask(wire.Granted, 1, 1).error == "Refused"
+
+
+def test_a_peer_that_reads_nothing_is_not_read_for_ever(process: LedgerProcess, daemon: Peer) -> None:
+    """It stops being served when its answers pile up; the others do not notice."""
+    open_run(daemon)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(process.socket)
+        sock.setblocking(False)
+        data = wire.encode(wire.Totals(1, 1)) * 1000
+        stuck = 0
+        end = time.monotonic() + 20
+        while stuck < 50 and time.monotonic() < end:
+            try:
+                sock.send(data)
+                stuck = 0
+            except BlockingIOError:
+                stuck += 1
+                daemon.ask(wire.Totals, 1)
+        assert stuck == 50
+
+
+def test_sigterm_records_what_was_asked_and_a_second_ledger_is_kept_out(process: LedgerProcess, tmp_path: Path) -> None:
+    daemon = Peer(process.socket)
+    open_run(daemon)
+    second = subprocess.run(
+        [sys.executable, "-m", "agentmon.ledger", str(second_config(process, tmp_path))],
+        cwd=ROOT, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert "another ledger is working in" in second.stderr and "hint: " in second.stderr
+    assert isinstance(daemon.ask(wire.Reserve, 1, "claude", "m", 1, 1, "a"), wire.Granted)
+    assert process.stop() == 0
+    assert "Traceback" not in process.said()
+    assert not Path(process.path + "-wal").exists()
+    daemon.close()
+
+
+def second_config(process: LedgerProcess, tmp_path: Path) -> Path:
+    other = tmp_path / "second.json"
+    other.write_text(process.config.read_text().replace("{", '{"lock_wait_s": 0.1, ', 1))
+    return other
+
+
+def test_started_by_hand_and_without_a_directory(tmp_path: Path) -> None:
+    run = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 30}
+    bare = subprocess.run([sys.executable, "-m", "agentmon.ledger"], **run)
+    assert bare.returncode == 2 and "started by the agentmon daemon" in bare.stderr
+    config = tmp_path / "c.json"
+    config.write_text(f'{{"socket": "{tmp_path}/s", "path": "{tmp_path}/none/l.db"}}')
+    none = subprocess.run([sys.executable, "-m", "agentmon.ledger", str(config)], **run)
+    assert none.returncode == 4 and "No such file" in none.stderr
+
+
+def test_kill_nine_at_any_moment_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
+    """Rounds of: settle as fast as it goes, SIGKILL at a random moment, start again. What was answered is there once;
+    what was not is asked again and is there once afterwards."""
+    rounds, random_s = 20, random.Random(7)
+    process = LedgerProcess(tmp_path).start()
+    owed: dict[int, wire.Usage] = {}
+    answered: set[str] = set()
+    serial = 0
+    try:
+        for _ in range(rounds):
+            daemon = Peer(process.socket)
+            daemon.ask(wire.OpenRun, 1, "b1", "run1", "", (scope("bottle", "b1", budget("claude", 1 << 40)),), {})
+            for hold, row in list(owed.items()):
+                assert isinstance(daemon.ask(wire.Settle, hold, row), wire.Settled)
+                answered.add(row.request_id)
+                del owed[hold]
+            killer = threading.Timer(random_s.uniform(0.0, 0.08), process.kill)
+            killer.start()
+            try:
+                while True:
+                    serial += 1
+                    hold = daemon.ask(wire.Reserve, 1, "claude", "m", 1, 1, f"k{serial}")
+                    owed[hold.hold] = usage(serial, 0, f"msg{serial}")
+                    daemon.ask(wire.Settle, hold.hold, owed[hold.hold])
+                    answered.add(owed.pop(hold.hold).request_id)
+            except ConnectionError:
+                daemon.close()
+            killer.join()
+            process.start()
+        daemon = Peer(process.socket)
+        for hold, row in owed.items():
+            assert isinstance(daemon.ask(wire.Settle, hold, row), wire.Settled)
+            answered.add(row.request_id)
+        daemon.ask(wire.CloseRun, 1, "run1")  # holds whose answer was lost: charged as estimates
+        daemon.close()
+    finally:
+        process.close()
+    with Reader(process.path) as reader:
+        rows = reader.rows()
+        assert reader.check() == []
+    wired = [row for row in rows if row["source"] == "wire"]
+    assert {row["request_id"] for row in wired} == answered
+    assert all(row["weighted"] == int(row["request_id"][3:]) for row in wired)
+    assert len(wired) == len(answered) > rounds
+    assert len(rows) - len(wired) <= rounds
