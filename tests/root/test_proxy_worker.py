@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from agentmon import wire
 from tests.support import proxy_rig
 from tests.support.proxy_rig import Rig, chunked, reply
+
+try:
+    import httpx2
+except ModuleNotFoundError:  # for Python 3.11 the locked SDKs still bring httpx
+    import httpx as httpx2
 
 pytestmark = pytest.mark.root
 
