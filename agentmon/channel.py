@@ -31,7 +31,7 @@ class Peer:
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """:raises OSError: if the socket is not a connected Unix socket."""
+    """Nobody (uid -1) for what is not a connected Unix socket."""
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     so_peergroups = 59  # include/uapi/asm-generic/socket.h
     try:

@@ -331,15 +331,17 @@ def _steady(value: Callable[[], int]) -> bool:
 
 def test_a_removed_name_loses_its_flows_and_others_live(net: SimpleNamespace) -> None:
     net.set(A, "web.example", "other.example")
-    with Server(net.world, names.WEB, echo):
-        with established(net, "web.example") as web, established(net, "other.example") as other:
-            assert net.set(A, "web.example", "other.example", "third.example").closed == 0
-            assert net.set(A, "other.example").closed == 1
-            assert rest(web) == b"RESET"
-            other.sendall(b"alive")
-            assert other.recv(5) == b"alive"
-            assert net.daemon.tell(wire.DropBottle, A).closed == 1
-            assert rest(other) == b"RESET"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Server(net.world, names.WEB, echo))
+        web = stack.enter_context(established(net, "web.example"))
+        other = stack.enter_context(established(net, "other.example"))
+        assert net.set(A, "web.example", "other.example", "third.example").closed == 0
+        assert net.set(A, "other.example").closed == 1
+        assert rest(web) == b"RESET"
+        other.sendall(b"alive")
+        assert other.recv(5) == b"alive"
+        assert net.daemon.tell(wire.DropBottle, A).closed == 1
+        assert rest(other) == b"RESET"
 
 
 def test_a_cut_closes_everything_of_the_bottle_only(net: SimpleNamespace) -> None:
