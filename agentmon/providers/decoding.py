@@ -146,8 +146,8 @@ class _Stage:
                 self._first, undecided = b"x" * PIECE, False
                 yield piece
         except Undecodable:
-            if not undecided:
-                raise
+            if not undecided or self._first.startswith((_GZIP, _ZSTD)):
+                raise  # it was of this coding, and is damaged
             data, self._codec = self._first, _Identity()
             yield data
 
