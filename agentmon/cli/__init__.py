@@ -1,4 +1,4 @@
-"""cli: the command `agentmon`. Thin: options in, one request to the daemon (or one pure function), rendered text or JSON out.
+"""cli: the command `agentmon`. Options in, one request to the daemon or one pure function, text or JSON out.
 
     main.py      commands by name, imported when used; the only place that turns errors into messages and exit statuses
     control.py   the control socket: connect, start a daemon, ask      run.py pump.py   a command in a bottle

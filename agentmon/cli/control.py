@@ -1,4 +1,4 @@
-"""The control socket: connecting, starting a daemon where there is none, asking, and errors as they were raised over there."""
+"""The control socket: connecting, starting a daemon where there is none, asking; errors as the daemon raised them."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from agentmon.render.events import paragraph
 from agentmon.render.usage import usage_csv, usage_table
 
 _KINDS = (
-    "connect", "send", "dns", "packet", "bypass", "escape", "socket", "request", "websocket", "secret", "injection", "approval",
-    "usage", "threshold", "cutoff", "freeze", "kill", "resume", "policy", "tamper", "lost", "daemon",
+    "connect", "send", "dns", "packet", "bypass", "escape", "socket", "request", "websocket", "secret", "injection",
+    "approval", "usage", "threshold", "cutoff", "freeze", "kill", "resume", "policy", "tamper", "lost", "daemon",
 )  # fmt: skip
 _SINCE = click.option("--since", metavar="TIME", help="15m, 2h, 7d ago, or 2026-01-31T12:00:00Z.")
 

@@ -83,9 +83,6 @@ def main(argv: list[str] | None = None) -> int:
         return _failed(e.message, e.hint, own_failure or e.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
-        return own_failure or 141
     except Exception as e:  # noqa: BLE001 - people never see a traceback they did not ask for
         hint = "AGENTMON_DEBUG=1 shows where; please report it"
         return _failed(f"agentmon itself failed: {e!r}", hint, own_failure or 1)

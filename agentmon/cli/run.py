@@ -108,7 +108,7 @@ def _arguments(command: Sequence[str], name: str, options: dict[str, Any]) -> di
 
 
 def _manifest(name: str) -> dict[str, Any]:
-    """The manifest's path and the texts of it and its parents: read here, with the caller's rights, not the daemon's."""
+    """The manifest's path, and its text and its parents': read with the caller's rights, not the daemon's."""
     from agentmon.policy import manifest, settings
 
     bottles_dir = settings.load().bottles_dir

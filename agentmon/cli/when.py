@@ -11,7 +11,8 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 def since_ns(text: str | None, now_ns: int) -> int:
-    """Nanoseconds since the epoch of "90s", "15m", "2h", "7d", "1w" ago, or of an ISO date or time (local without a zone).
+    """Nanoseconds since the epoch of "90s", "15m", "2h", "7d", "1w" ago, or of an ISO date or time (without a zone:
+    local).
 
     :raises BadInput: neither.
     """

@@ -3,7 +3,8 @@
 A packet keeps its descriptors, which a stream would not. A LaunchSpec (environments may be megabytes) travels in a
 memory file, so packets stay small and the socket's buffer never fills.
 
-    daemon ─ Spawn [spec] · Probe · Signal ─▶ spawner      ◀─ Hello · Launched [stdio…, status] · Probed · Ok · Error · Exited ─
+    daemon ─ Spawn [spec] · Probe · Signal ─▶ spawner
+           ◀─ Hello · Launched [stdio…, status] · Probed · Ok · Error · Ended ─
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 One process walks through three positions:
 
-    in the netns, not in the bottle's cgroup   connect → refused by the bottle's nft only
+    in the netns, not in the bottle's cgroup   send, connect → refused by the bottle's nft only
                                                a frame straight on eth0 → passes no hook of ours but the host's
     in the netns and in the probe cgroup       connect → refused by BPF (EPERM) before a packet exists
                                                resolver and proxy answer
@@ -29,7 +29,7 @@ NAME = "agentmon.internal"
 _FORBIDDEN_PORT = 443
 _BY_BPF = ("EPERM",)
 # What a local sender sees of nft's reject and drop verdicts, whichever reject type the rules use; ip(7), tcp(7).
-_BY_NFT = ("EHOSTUNREACH", "EACCES", "ECONNREFUSED", "ENETUNREACH", "EPERM", "EPROTO", "ECONNABORTED")
+_BY_NFT = ("EHOSTUNREACH", "EACCES", "ECONNREFUSED", "EPERM")
 
 
 def run_probe(spec: ProbeSpec) -> ProbeResult:
@@ -65,8 +65,8 @@ def judge(spec: ProbeSpec, seen: ProbeResult) -> tuple[str, ...]:
 def _walk(spec: ProbeSpec) -> ProbeResult:
     enter_netns(spec.netns)
     timeout_s = spec.timeout_ms / 1000
-    nft4 = _connect(socket.AF_INET, spec.forbidden4, timeout_s)
-    nft6 = _connect(socket.AF_INET6, spec.forbidden6, timeout_s) if spec.forbidden6 else ""
+    nft4 = _refused_by_nft(socket.AF_INET, spec.forbidden4, timeout_s)
+    nft6 = _refused_by_nft(socket.AF_INET6, spec.forbidden6, timeout_s) if spec.forbidden6 else ""
     frame = _send_frame(spec) if spec.mac_host else ""
     Path(spec.cgroup, "cgroup.procs").write_text(str(os.getpid()))
     bpf4 = _connect(socket.AF_INET, spec.forbidden4, timeout_s)
@@ -74,6 +74,19 @@ def _walk(spec: ProbeSpec) -> ProbeResult:
     dns = _ask(spec.resolver, timeout_s)
     http = _get(spec.proxy, timeout_s)
     return ProbeResult(spec.slot, dns, http, bpf4, bpf6, nft4, nft6, frame)
+
+
+def _refused_by_nft(family: int, address: str, timeout_s: float) -> str:
+    """How a connect ends, if a datagram does not even leave: only a verdict of the namespace's own output hook makes
+    send(2) fail with EPERM, while the host's reject would look the same to a connect. "open" if it leaves."""
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(b"", (address, _FORBIDDEN_PORT))
+        except PermissionError:
+            return _connect(family, address, timeout_s)
+        except OSError as e:
+            return _name(e)
+    return "open"
 
 
 def _connect(family: int, address: str, timeout_s: float) -> str:

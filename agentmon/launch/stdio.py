@@ -11,7 +11,8 @@ from agentmon.launch.spec import LaunchSpec
 
 @dataclass(frozen=True, slots=True)
 class Stdio:
-    """Both ends. `inner` becomes 0, 1, 2 of the job; `outer` goes to the command line: (master,) or (stdin_w, stdout_r, stderr_r)."""
+    """Both ends. `inner` becomes 0, 1, 2 of the job; `outer` goes to the command line: (master,), or
+    (stdin_w, stdout_r, stderr_r)."""
 
     inner: tuple[int, int, int]
     outer: tuple[int, ...]

@@ -15,8 +15,8 @@ def budgets_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line per scope and provider; scopes without a budget show only what was used."""
     lines = [
         (
-            str(row["scope"]), printable(str(row["name"])), str(row["provider"]), str(row["per"]), tokens(row["tokens"]),
-            tokens(row["used"]), tokens(row["held"]), tokens(row["remaining"]),
+            str(row["scope"]), printable(str(row["name"])), str(row["provider"]), str(row["per"]),
+            tokens(row["tokens"]), tokens(row["used"]), tokens(row["held"]), tokens(row["remaining"]),
         )
         for row in rows
     ]  # fmt: skip

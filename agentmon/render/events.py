@@ -1,4 +1,4 @@
-"""An event as a sentence: who did what, what came of it, which layer decided and why, and the command that would allow it. Pure."""
+"""An event as a sentence: who did what, what came of it, by which layer, why, and what would allow it. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from agentmon.render.words import clock, duration, printable, tokens
 
 _VERBS = {
     "connect": "connected to", "send": "sent a datagram to", "dns": "asked for", "packet": "sent a packet to",
-    "request": "requested", "websocket": "opened a WebSocket to", "socket": "opened a socket", "bypass": "bypassed its guard to",
-    "escape": "connected from a foreign namespace to",
+    "request": "requested", "websocket": "opened a WebSocket to", "socket": "opened a socket",
+    "bypass": "bypassed its guard to", "escape": "connected from a foreign namespace to",
 }  # fmt: skip
 _REASONS = {
     "default": "no rule allows it",

@@ -34,7 +34,7 @@ def duration(ns: int) -> str:
 
 
 def clock(rfc3339: str, zone: tzinfo | None = None) -> str:
-    """ "2026-01-02T03:04:05.000000006Z" → "03:04:05" in `zone` (None: the machine's own); what is no time is shown as it is."""
+    """The time of day, "03:04:05", of an RFC 3339 text in `zone` (None: the machine's); what is no time is kept."""
     try:
         moment = datetime.fromisoformat(rfc3339[:19] + "+00:00")
     except ValueError:

@@ -138,7 +138,9 @@ class Host:
         spawned = await self.spawner.spawn(spec)
         self.runs = [(connection, request.id)]
         connection.send(wire.Item(request.id, {"notice": "getting ready"}))
-        connection.send(wire.Item(request.id, {"slot": 16, "bottle": a["name"], "run": "r1", "ready_ms": 1.0}), spawned.fds)
+        connection.send(
+            wire.Item(request.id, {"slot": 16, "bottle": a["name"], "run": "r1", "ready_ms": 1.0}), spawned.fds
+        )
 
     async def _watch(self) -> None:
         while True:
@@ -198,11 +200,32 @@ def test_command_that_cannot_be_executed(host: Host, command: str, status: int) 
 
 def test_options_environment_and_directory_travel(host: Host) -> None:
     status, out, err = finish(
-        start(host, "--name", "n1", "--allow", "a.example:443", "--allow", "b.example", "--ro", "usr", "--env", "K=V=W", "--", "sh", "-c", "echo $K")
+        start(
+            host,
+            "--name",
+            "n1",
+            "--allow",
+            "a.example:443",
+            "--allow",
+            "b.example",
+            "--ro",
+            "usr",
+            "--env",
+            "K=V=W",
+            "--",
+            "sh",
+            "-c",
+            "echo $K",
+        )
     )
     assert (status, out) == (0, b"V=W\n"), err
     args = host.requests[0].args
-    assert (args["name"], args["allow"], args["ro"], args["cwd"]) == ("n1", ["a.example:443", "b.example"], ["/usr"], "/")
+    assert (args["name"], args["allow"], args["ro"], args["cwd"]) == (
+        "n1",
+        ["a.example:443", "b.example"],
+        ["/usr"],
+        "/",
+    )
     assert args["tty"] is False and args["env"]["AGENTMON_ROOT"] == str(host.tmp)
 
 

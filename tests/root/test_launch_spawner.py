@@ -76,10 +76,13 @@ class Place:
 
     def spec(self, *argv: str, **changes: Any) -> LaunchSpec:
         values: dict[str, Any] = {
-            "slot": 99, "bottle": "test", "run": "r1", "argv": argv, "env": {"PATH": "/usr/bin:/bin", "HOME": "/home/job"},
+            "slot": 99, "bottle": "test", "run": "r1", "argv": argv,
+            "env": {"PATH": "/usr/bin:/bin", "HOME": "/home/job"},
             "cwd": "/", "uid": UID, "gid": UID, "home": "/home/job", "home_source": str(self.home), "netns": self.name,
             "cgroup": str(self.leaf),
-            "files": etc_files(bottle="test", user="job", uid=UID, gid=UID, home="/home/job", nameservers=["198.51.100.53"]),
+            "files": etc_files(
+                bottle="test", user="job", uid=UID, gid=UID, home="/home/job", nameservers=["198.51.100.53"]
+            ),
         }  # fmt: skip
         return LaunchSpec(**values | changes)
 
@@ -197,17 +200,23 @@ status = dict(l.split(":\t", 1) for l in open("/proc/self/status").read().splitl
 print(json.dumps({
   "uid": os.getresuid(), "gid": os.getresgid(), "groups": os.getgroups(),
   "caps": [status[k] for k in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")], "nnp": status["NoNewPrivs"],
-  "fds": sorted(int(f) for f in os.listdir("/proc/self/fd"))[:-1], "pids": len([p for p in os.listdir("/proc") if p.isdigit()]),
+  "fds": sorted(int(f) for f in os.listdir("/proc/self/fd"))[:-1],
+  "pids": len([p for p in os.listdir("/proc") if p.isdigit()]),
   "env": dict(os.environ), "cwd": os.getcwd(), "host": os.uname().nodename,
-  "vsock": sock(40, 1), "packet": sock(17, 3), "alg": sock(38, 5), "xdp": sock(44, 3), "wrapped": call(41, 0x100000028, 1, 0),
-  "unix": sock(1, 1), "inet": sock(2, 1), "inet6": sock(10, 2), "route": sock(16, 3, 0), "audit": sock(16, 3, 9), "raw": sock(2, 3, 1),
+  "vsock": sock(40, 1), "packet": sock(17, 3), "alg": sock(38, 5), "xdp": sock(44, 3),
+  "wrapped": call(41, 0x100000028, 1, 0),
+  "unix": sock(1, 1), "inet": sock(2, 1), "inet6": sock(10, 2), "route": sock(16, 3, 0),
+  "audit": sock(16, 3, 9), "raw": sock(2, 3, 1),
   "io_uring": call(425, 8, 0), "clone3": call(435, 0, 0), "keyctl": call(250, 0, -3, 0), "bpf": call(321, 0, 0, 0),
   "newuser": call(272, 0x10000000), "newnet": call(272, 0x40000000), "cloneuser": call(56, 0x10000000 | 17, 0, 0, 0, 0),
   "setns": call(308, 0, 0), "mount": call(165, 0, 0, 0, 0, 0),
   "core_pattern": opens("/proc/sys/kernel/core_pattern", "w"), "hostname": opens("/proc/sys/kernel/hostname", "w"),
-  "usr": opens("/usr/x", "w"), "root": opens("/x", "w"), "etc": opens("/etc/resolv.conf", "a"), "shadow": opens("/etc/shadow", "r"),
-  "tmp": opens("/tmp/x", "w"), "shm": opens("/dev/shm/x", "w"), "home": opens("/home/job/x", "w"), "run": os.listdir("/run"),
-  "cgroupfs": os.path.exists("/sys/fs/cgroup"), "netdevs": os.path.exists("/sys/class/net"), "oldtmp": os.listdir("/tmp"),
+  "usr": opens("/usr/x", "w"), "root": opens("/x", "w"), "etc": opens("/etc/resolv.conf", "a"),
+  "shadow": opens("/etc/shadow", "r"),
+  "tmp": opens("/tmp/x", "w"), "shm": opens("/dev/shm/x", "w"), "home": opens("/home/job/x", "w"),
+  "run": os.listdir("/run"),
+  "cgroupfs": os.path.exists("/sys/fs/cgroup"), "netdevs": os.path.exists("/sys/class/net"),
+  "oldtmp": os.listdir("/tmp"),
   "resolv": open("/etc/resolv.conf").read(), "pid1": open("/proc/1/cmdline").read(),
 }))
 """
@@ -295,8 +304,8 @@ def test_loader_variables_reach_the_command_only_after_the_drop(place: Place, tm
     source = tmp_path / "evil.c"
     library = tmp_path / "evil.so"
     source.write_text(
-        "#include <unistd.h>\n#include <stdio.h>\n"
-        '__attribute__((constructor)) static void f(void){char b[32];int n=snprintf(b,32,"uid %d\\n",geteuid());write(1,b,n);}\n'
+        "#include <unistd.h>\n#include <stdio.h>\n__attribute__((constructor)) static void f(void)"
+        '{char b[32];int n=snprintf(b,32,"uid %d\\n",geteuid());write(1,b,n);}\n'
     )
     built = subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=False)
     if built.returncode != 0:
@@ -350,7 +359,10 @@ def test_terminal_is_the_commands_own(place: Place) -> None:
 
 def test_control_c_on_the_terminal_interrupts_the_command_not_the_bottle(place: Place) -> None:
     async def body(spawner: Spawner) -> None:
-        code = "import os, signal, sys\nsignal.signal(2, lambda *a: (os.write(1, b'caught'), sys.exit(5)))\nprint('up', flush=True)\nsignal.pause()"
+        code = (
+            "import os, signal, sys\nsignal.signal(2, lambda *a: (os.write(1, b'caught'), sys.exit(5)))\n"
+            "print('up', flush=True)\nsignal.pause()"
+        )
         spawned = await spawner.spawn(place.spec("/usr/bin/python3", "-c", code, tty=True))
         master, status = spawned.fds
         seen = b""
@@ -372,10 +384,17 @@ async def _started(spawner: Spawner, spec: LaunchSpec, word: bytes) -> Spawned:
     return spawned
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
+TRAPS = {
+    signal.SIGTERM: ("TERM", 40), signal.SIGINT: ("INT", 41), signal.SIGHUP: ("HUP", 42), signal.SIGQUIT: ("QUIT", 43),
+    signal.SIGUSR1: ("USR1", 44),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("signum", TRAPS)
 def test_signals_reach_the_command(place: Place, signum: int) -> None:
     async def body(spawner: Spawner) -> Exited:
-        script = "trap 'exit 40' TERM; trap 'exit 41' INT; trap 'exit 42' HUP; trap 'exit 43' QUIT; trap 'exit 44' USR1; echo up; while :; do sleep 0.05; done"
+        script = "".join(f"trap 'exit {code}' {name};" for name, code in TRAPS.values())
+        script += "echo up; while :; do sleep 0.05; done"
         spawned = await _started(spawner, place.spec("sh", "-c", script), b"up\n")
         await spawner.signal(99, signum)
         exited = await spawner.exits.get()
@@ -383,7 +402,7 @@ def test_signals_reach_the_command(place: Place, signum: int) -> None:
             os.close(fd)
         return exited
 
-    assert drive(place, body).exit == {15: 40, 2: 41, 1: 42, 3: 43, 10: 44}[signum]
+    assert drive(place, body).exit == TRAPS[signum][1]
 
 
 def test_stop_and_continue(place: Place) -> None:
@@ -503,9 +522,13 @@ def test_only_root_may_speak_to_it(place: Place) -> None:
     async def body(spawner: Spawner) -> None:
         assert place.socket.stat().st_mode & 0o777 == 0o600
         place.socket.chmod(0o666)
-        code = "import socket,sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect(sys.argv[1]); print(s.recv(10))"
+        code = (
+            "import socket,sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
+            "s.connect(sys.argv[1]); print(s.recv(10))"
+        )
+        user = ["setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups"]
         out = await asyncio.to_thread(
-            subprocess.run, ["setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups", "/usr/bin/python3", "-c", code, str(place.socket)],
+            subprocess.run, [*user, "/usr/bin/python3", "-c", code, str(place.socket)],
             capture_output=True, check=False,
         )  # fmt: skip
         assert out.stdout == b"b''\n", out.stderr

@@ -1,0 +1,229 @@
+"""What people read: tables, sentences, single values."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import Any
+
+import pytest
+
+from agentmon.render.bottles import bottles_table
+from agentmon.render.budgets import budgets_table
+from agentmon.render.events import paragraph, sentence
+from agentmon.render.table import table, width
+from agentmon.render.usage import usage_csv, usage_table
+from agentmon.render.words import clock, command, duration, listed, printable, tokens
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [
+        (850_000, "850 µs"),
+        (12_300_000, "12.3 ms"),
+        (4_200_000_000, "4.2 s"),
+        (200_000_000_000, "3 min 20 s"),
+        (18_720 * 10**9, "5 h 12 min"),
+        (183_600 * 10**9, "2 d 3 h"),
+        (0, "0 µs"),
+    ],
+)
+def test_duration(ns: int, text: str) -> None:
+    assert duration(ns) == text
+
+
+def test_single_values() -> None:
+    assert (tokens(1_234_567), tokens(None)) == ("1,234,567", "-")
+    assert (listed([]), listed(["a"]), listed(["a", "b", "c"])) == ("", "a", "a, b and c")
+    assert clock("2026-01-02T03:04:05.000000006Z", UTC) == "03:04:05"
+    assert clock("\x1b[2J") == "\\x1b[2J"
+    assert command(["sh", "-c", "x" * 100], 10) == "sh -c xxx…"
+
+
+def test_what_a_job_wrote_cannot_drive_the_terminal() -> None:
+    assert printable("ok \x1b]0;evil\x07\n") == "ok \\x1b]0;evil\\x07\\x0a"
+    event = {
+        "kind": "dns",
+        "verdict": "refused",
+        "comm": "a\x1b[31m",
+        "host": "x\r\n",
+        "layer": "resolver",
+        "reason": "default",
+    }
+    assert "\x1b" not in paragraph(event) and "\r" not in paragraph(event)
+
+
+def test_table_aligns_and_counts_terminal_columns() -> None:
+    assert table(("A", "N"), [("x", "1"), ("long", "22")], right=frozenset({1})) == "A      N\nx      1\nlong  22\n"
+    assert table(("A",), []) == ""
+    assert (width("日本"), width("é")) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (
+            {
+                "kind": "dns",
+                "verdict": "refused",
+                "comm": "curl",
+                "pid": 12,
+                "host": "www.forbidden.example",
+                "layer": "resolver",
+                "reason": "default",
+            },
+            "curl (pid 12) asked for www.forbidden.example: refused by the resolver, no rule allows it",
+        ),
+        (
+            {
+                "kind": "connect",
+                "verdict": "refused",
+                "comm": "python3",
+                "pid": 7,
+                "dst": "198.51.100.7",
+                "port": 443,
+                "proto": "tcp",
+                "layer": "bpf",
+                "reason": "default",
+                "count": 3,
+            },
+            "python3 (pid 7) connected to 198.51.100.7:443: refused by the bpf, no rule allows it (3 times)",
+        ),
+        (
+            {
+                "kind": "send",
+                "verdict": "refused",
+                "dst": "2001:db8::1",
+                "port": 53,
+                "proto": "udp",
+                "layer": "host-nft",
+                "reason": "deny",
+                "rule": "!udp://[2001:db8::1]:53",
+            },
+            "a process sent a datagram to [2001:db8::1]:53/udp: refused by the host-nft, a rule denies it (!udp://[2001:db8::1]:53)",
+        ),
+        (
+            {
+                "kind": "connect",
+                "verdict": "observed",
+                "comm": "x",
+                "host": "a.example",
+                "dst": "203.0.113.1",
+                "port": 80,
+                "layer": "bpf",
+                "reason": "default",
+            },
+            "x connected to a.example:80 (203.0.113.1): let through under OBSERVE by the bpf, no rule allows it",
+        ),
+        (
+            {"kind": "request", "verdict": "allowed", "comm": "x", "host": "a.example", "layer": "proxy"},
+            "x requested a.example: allowed by the proxy",
+        ),
+        (
+            {
+                "kind": "cutoff",
+                "reason": "budget",
+                "detail": {"by": "bottle:b", "used": 1200, "tokens": 1000, "latency_ns": 3_100_000},
+            },
+            "cutoff: its token budget is spent, by bottle:b, 1,200 of 1,000 tokens used, after 3.1 ms",
+        ),
+        ({"kind": "lost", "count": 40}, "lost (40 events)"),
+        ({"kind": "policy", "verdict": "refused", "reason": "bad file"}, "policy refused: bad file"),
+        (
+            {"kind": "connect", "verdict": "refused", "dst": "::1", "reason": ""},
+            "a process connected to [::1]: refused, no reason given",
+        ),
+    ],
+)
+def test_sentences(event: dict[str, Any], text: str) -> None:
+    assert sentence(event) == text
+
+
+def test_paragraph_ends_with_the_command_that_would_allow_it() -> None:
+    event = {
+        "ts": "2026-01-02T03:04:05.0Z",
+        "bottle": "b",
+        "kind": "dns",
+        "verdict": "refused",
+        "comm": "curl",
+        "host": "a.example",
+        "layer": "resolver",
+        "reason": "default",
+        "hint": "agentmon allow b a.example",
+    }
+    assert paragraph(event, UTC) == (
+        "03:04:05 b: curl asked for a.example: refused by the resolver, no rule allows it\n"
+        "    allow it: agentmon allow b a.example\n"
+    )
+    assert paragraph({"kind": "daemon"}, UTC).endswith(" -: daemon\n")
+
+
+BUDGETS = [
+    {
+        "scope": "bottle",
+        "name": "b",
+        "provider": "claude",
+        "per": "run",
+        "tokens": 1000,
+        "used": 10,
+        "held": 5,
+        "remaining": 985,
+    },
+    {
+        "scope": "host",
+        "name": "host",
+        "provider": "claude",
+        "per": "month",
+        "tokens": None,
+        "used": 10,
+        "held": 5,
+        "remaining": None,
+    },
+]
+
+
+def test_bottles_show_the_tightest_budget_and_observe() -> None:
+    row = {
+        "bottle": "b",
+        "phase": "running",
+        "observe": True,
+        "started_ns": 0,
+        "processes": 3,
+        "budgets": BUDGETS,
+        "addr4": "10.213.0.16",
+        "command": ["make", "test"],
+    }
+    text = bottles_table([row], 60 * 10**9)
+    assert text.splitlines()[1].split() == [
+        "b",
+        "running",
+        "OBSERVE",
+        "1",
+        "min",
+        "0",
+        "s",
+        "3",
+        "10",
+        "985",
+        "10.213.0.16",
+        "make",
+        "test",
+    ]
+    assert "-  10.213.0.16" in bottles_table([row | {"budgets": []}], 0)
+    assert bottles_table([], 0) == ""
+
+
+def test_budgets_without_a_limit_show_what_was_used() -> None:
+    assert budgets_table(BUDGETS).splitlines()[2].split() == ["host", "host", "claude", "month", "-", "10", "5", "-"]
+
+
+USAGE = [
+    {"model": "m1", "requests": 2, "input": 100, "cache_write": 0, "cache_read": 5, "output": 50, "weighted": 150},
+    {"model": "m2", "requests": 1, "input": 1, "cache_write": 0, "cache_read": 0, "output": 1, "weighted": 2},
+]
+
+
+def test_usage_has_a_sum_and_a_csv() -> None:
+    assert usage_table(USAGE, "model").splitlines()[-1].split() == ["all", "3", "101", "0", "5", "51", "152"]
+    assert len(usage_table(USAGE[:1], "model").splitlines()) == 2
+    assert usage_csv(USAGE, "model").splitlines()[1] == "m1,2,100,0,5,50,150"
+    assert usage_table([], "model") == usage_csv([], "model") == ""
