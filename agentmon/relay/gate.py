@@ -13,7 +13,7 @@ DENIED = ALERT_UNRECOGNIZED_NAME
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`reason` as in a policy's Decision (default, deny, protected), or closed, budget, inspected."""
+    """`reason` as in a policy's Decision (default, deny, protected), or closed, budget, inspected, direct."""
 
     allowed: bool
     reason: str = ""
@@ -33,6 +33,9 @@ def decide(view: View, host: str, port: int) -> Verdict:
     if decision.depth is Depth.INSPECTED:
         # The resolver names the proxy for it: who brings it here tries to have it pass unseen.
         return Verdict(False, "inspected", ALERT_ACCESS_DENIED, rule)
+    if decision.depth is Depth.DIRECT:
+        # Its own address is open for it; nothing is dialled for what no rule holds to its name.
+        return Verdict(False, "direct", ALERT_ACCESS_DENIED, rule)
     if decision.allowed:
         return Verdict(True, rule=rule)
     if view.mode == "observe" and decision.reason == "default":

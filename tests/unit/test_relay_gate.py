@@ -36,7 +36,7 @@ def view(mode: str = "enforce") -> View:
     ("host", "reason"),
     [
         ("web.example", ""),
-        ("raw.example", ""),
+        ("raw.example", "direct"),
         ("api.vendor.example", "inspected"),
         ("paths.example", "inspected"),
         ("bad.example", "deny"),
