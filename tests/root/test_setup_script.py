@@ -107,10 +107,9 @@ def test_a_missing_user_is_said_to_others(host: Host) -> None:
 
 
 def test_packages_that_cannot_be_had_are_an_error_and_the_next_run_starts_again(host: Host) -> None:
-    python = write_script(
-        host.home / "python",
-        'case "$*" in *platform*) echo 3.13.0;; *venv*) mkdir -p .venv/bin; cp "$0" .venv/bin/python;; *) exit 1;; esac',
-    )
+    makes_a_venv = 'mkdir -p .venv/bin; cp "$0" .venv/bin/python'
+    script = f'case "$*" in *platform*) echo 3.13.0;; *venv*) {makes_a_venv};; *) exit 1;; esac'
+    python = write_script(host.home / "python", script)
     for _ in range(2):
         done = host.run("setup.sh", AGENTMON_PYTHON=str(python))
         refused(done, "pip could not install", "run this again")
