@@ -1,0 +1,95 @@
+"""`agentmon demo` as a user runs it: everything as it should be, twice, and nothing left when it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agentmon.cli import leftovers
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[2]
+DEMO = [sys.executable, "-m", "agentmon.cli", "demo"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+
+
+def test_everything_is_as_it_should_be() -> None:
+    done = subprocess.run([*DEMO, "--json"], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [call["status"] for call in result["calls"]] == [200] * 5
+    assert [(r["attempt"], r["receiver_bytes"]) for r in result["refused"]] == [
+        ("curl", 0),
+        ("ctypes-connect", 0),
+        ("udp-sendto", 0),
+        ("dns", 0),
+    ]
+    for refusal in result["refused"]:
+        assert {"pid", "comm", "reason", "layer", "hint"} <= set(refusal["event"])
+    cutoff = result["cutoff"]
+    assert (cutoff["status"], cutoff["type"], cutoff["resumed"]) == (403, "budget_exhausted", True)
+    assert cutoff["used"] >= cutoff["budget"]
+    assert cutoff["latency_ms"] <= 20
+    assert result["ledger"]["tokens"] == result["ledger"]["provider_tokens"] > cutoff["budget"]
+    assert result["leftovers"] == []
+
+
+def test_for_people_it_ends_with_the_verdict() -> None:
+    done = subprocess.run(DEMO, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("All as it should be.")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after_s", [0.3, 1.5, 3.0, 5.0])
+def test_an_interrupted_demo_leaves_nothing(after_s: float, number: int) -> None:
+    before = leftovers.snapshot()
+    demo = subprocess.Popen(DEMO, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with demo:
+        pidfd = os.pidfd_open(demo.pid)
+        try:
+            select.select([pidfd], [], [], after_s)
+        finally:
+            os.close(pidfd)
+        demo.send_signal(number)
+        out, err = demo.communicate(timeout=90)
+    assert demo.returncode in (130, 128 + number, -number), err
+    assert "Traceback" not in err + out
+    assert leftovers.since(before) == []
+
+
+def test_a_running_daemon_is_left_alone() -> None:
+    environment = ENVIRONMENT | {"AGENTMON_DEBUG": "0"}
+    daemon = subprocess.Popen(
+        [*DEMO[:-1], "daemon", "--until-idle"], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    with daemon:
+        try:
+            wait_for_daemon(daemon)
+            done = subprocess.run(DEMO, env=environment, capture_output=True, text=True, check=False, timeout=60)
+            assert done.returncode == 4
+            assert "error: an agentmon daemon is already running" in done.stderr
+            assert "hint: " in done.stderr
+            assert daemon.poll() is None
+        finally:
+            daemon.terminate()
+            daemon.wait(30)
+
+
+def wait_for_daemon(daemon: subprocess.Popen[bytes]) -> None:
+    argv = [*DEMO[:-1], "ps", "--json"]
+    deadline = time.monotonic() + 30
+    while subprocess.run(argv, env=ENVIRONMENT, capture_output=True, check=False).returncode != 0:
+        assert daemon.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
