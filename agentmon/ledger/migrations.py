@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import apsw
 
 from agentmon import errors
 
+_SCHEMA = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")  # now: the ledger may not read it later
 APPLICATION_ID = 0x61676D6C  # "agml" in the file header, for file(1) and against a wrong path
 
 
@@ -35,7 +36,7 @@ class Migration:
 
 
 def _first(db: apsw.Connection) -> None:
-    db.execute(resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
+    db.execute(_SCHEMA)
 
 
 MIGRATIONS: tuple[Migration, ...] = (Migration(1, "first schema", _first),)

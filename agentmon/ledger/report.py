@@ -54,7 +54,7 @@ def _governs(line: dict[str, Any], run: str, scopes: list[tuple[str, str]], line
         (scope, name, [_budget(other) for other in lines if _is_of(other, scope, name, run)]) for scope, name in scopes
     ]
     mine = (line["scope"], line["name"], _budget(line))
-    return line["run"] in ("", run) and mine in budget.governing(defined, line["provider"])
+    return _is_of(line, line["scope"], line["name"], run) and mine in budget.governing(defined, line["provider"])
 
 
 def _is_of(line: dict[str, Any], scope: str, name: str, run: str) -> bool:

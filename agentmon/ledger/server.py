@@ -59,7 +59,8 @@ class Server:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._listener: asyncio.AbstractServer | None = None
-        self.worker = Worker(store, self._from_worker)
+        self._ended = asyncio.Event()
+        self.worker = Worker(store, self._from_worker, self._worker_ended)
 
     async def start(self) -> None:
         self.worker.start()
@@ -71,13 +72,16 @@ class Server:
             self._listener.close()
         for connection in self.connections:
             connection.deafen()
-        await asyncio.to_thread(self.worker.stop)
-        await asyncio.sleep(0)  # the worker's last deliveries are already in the loop's queue
+        self.worker.stop()
+        await self._ended.wait()
         for connection in list(self.connections):
             connection.transport.close()
 
     def _from_worker(self, out: list[tuple[Any, list[wire.Message | None]]], crossed: list[wire.Crossed]) -> None:
         self._loop.call_soon_threadsafe(self._deliver, out, crossed)
+
+    def _worker_ended(self) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
 
     def _deliver(self, out: list[tuple[Any, list[wire.Message | None]]], crossed: list[wire.Crossed]) -> None:
         if crossed:

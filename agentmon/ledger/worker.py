@@ -30,12 +30,14 @@ class Worker(threading.Thread):
     """Daemonic: a process that is told to stop calls stop(), which commits what is queued.
 
     :param deliver: called in this thread after each commit with (whose, answers) in the order of the parcels.
+    :param ended: called in this thread after the last delivery and the closing of the file.
     """
 
-    def __init__(self, store: Store, deliver: Deliver) -> None:
+    def __init__(self, store: Store, deliver: Deliver, ended: Callable[[], None]) -> None:
         super().__init__(name="ledger-writer", daemon=True)
         self._store = store
         self._deliver = deliver
+        self._ended = ended
         self._queue: queue.SimpleQueue[Parcel | None] = queue.SimpleQueue()
         self._stopping = False
         self._swept_s = 0.0
@@ -47,9 +49,8 @@ class Worker(threading.Thread):
         self._queue.put((whose, owner, asked))
 
     def stop(self) -> None:
-        """Commit what is queued, then close the file."""
+        """Commit what is queued, close the file, say that it ended. Returns at once."""
         self._queue.put(None)
-        self.join()
 
     def run(self) -> None:
         while not self._stopping:
@@ -64,6 +65,7 @@ class Worker(threading.Thread):
                     at += len(asked)
                 self._deliver(out, crossed)
         self._store.close()
+        self._ended()
 
     def _gather(self) -> list[Parcel]:
         """What is queued; waits for the first, but no longer than until the next sweep while anything is held."""

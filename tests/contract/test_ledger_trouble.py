@@ -17,7 +17,8 @@ from agentmon import wire
 from agentmon.ledger import migrations
 from agentmon.ledger.client import LedgerClient
 from agentmon.ledger.reader import Reader
-from agentmon.ledger.store import Store
+from agentmon.ledger.state import Now, Owner
+from agentmon.ledger.store import LedgerTrouble, Store
 from tests.support.ledger_rig import LedgerProcess, Peer, ledger, uid_for_drop, until, usage
 
 
@@ -96,9 +97,8 @@ def test_a_damaged_page_is_found_at_the_start(process: LedgerProcess) -> None:
     opened(process).close()
     assert process.stop() == 0
     with open(process.path, "r+b") as file:
-        for page in range(1, 6):
-            file.seek(page * 4096)
-            file.write(os.urandom(4096))
+        file.seek(8 * 4096)
+        file.write(os.urandom(6 * 4096))
     with Reader(process.path) as reader:
         assert reader.check()
     process.start()
@@ -106,6 +106,11 @@ def test_a_damaged_page_is_found_at_the_start(process: LedgerProcess) -> None:
     refused = daemon.ask(wire.Totals, 1)
     assert (refused.error, "damaged" in refused.message) == ("unavailable", True), refused
     daemon.close()
+    with open(process.path, "r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(4 * 4096))
+    with pytest.raises(LedgerTrouble, match="damaged"):
+        Reader(process.path)
 
 
 def test_a_file_that_is_deleted_under_the_ledger(process: LedgerProcess) -> None:
@@ -182,9 +187,6 @@ def test_migrations_are_one_transaction_with_their_record(tmp_path: Path) -> Non
 
 def test_a_commit_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     """The disk fails after the last write of a batch: the caller hears it, memory and file are as before."""
-    from agentmon.ledger.state import Now, Owner
-    from agentmon.ledger.store import LedgerTrouble
-
     failing: list[apsw.Error] = []
 
     def alter() -> None:

@@ -53,7 +53,7 @@ class LedgerProcess:
         assert self.process is not None
         assert self.process.poll() is None, self.said()
         try:
-            BlockingChannel.connect(self.socket).close()
+            Peer(self.socket).close()
         except OSError:
             return False
         return True
