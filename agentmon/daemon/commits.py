@@ -93,6 +93,7 @@ class Commits:
             decision = policies.decide_name(message.name, port)
             if not decision.allowed or decision.depth is Depth.DIRECT:
                 return wire.Committed(message.id, (), decision.reason or "not a name rule")
+        usable = tuple(a for a in usable if not any(policies.denies_address(a, p, "tcp") for p in message.ports))
         ports = tuple((port, port) for port in message.ports)
         timeout_s = _timeout(message.ttl_s)
         served = self._served.setdefault(bottle.slot, {})

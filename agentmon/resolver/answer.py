@@ -51,7 +51,7 @@ def decide(name: str, view: View, internal: Mapping[str, str]) -> Plan:
     if view.mode == "cut" and (not decision.allowed or decision.depth is not Depth.INSPECTED):
         return Plan(Kind.DENIED, reason="budget")
     if not decision.allowed:
-        if view.mode == "observe" and decision.reason == "default" and name:
+        if view.mode == "observe" and decision.reason == "default" and name and not view.policy.is_inspected(name):
             return Plan(Kind.UPSTREAM, observed=True)
         return Plan(Kind.DENIED, reason=decision.reason, rule=rule)
     if decision.depth is Depth.INSPECTED:
