@@ -10,6 +10,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -87,9 +88,9 @@ class Host:
         subprocess.run(["ip", "netns", "del", self.name], check=True)
 
     def drop_connections(self) -> None:
-        assert self._loop is not None
+        """As a daemon's death does: the command line sees the end of its connection."""
         for connection in self.connections:
-            self._loop.call_soon_threadsafe(connection.shut)
+            connection._sock.shutdown(socket.SHUT_RDWR)
 
     async def _main(self, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
