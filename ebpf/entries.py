@@ -19,8 +19,6 @@ TABLES = ("am_exact", "am_host", "am_prefix", "am_deny")
 _POLICY_AT = {"am_exact": 0, "am_host": 0, "am_prefix": 4, "am_deny": 4}
 SWEEP_NS = 60_000_000_000  # expired entries stay a while, so that a refusal can say "expired"
 
-Stale = dict[str, bytes]  # table → keys end to end
-
 
 class Entries:
     """Writer of am_exact, am_host, am_prefix and am_deny."""
@@ -44,13 +42,11 @@ class Entries:
                     orphans.append(key)
             self._maps[table].delete_batch(b"".join(orphans))
 
-    def write(self, policy_id: int, tables: dict[str, Table]) -> Stale:
-        """Write all elements of a policy; returns what to :meth:`drop` once the bottle is switched to it: keys that an
-        earlier version of the same policy had and this one has not.
+    def write(self, policy_id: int, tables: dict[str, Table]) -> None:
+        """Write all elements of a policy whose id is new.
 
         :raises MapFull: what was added is removed again.
         """
-        before = self._keys.get(policy_id, {})
         keys = {name: set(_pieces(t.keys, self._maps[name].key_bytes)) for name, t in tables.items()}
         tried: list[str] = []
         try:
@@ -59,7 +55,7 @@ class Entries:
                 self._maps[name].update_batch(table.keys, table.values)
         except OSError:
             for name in tried:
-                self._maps[name].delete_batch(b"".join(keys[name] - before.get(name, set())))
+                self._maps[name].delete_batch(b"".join(keys[name]))
             raise
         self._keys[policy_id] = keys
         for name in ("am_exact", "am_host"):
@@ -68,17 +64,13 @@ class Entries:
                 _pieces(table.keys, of.key_bytes), _pieces(table.values, of.value_bytes), strict=True
             ):
                 self._note_expiry(name, key, _expires_ns(name, value))
-        return {name: b"".join(old - keys.get(name, set())) for name, old in before.items()}
-
-    def drop(self, stale: Stale) -> None:
-        for name, keys in stale.items():
-            self._maps[name].delete_batch(keys)
-            for key in _pieces(keys, self._maps[name].key_bytes):
-                self._expiring.pop((name, key), None)
 
     def remove(self, policy_id: int) -> None:
         """Every element of a policy; nobody may be switched to it."""
-        self.drop({name: b"".join(keys) for name, keys in self._keys.pop(policy_id, {}).items()})
+        for name, keys in self._keys.pop(policy_id, {}).items():
+            self._maps[name].delete_batch(b"".join(keys))
+            for key in keys:
+                self._expiring.pop((name, key), None)
 
     def learn(self, policy_id: int, entries: Sequence[Entry], now_ns: int) -> None:
         for entry in entries:

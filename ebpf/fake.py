@@ -43,8 +43,6 @@ class FakeBpf:
                 continue
             if other.cgroup_id == policy.cgroup_id:
                 raise ValueError(f"cgroup {policy.cgroup_id} is the bottle in slot {slot} already")
-            if other.policy_id == policy.policy_id:
-                raise ValueError(f"policy_id {policy.policy_id} is slot {slot}'s; ids are never reused")
         now_ns = _now_ns()
         self._check_room({**self.policies, policy.slot: policy}, now_ns)
         self.policies[policy.slot] = policy

@@ -12,6 +12,7 @@ import struct
 from typing import NamedTuple
 
 from ebpf import syscall
+from ebpf.errors import BpfError
 
 
 class Hook(NamedTuple):
@@ -76,7 +77,10 @@ def attach(path: str, hook: Hook, prog_fd: int, cgroup: str, cgroup_id: int) -> 
         finally:
             os.close(fd)
         return
-    directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BpfError(error.errno or 0, f"opening the cgroup {cgroup}", "create it first") from error
     try:
         attr = struct.pack("=IIII", prog_fd, directory, hook.attach_type, 0)
         fd = syscall.call(syscall.LINK_CREATE, attr, f"attaching {hook.function} to {cgroup}", _HINT)

@@ -1,13 +1,14 @@
 """CgroupPrograms: the kernel edge behind ebpf.spec.Bpf.
 
 Single writer: one daemon at a time. The maps are the truth; what this object remembers (keys of each policy, so that
-they can be removed again) is read back from them when it adopts pins.
+they can be removed again) is read back from them when it adopts pins. Not thread-safe: one thread calls everything.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ebpf import abi, cgroup, child, encode, sources
@@ -45,6 +46,7 @@ class CgroupPrograms:
         self._flush_ns = int(flush_s * 1e9)
         self._maps: dict[str, Map] = {}
         self._bottles: dict[int, encode.BottleState] = {}
+        self._policy_id = 0
         self._entries: Entries | None = None
         self._collector: Collector | None = None
 
@@ -87,7 +89,8 @@ class CgroupPrograms:
     # ---- policy
 
     def apply(self, policy: BottlePolicy) -> None:
-        """See ebpf.spec.Bpf. Addresses learned before are gone unless `policy.allow` names them (with a timeout).
+        """See ebpf.spec.Bpf. Learned addresses are gone unless `policy.allow` names them (with a timeout); elements are
+        keyed by an id of this object's own, not by `policy.policy_id`.
 
         :raises Unencodable: the policy has more ranges or nested networks than an element holds.
         :raises MapFull: nothing changed.
@@ -96,23 +99,20 @@ class CgroupPrograms:
         for other in self._bottles.values():
             if other.cgroup_id == policy.cgroup_id and other.slot != policy.slot:
                 raise ValueError(f"cgroup {policy.cgroup_id} is the bottle in slot {other.slot} already")
-            if other.policy_id == policy.policy_id and other.slot != policy.slot:
-                raise ValueError(f"policy_id {policy.policy_id} is slot {other.slot}'s; ids are never reused")
         before = self._bottles.get(policy.slot)
-        encoded = encode.encode(policy, _now_ns())
-        stale = entries.write(policy.policy_id, encoded.tables)
+        fresh = replace(policy, policy_id=self._next_policy_id())
+        encoded = encode.encode(fresh, _now_ns())
+        entries.write(fresh.policy_id, encoded.tables)
         key, value = encoded.bottle
         try:
             self._maps["am_bottle"].update(key, value)
         except OSError:
-            if before is None or before.policy_id != policy.policy_id:
-                entries.remove(policy.policy_id)
+            entries.remove(fresh.policy_id)
             raise
         self._bottles[policy.slot] = encode.BottleState.unpack(value)
-        entries.drop(stale)
         if before is not None and before.cgroup_id != policy.cgroup_id:
             self._maps["am_bottle"].delete(encode.bottle_key(before.cgroup_id))
-        if before is not None and before.policy_id != policy.policy_id:
+        if before is not None:
             entries.remove(before.policy_id)
 
     def learn(self, slot: int, entries: Sequence[Entry]) -> None:
@@ -199,6 +199,11 @@ class CgroupPrograms:
         self._bottles.clear()
         self._entries = None
         self._collector = None
+
+    def _next_policy_id(self) -> int:
+        """A key that no element in the maps has: the maps outlive callers, who may count from one again."""
+        self._policy_id = max(self._policy_id, *(s.policy_id for s in self._bottles.values()), 0) + 1
+        return self._policy_id
 
     def _state(self, slot: int) -> encode.BottleState:
         state = self._bottles.get(slot)

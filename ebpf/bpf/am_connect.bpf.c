@@ -89,7 +89,7 @@ static __always_inline int am_address_impl(struct bpf_sock_addr *ctx, struct am_
 	if (q->verdict == AM_VERDICT_ALLOWED) {
 		if (!am_logs_allowed())
 			return AM_GO;
-	} else if (kind == AM_KIND_CONNECT && q->proto == AM_UDP && am_is_sorting(q)) {
+	} else if (kind == AM_KIND_CONNECT && q->proto == AM_UDP && q->reason != AM_REASON_NETNS && am_is_sorting(q)) {
 		return q->verdict == AM_VERDICT_REFUSED ? AM_STOP : AM_GO;
 	}
 	event.ts_ns = q->now_ns;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import struct
 import subprocess
@@ -254,6 +255,27 @@ def test_bpf_a_program_that_does_not_compile(lab: Lab, tmp_path: Path) -> None:
     with pytest.raises(VerifierRefused, match=r"bad\.c") as error:
         child.run(request(lab, source=str(bad)))
     assert "undeclared identifier 'nonsense'" in error.value.log
+
+
+def as_command(lab: Lab, tmp_path: Path, wanted: loader.Request) -> tuple[int, dict[str, object]]:
+    """The loader as the child runs it, but with this environment: its exit status and answer."""
+    answer = tmp_path / "answer"
+    argv = ["sh", "-c", 'exec "$0" -W ignore -m ebpf.loader "$1" 3>"$2"', sys.executable, wanted.to_json(), str(answer)]
+    code = subprocess.run(argv, cwd=Path(abi.__file__).parents[1], stderr=subprocess.DEVNULL, check=False).returncode
+    found: dict[str, object] = json.loads(answer.read_text())
+    return code, found
+
+
+def test_bpf_the_loader_answers_as_a_command(lab: Lab, tmp_path: Path) -> None:
+    before = prog_ids(lab)
+    assert as_command(lab, tmp_path, request(lab)) == (0, {"ok": True})
+    assert not set(before) & set(prog_ids(lab))
+    code, found = as_command(lab, tmp_path, request(lab, cgroup="/nowhere", cgroup_id=1))
+    assert (code, found["error"], found["errno"]) == (1, "kernel", errno.ENOENT)
+    bad = tmp_path / "bad.c"
+    bad.write_text("int am_connect4(struct bpf_sock_addr *ctx) { return 7; }\n")
+    code, found = as_command(lab, tmp_path, request(lab, source=str(bad)))
+    assert (code, found["error"], found["program"], found["errno"]) == (1, "refused", "am_connect4", errno.EINVAL)
 
 
 def test_bpf_a_loader_that_hangs_is_killed(lab: Lab) -> None:

@@ -202,7 +202,7 @@ class Lab:
         holder.stdout.close()
         path = f"/proc/{holder.pid}/ns/net"
         lines = ["link set lo up"]
-        lines += [f"addr add {a}/{128 if ':' in a else 32} dev lo" for a in ADDRESSES]
+        lines += [f"addr add {a}/128 dev lo nodad" if ":" in a else f"addr add {a}/32 dev lo" for a in ADDRESSES]
         batch = "\n".join(lines)
         subprocess.run(["nsenter", f"--net={path}", "ip", "-batch", "-"], input=batch, text=True, check=True)
         return path, run_in(path, _cookie)
