@@ -236,6 +236,11 @@ def test_bad_files(text, host_text, options, message):
     assert message in caught.value.message
 
 
+def test_an_agent_nobody_speaks_of_has_a_scope_and_no_budget():
+    policy = merge((m("allow: [a.example]"),), agent="rev")
+    assert policy.scopes[0] == wire.ScopeDef("agent", "rev")
+
+
 def test_a_manifest_from_elsewhere_is_checked():
     with pytest.raises(BadInput, match="gives the job your home directory"):
         merge((m("home: host", trusted=False),))
