@@ -120,6 +120,9 @@ class Netfilter(Protocol):
     def create_bottle(self, net: BottleNet) -> None:
         """Namespace, veth, addresses, routes, neighbours; deny-all tables on both sides."""
 
+    def adopt_bottle(self, net: BottleNet) -> None:
+        """Take over a bottle that another instance made; changes nothing in the kernel."""
+
     def delete_bottle(self, slot: int) -> None:
         """Conntrack entries first, then rules, links, namespace."""
 
@@ -134,7 +137,10 @@ class Netfilter(Protocol):
         """Add or renew what the service namespace itself may dial (vetted upstreams of name and inspected rules)."""
 
     def cut(self, slot: int) -> None:
-        """One element: the bottle reaches only what survives a cut; other flows lose conntrack entry, socket."""
+        """One element: from now on the bottle reaches only services that survive a cut."""
+
+    def end_refused(self, slot: int) -> int:
+        """End what lives and the rules in force refuse: conntrack entries deleted, sockets killed; how many."""
 
     def destroy_flows(self, slot: int) -> int:
         """Delete every conntrack entry and kill every TCP socket of the bottle, services included; how many."""

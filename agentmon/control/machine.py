@@ -145,7 +145,7 @@ def _operator_resume(host: Host, bottle: Bottle, event: e.Operator) -> Step:
         s = bottle.spent
         return host, (
             a.Fail(bottle.slot, event.request, "Refused",
-                   f"the budget of {s['scope']} {s['name']} for {s['provider']} is spent: {s['used']} of {s['tokens']} tokens",
+                   f"{s['scope']} {s['name']} spent its {s['provider']} budget: {s['used']} of {s['tokens']} tokens",
                    f"agentmon resume {bottle.name} --budget {s['used'] * 2}"),
         )  # fmt: skip
     host = replace(host, epoch=host.epoch + 1)
@@ -196,7 +196,8 @@ def _policy(host: Host, event: e.PolicyChanged) -> Step:
 
 def _adopted(host: Host, event: e.Adopted) -> Step:
     bottle = event.bottle
-    return replace(host.put(bottle), epoch=max(host.epoch, bottle.epoch)), (a.PushViews(bottle.slot, bottle),)
+    steps = (a.PushViews(bottle.slot, bottle), a.ApplyRules(bottle.slot, bottle))
+    return replace(host.put(bottle), epoch=max(host.epoch, bottle.epoch)), steps
 
 
 _OPERATOR: dict[str, Callable[[Host, Bottle, e.Operator], Step]] = {

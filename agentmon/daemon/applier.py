@@ -147,6 +147,7 @@ class Applier:
             late = True
             await self._d.in_kernel(self._d.kernel.nft.destroy_flows, slot)
             ended_ns = time.monotonic_ns()
+        await self._d.in_kernel(self._d.kernel.nft.end_refused, slot)
         result = f"{closed} streams closed" if not late else "flows destroyed in the kernel after the grace"
         row = (action.policy, action.trigger, action.by, max(0, ended_ns - began_ns), result)
         await self._d.ledger.enforced(action.bottle, *row)

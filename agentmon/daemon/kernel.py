@@ -87,6 +87,7 @@ class Kernel:
     def adopt(self, slot: int) -> None:
         """Take over a bottle that an earlier daemon made. :raises OSError: a part of it is gone."""
         self._kept[slot] = _Kept(self.tree.cgroup_id(slot), self._cookie(slot))
+        self.nft.adopt_bottle(self.net(slot))
 
     def compiled(self, bottle: Bottle, mode: str) -> Compiled:
         kept = self._kept[bottle.slot]

@@ -128,7 +128,7 @@ def cut_by_budget() -> Host:
 
 def test_resume_needs_more_than_was_used() -> None:
     before = cut_by_budget()
-    for tokens, words in ((0, "is spent: 120 of 100"), (110, "already spent: 120")):
+    for tokens, words in ((0, "spent its claude budget: 120 of 100"), (110, "already spent: 120")):
         after, (fail,) = step(before, e.Operator(3, "resume", "one", 0, tokens))
         assert isinstance(fail, a.Fail) and words in fail.message and "--budget 240" in fail.hint
         assert after == before
@@ -192,7 +192,7 @@ def test_kill_records_the_enforcement_after_the_last_process() -> None:
 def test_adoption_takes_the_epoch_and_tells_the_services() -> None:
     bottle = Bottle(18, "old", "r", Phase.RUNNING, policy("old"), JOB, epoch=77)
     after, actions = step(Host(16, 20, epoch=5), e.Adopted(bottle))
-    assert after.epoch == 77 and after.bottles[18] == bottle and names(actions) == ["PushViews"]
+    assert after.epoch == 77 and after.bottles[18] == bottle and names(actions) == ["PushViews", "ApplyRules"]
 
 
 def test_every_action_says_what_it_is() -> None:
