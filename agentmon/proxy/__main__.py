@@ -10,7 +10,7 @@ import msgspec
 
 from agentmon import service
 from agentmon.errors import AgentmonError
-from agentmon.proxy.worker import Config, Worker
+from agentmon.proxy.worker import Config, Worker, raise_descriptors
 
 
 def main() -> int:
@@ -20,6 +20,7 @@ def main() -> int:
     control = service.listen_unix(Path(config.socket))
     try:
         worker = Worker(config, control)
+        raise_descriptors()
     except AgentmonError as e:
         print(f"error: {e.message}\nhint: {e.hint}", file=sys.stderr)
         return e.exit_code

@@ -1,9 +1,9 @@
 """The hooks: what happens at each point of a request's life. Decisions are in decide.py and settlement.py.
 
-clienthello   SNI must be a name the policy allows; its certificate is made only then
-requestheaders  decide → unmetered: look up, stream through │ metered: collect the body │ refused: answer at its end
-request       metered: estimate → hold → look up → ask for identity and usage → forward
-responseheaders  tap (metered) or pass through
+tls_clienthello  SNI must be a name the policy allows; its certificate is made only then
+requestheaders   decide: unmetered → look up, stream through; metered → collect the body; refused → answer at its end
+request          metered: estimate, hold, look up, ask for identity and usage, forward
+responseheaders  metered: tap; else pass through
 response, error  settle or release, once
 """
 
@@ -19,23 +19,22 @@ from mitmproxy import http, tls
 from mitmproxy.proxy import layer, server_hooks
 from mitmproxy.proxy.layers.http import HTTPMode
 
-from agentmon.events import Event
 from agentmon.lookup import LookupRefused, Lookups
 from agentmon.policy.rules import RuleError, canonical_host
-from agentmon.providers.body import Choice
 from agentmon.providers.declaration import Provider
 from agentmon.providers.decoding import decode_all
 from agentmon.providers.openai import is_usage_chunk
 from agentmon.providers.sse import EventGate
 from agentmon.proxy import bodies, introspect
-from agentmon.proxy.bottles import Bottle, Bottles
-from agentmon.proxy.decide import Allow, Facts, Refuse, Tell, Verdict, decide
+from agentmon.proxy.bottles import Bottles
+from agentmon.proxy.decide import Allow, Refuse, Tell, decide
 from agentmon.proxy.edge_connection import BODY_BYTES, Connection, kill
 from agentmon.proxy.edge_layers import Ending, Layer
+from agentmon.proxy.edge_live import Live, Refusal, answer, facts_of, without_length
 from agentmon.proxy.edge_tls import Tls
 from agentmon.proxy.exchange import Accounts, Exchange, Whose
+from agentmon.proxy.sightings import Sightings
 from agentmon.proxy.tap import Answer, Tap
-from agentmon.reporting import Reporter
 
 _DECODED_BYTES = 64 << 20
 _BAD_ADDRESS_S = 10.0
@@ -43,34 +42,17 @@ _AUTH_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key", "coo
 
 
 @dataclass
-class Live:
-    """A request under way."""
-
-    bottle: Bottle
-    verdict: Verdict
-    facts: Facts
-    refusal: tuple[int, bodies.Error] | None = None  # answer with this instead of forwarding
-    exchange: Exchange | None = None
-    tap: Tap | None = None
-    strip_usage: bool = False
-    ours: bool = False  # the answer is agentmon's own
-    status: int | None = None  # of the upstream's answer
-    streams: bool = False  # the request's body passes through
-    buffers: bool = False
-
-
-@dataclass
 class Hooks:
-    """Called by edge_connection.Connection; `live` is every request under way, by flow id."""
+    """Called by edge_connection.Connection. `connections`: by slot; `live`: every request under way, by flow id."""
 
     bottles: Bottles
     providers: Mapping[str, Provider]
     lookups: Lookups
     accounts: Accounts
-    reporter: Reporter
+    sightings: Sightings
     handshakes: Tls
     connections: dict[int, set[Connection]] = field(default_factory=dict)
-    live: dict[str, tuple[Connection, Live]] = field(default_factory=dict)
+    live: dict[str, Live] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._keys = (f"{os.getpid():x}-{time.monotonic_ns():x}-{n}" for n in itertools.count(1))
@@ -87,26 +69,18 @@ class Hooks:
         mine.discard(connection)
         if not mine:
             self.connections.pop(connection.slot, None)
-        for id, (owner, live) in list(self.live.items()):
-            if owner is connection:
-                self._finish(id, live, sent=live.status is not None)
+        for live in [live for live in self.live.values() if live.connection is connection]:
+            self._finish(live)
 
     def failed(self, connection: Connection, what: str, error: str) -> None:
-        bottle = self.bottles.at(connection.slot)
-        name = bottle.view.bottle if bottle else ""
-        event = Event(
-            "request", "refused", name, reason=what, layer="proxy", host=connection.sni or "", port=connection.port,
-            hint="the connection was closed", detail={"error": error[:300]},
-        )  # fmt: skip
-        self.reporter.note(connection.slot, event)
+        self.sightings.ended(connection.slot, connection.sni or "", connection.port, what, error)
 
     def on_next_layer(self, connection: Connection, nextlayer: layer.NextLayer) -> None:
         context = nextlayer.context
         if context.server.address is None:
             context.server.address = ("", connection.port)
-        http_layer = Layer(context, HTTPMode.transparent)
+        nextlayer.layer = http_layer = Layer(context, HTTPMode.transparent)
         http_layer.failure = self._upstream_failure
-        nextlayer.layer = http_layer
 
     # ── TLS ──
 
@@ -119,7 +93,7 @@ class Hooks:
         said = bottle.policy.decide_name(host, connection.port) if bottle and host else None
         observe = bottle is not None and bottle.view.mode == "observe" and said is not None and said.reason == "default"
         if said is None or not (said.allowed or observe):
-            self._refused(connection, host, "sni" if not host else (said.reason if said is not None else "unknown"))
+            self.sightings.hello(connection.slot, host, connection.port, "sni" if said is None else said.reason)
             connection.abort()
             return
         connection.sni = host
@@ -130,6 +104,10 @@ class Hooks:
     def on_tls_start_client(self, connection: Connection, data: tls.TlsData) -> None:
         if connection.sni is not None:
             self.handshakes.start_client(data)
+
+    def on_tls_failed_client(self, connection: Connection, data: tls.TlsData) -> None:
+        if connection.sni is not None:
+            self.sightings.distrust(connection.slot, connection.sni, connection.port, data.conn.error or "")
 
     def on_tls_start_server(self, connection: Connection, data: tls.TlsData) -> None:
         if connection.sni is None:
@@ -144,14 +122,13 @@ class Hooks:
             data.server.error = "not a vetted address"
 
     def on_server_connect_error(self, connection: Connection, data: server_hooks.ServerConnectionHookData) -> None:
-        if data.server.address is not None:
-            self._bad[data.server.address[0]] = time.monotonic() + _BAD_ADDRESS_S
-            for host, address in list(connection.dialled.items()):
-                if address == data.server.address[0]:
-                    del connection.dialled[host]
+        bad = data.server.address[0] if data.server.address else ""
+        self._bad = {a: until for a, until in self._bad.items() if until > time.monotonic()}
+        self._bad[bad] = time.monotonic() + _BAD_ADDRESS_S
+        connection.dialled = {host: address for host, address in connection.dialled.items() if address != bad}
 
-    async def _route(self, connection: Connection, flow: http.HTTPFlow, host: str) -> tuple[int, bodies.Error] | None:
-        """Send the flow to a vetted address of `host`; (status, error) where there is none."""
+    async def _route(self, connection: Connection, flow: http.HTTPFlow, host: str) -> Refusal | None:
+        """Send the flow to a vetted address of `host`; the refusal where there is none."""
         try:
             addresses = await self.lookups.lookup(connection.slot, host, connection.port)
         except LookupRefused as e:
@@ -166,11 +143,10 @@ class Hooks:
         return None
 
     def _upstream_failure(self, flow: http.HTTPFlow, why: str) -> http.Response:
-        known = self.live.get(flow.id)
-        host = known[1].verdict.host if known and isinstance(known[1].verdict, Allow) else ""
-        if known:
-            known[1].ours = True
-        response = _answer(502, bodies.upstream_failed(host, why[:300]))
+        live = self.live.get(flow.id)
+        if live is not None:
+            live.ours = True
+        response = answer(502, bodies.upstream_failed(live.host if live else "", why[:300]))
         del response.headers["x-should-retry"]  # trying again may help
         response.headers["connection"] = "close"
         return response
@@ -186,145 +162,120 @@ class Hooks:
         if bottle is None or flow.error is not None:  # gone, or a head that mitmproxy itself refuses
             kill(flow)
             return
-        facts = _facts(flow.request, connection)
+        facts = facts_of(flow.request, connection)
         verdict = decide(bottle, facts, self.providers)
-        live = Live(bottle, verdict, facts)
-        self.live[flow.id] = (connection, live)
+        live = self.live[flow.id] = Live(connection, flow, bottle, facts, verdict)
+        streams = False
         if isinstance(verdict, Refuse):
             live.refusal = (verdict.status, verdict.error)
-            self._refused(connection, verdict.host, verdict.reason, verdict, facts)
+            self.sightings.refused(connection.slot, verdict, facts)
         elif isinstance(verdict, Allow):
-            self._noted(bottle, verdict, facts)
-            if verdict.strip_auth:
-                for header in _AUTH_HEADERS:
-                    flow.request.headers.pop(header, None)
-            if flow.request.authority and not (flow.request.is_http2 or flow.request.is_http3):
-                flow.request.authority = ""  # origin form, whatever the client wrote
+            self.sightings.allowed(bottle, verdict, facts)
+            _clean(flow.request, verdict)
             if not verdict.metered:
                 live.refusal = await self._route(connection, flow, verdict.host)
-                live.streams = live.refusal is None
-                flow.request.stream = live.streams
+                streams = flow.request.stream = live.refusal is None
         length = flow.request.headers.get("content-length", "")
-        if not live.streams and length.isdigit() and int(length) > BODY_BYTES:
+        if not streams and length.isdigit() and int(length) > BODY_BYTES:
             message = f"Request bodies here have at most {BODY_BYTES} bytes."
             live.refusal = 413, bodies.egress_denied(message, facts.sni or "")
-        live.buffers = not live.streams
-        connection.streaming += live.streams
-        connection.buffering += live.buffers
-        connection.allow()
+        live.body_comes(streams=streams)
 
     async def on_request(self, connection: Connection, flow: http.HTTPFlow) -> None:
-        known = self.live.get(flow.id)
-        if known is None:
+        live = self.live.get(flow.id)
+        if live is None:
             kill(flow)
             return
-        live = known[1]
-        self._body_came(connection, live)
+        live.body_came()
         if isinstance(live.verdict, Tell):
-            await self._tell(connection, flow, live, live.verdict)
+            wants = live.verdict.path == introspect.BUDGET
+            totals = await self.accounts.totals(connection.slot) if wants else None
+            status, body = introspect.tell(live.bottle, live.verdict.path, totals)
+            live.ours = True
+            flow.response = http.Response.make(status, body, bodies.HEADERS)
         elif live.refusal is None and isinstance(live.verdict, Allow) and live.verdict.metered:
-            live.refusal = await self._admit(connection, flow, live, live.verdict)
+            live.refusal = await self._admit(live, live.verdict)
         if live.refusal is not None:
             live.ours = True
-            flow.response = _answer(*live.refusal)
+            flow.response = answer(*live.refusal)
 
-    def _body_came(self, connection: Connection, live: Live) -> None:
-        connection.streaming -= live.streams
-        connection.buffering -= live.buffers
-        live.streams = live.buffers = False
-        connection.allow()
-
-    async def _tell(self, connection: Connection, flow: http.HTTPFlow, live: Live, verdict: Tell) -> None:
-        totals = None
-        if verdict.path == introspect.BUDGET:
-            totals = await self.accounts.totals(connection.slot)
-        status, body = introspect.tell(live.bottle, verdict.path, totals)
-        live.ours = True
-        flow.response = http.Response.make(status, body, bodies.HEADERS)
-
-    async def _admit(
-        self, connection: Connection, flow: http.HTTPFlow, live: Live, verdict: Allow
-    ) -> tuple[int, bodies.Error] | None:
+    async def _admit(self, live: Live, verdict: Allow) -> Refusal | None:
         """Hold, look up, prepare; None where the request may go."""
-        endpoint, provider, request = verdict.endpoint, verdict.provider, flow.request
+        endpoint, provider, request = verdict.endpoint, verdict.provider, live.flow.request
         assert endpoint is not None and provider is not None and endpoint.estimate is not None
+        slot, name = live.bottle.view.slot, live.bottle.view.bottle
         raw = request.raw_content or b""
         coding = request.headers.get("content-encoding", "")
         body = decode_all(coding, raw, _DECODED_BYTES) if coding else raw
         if body is None:
             return 400, bodies.egress_denied("The request's body does not decode.", verdict.host)
-        whose = Whose(connection.slot, live.bottle.view.bottle, provider.name, verdict.host, next(self._keys))
+        whose = Whose(slot, name, provider.name, verdict.host, next(self._keys))
         live.exchange = Exchange(self.accounts, whose)
         refusal = await live.exchange.reserve(endpoint.estimate(body))
         if refusal is None:
-            refusal = await self._route(connection, flow, verdict.host)
-        now = self.bottles.at(connection.slot)
+            refusal = await self._route(live.connection, live.flow, verdict.host)
+        now = self.bottles.at(slot)
         if refusal is None and (now is None or now.cut):
-            spent = now.spent if now is not None else {}
-            refusal = 403, bodies.cut_off(spent, verdict.host, live.bottle.view.bottle)
+            refusal = 403, bodies.cut_off(now.spent if now is not None else {}, verdict.host, name)
         if refusal is not None:
             live.exchange.finish(sent=False, status=None, usage=None)
             return refusal
         request.headers["accept-encoding"] = "identity"
         if endpoint.rewrite is not None:
-            new, live.strip_usage = endpoint.rewrite(body)
+            body, live.strip_usage = endpoint.rewrite(body)
             if live.strip_usage:
-                request.headers.pop("content-encoding", None)
-                request.headers.pop("transfer-encoding", None)
-                request.raw_content = new
-                request.headers["content-length"] = str(len(new))
+                for header in ("content-encoding", "transfer-encoding"):
+                    request.headers.pop(header, None)
+                request.raw_content = body
+                request.headers["content-length"] = str(len(body))
         return None
 
     # ── answers ──
 
     def on_responseheaders(self, connection: Connection, flow: http.HTTPFlow) -> None:
-        known = self.live.get(flow.id)
-        if known is None or flow.response is None:
+        live = self.live.get(flow.id)
+        if live is None or flow.response is None:
             kill(flow)
             return
-        live = known[1]
         if live.ours:
             return
         live.status = flow.response.status_code
-        exchange, verdict = live.exchange, live.verdict
-        if exchange is None or not isinstance(verdict, Allow) or verdict.endpoint is None:
-            flow.response.stream = True
-        else:
-            headers = {name.lower(): flow.response.headers[name] for name in flow.response.headers}
-            assert verdict.endpoint.parser is not None
-            parser = verdict.endpoint.parser(headers)
-            sse = "text/event-stream" in headers.get("content-type", "") or (
-                isinstance(parser, Choice) and "content-type" not in headers
-            )
-            coding = headers.get("content-encoding", "")
-            coding = "" if coding.lower() == "identity" else coding
-            gate = EventGate(is_usage_chunk) if live.strip_usage and sse and not coding else None
-            live.tap = Tap(parser, Answer(coding, sse), gate, exchange.progress)
-            flow.response.stream = live.tap
-            if live.tap.can_end_with_event and "content-length" in flow.response.headers:
-                _without_length(flow)
+        flow.response.stream = True
+        if live.exchange is not None:
+            live.tap = flow.response.stream = self._tap(live, live.exchange, flow.response)
+            if live.tap.can_end_with_event:
+                without_length(flow)
         now = self.bottles.at(connection.slot)
         if now is None or now.cut:  # the cut came while this one could not be ended
             self.accounts.spawn(self._cut_late(connection))
 
+    def _tap(self, live: Live, exchange: Exchange, response: http.Response) -> Tap:
+        assert isinstance(live.verdict, Allow) and live.verdict.endpoint is not None
+        assert live.verdict.endpoint.parser is not None
+        headers = {name.lower(): response.headers[name] for name in response.headers}
+        coding = headers.get("content-encoding", "")
+        coding = "" if coding.lower() == "identity" else coding
+        kind = headers.get("content-type", "")
+        sse = "text/event-stream" in kind or not kind  # without a type: a stream where it turns out to be one
+        gate = EventGate(is_usage_chunk) if live.strip_usage and sse and not coding else None
+        return Tap(live.verdict.endpoint.parser(headers), Answer(coding, sse), gate, exchange.progress)
+
     def on_response(self, connection: Connection, flow: http.HTTPFlow) -> None:
-        known = self.live.get(flow.id)
-        if known is not None:
-            self._finish(flow.id, known[1], sent=True)
+        if flow.id in self.live:
+            self._finish(self.live[flow.id])
 
     def on_error(self, connection: Connection, flow: http.HTTPFlow) -> None:
-        known = self.live.get(flow.id)
-        if known is not None:
-            self._finish(flow.id, known[1], sent=flow.server_conn.timestamp_tcp_setup is not None)
+        if flow.id in self.live:
+            self._finish(self.live[flow.id])
 
-    def _finish(self, id: str, live: Live, *, sent: bool) -> None:
-        connection, _ = self.live.pop(id)
-        self._body_came(connection, live)
+    def _finish(self, live: Live) -> None:
+        self.live.pop(live.flow.id, None)
+        live.body_came()
         if live.exchange is not None:
             usage = live.tap.close() if live.tap is not None else None
-            live.exchange.finish(sent=sent, status=live.status, usage=usage)
+            live.exchange.finish(sent=live.sent, status=live.status, usage=usage)
 
-    # ── cut ──
+    # ── ending ──
 
     async def cut(self, slot: int) -> tuple[int, int]:
         """End every stream of this bottle; (how many, CLOCK_MONOTONIC of the last)."""
@@ -335,72 +286,19 @@ class Hooks:
         await connection.cut(self._ending)
 
     def _ending(self, flow: http.HTTPFlow) -> Ending | None:
-        known = self.live.get(flow.id)
-        if known is None or known[1].ours:
-            return None
-        connection, live = known
-        bottle = self.bottles.at(connection.slot) or live.bottle
-        verdict = live.verdict
-        host = verdict.host if isinstance(verdict, Allow) else ""
-        error = bodies.cut_off(bottle.spent, host, bottle.view.bottle)
-        answer = _answer(403, error)
-        answer.headers["connection"] = "close"
-        provider = verdict.provider if isinstance(verdict, Allow) else None
-        tail = None
-        if live.tap is not None and live.tap.can_end_with_event and provider and provider.error_body:
-            tail = live.tap.before_event() + provider.error_body(error)
-        return Ending(answer, tail)
+        live = self.live.get(flow.id)
+        return None if live is None else live.ending(self.bottles.at(live.connection.slot) or live.bottle)
 
     def close(self, slot: int) -> None:
         """The bottle is gone: so are its connections."""
         for connection in list(self.connections.get(slot, ())):
             connection.abort()
 
-    # ── events ──
 
-    def _refused(
-        self, connection: Connection, host: str, reason: str, verdict: Refuse | None = None, facts: Facts | None = None
-    ) -> None:
-        bottle = self.bottles.at(connection.slot)
-        if bottle is None or bottle.view.log == "off":
-            return
-        detail: dict[str, object] = {}
-        if verdict is not None and facts is not None:
-            detail = {"method": facts.method[:20], "path": verdict.path[:200], "status": verdict.status}
-        event = Event(
-            "request", "refused", bottle.view.bottle, reason, "proxy", proto="tcp", host=host, port=connection.port,
-            rule=verdict.rule if verdict else "", hint=verdict.hint if verdict else "", epoch=bottle.view.epoch,
-            detail=detail,
-        )  # fmt: skip
-        self.reporter.note(connection.slot, event)
-
-    def _noted(self, bottle: Bottle, verdict: Allow, facts: Facts) -> None:
-        if bottle.view.log != "full" and not verdict.observed:
-            return
-        detail = {"method": facts.method[:20], "path": verdict.path[:200]}
-        event = Event(
-            "request", "observed" if verdict.observed else "allowed", bottle.view.bottle, "", "proxy", proto="tcp",
-            host=verdict.host, port=facts.port, rule=verdict.rule, epoch=bottle.view.epoch, detail=detail,
-        )  # fmt: skip
-        self.reporter.note(bottle.view.slot, event)
-
-
-def _answer(status: int, error: bodies.Error) -> http.Response:
-    return http.Response.make(status, bodies.encode(error), bodies.HEADERS)
-
-
-def _facts(request: http.Request, connection: Connection) -> Facts:
-    headers = request.headers
-    upgrade = headers.get("upgrade", "") if not request.is_http2 else ""
-    return Facts(
-        request.method, request.path, connection.port, connection.sni, tuple(headers.get_all("host")),
-        request.authority, upgrade,
-    )  # fmt: skip
-
-
-def _without_length(flow: http.HTTPFlow) -> None:
-    """Let a body's end be told by its framing: an event of ours may have to follow, or a chunk to be left out."""
-    assert flow.response is not None
-    del flow.response.headers["content-length"]
-    if flow.request.http_version == "HTTP/1.1":
-        flow.response.headers["transfer-encoding"] = "chunked"
+def _clean(request: http.Request, verdict: Allow) -> None:
+    """Origin form, whatever the client wrote; no credentials where the route says so."""
+    if request.authority and not request.is_http2:
+        request.authority = ""
+    if verdict.strip_auth:
+        for header in _AUTH_HEADERS:
+            request.headers.pop(header, None)

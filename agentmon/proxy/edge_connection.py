@@ -26,6 +26,7 @@ from agentmon.proxy.edge_layers import CutStreams, Ending, Entry
 HEAD_BYTES = 256 << 10  # what a client may send while no request of its is under way
 BODY_BYTES = 32 << 20  # of a request that has to be whole before it is forwarded
 HEAD_S = 30.0  # for the handshake and the first request's head
+_HOOKS_S = 0.003  # a hook that takes longer is asking somebody, and looks at the cut when it has its answer
 _UPSTREAM_STREAMS = 100  # connections to one address that one client connection may have
 _MODE = mode_specs.ProxyMode.parse("regular")
 
@@ -153,14 +154,21 @@ class Connection(LiveConnectionHandler):
 
     async def cut(self, ending: Callable[[http.HTTPFlow], Ending | None]) -> tuple[int, int]:
         """End the streams `ending` names; (how many, CLOCK_MONOTONIC when their bytes and the close had left us)."""
-        event = CutStreams(ending)
-        await self.server_event(event)
-        if not event.closed:
+        closed = 0
+        until = time.monotonic() + _HOOKS_S
+        while True:
+            event = CutStreams(ending)
+            await self.server_event(event)
+            closed += event.closed
+            if not event.waiting or time.monotonic() > until:
+                break
+            await asyncio.sleep(0)
+        if not closed:
             return 0, 0
         io = self.transports.get(self.client)
         if io is not None and io.handler is not None:
             await asyncio.wait({io.handler}, timeout=0.1)
-        return event.closed, time.monotonic_ns()
+        return closed, time.monotonic_ns()
 
 
 def kill(flow: http.HTTPFlow) -> None:

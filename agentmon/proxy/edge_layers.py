@@ -52,10 +52,14 @@ class Ending:
 
 @dataclass
 class CutStreams(events.Event):
-    """End every stream for which `ending(flow)` is not None; `closed` counts them. The client's connection closes."""
+    """End every stream for which `ending(flow)` is not None; `closed` counts them. The client's connection closes.
+
+    `waiting`: streams that are in a hook, which looks at the cut itself or is over in a moment: ask again.
+    """
 
     ending: Callable[[http.HTTPFlow], Ending | None]
     closed: int = field(default=0)
+    waiting: int = field(default=0)
 
 
 @dataclass
@@ -137,12 +141,14 @@ class Layer(HttpLayer):
     def _cut(self, event: CutStreams) -> layer.CommandGenerator[None]:
         for stream in list(self.streams.values()):
             assert isinstance(stream, Stream)
-            waiting = stream._paused is not None  # in a hook, or connecting: the hooks look at the cut themselves
-            if waiting or not hasattr(stream, "flow"):
+            ending = event.ending(stream.flow) if hasattr(stream, "flow") else None
+            if ending is None:
                 continue
-            ending = event.ending(stream.flow)
-            if ending is not None:
-                event.closed += 1
+            if stream._paused is not None and isinstance(stream._paused.command, commands.StartHook):
+                event.waiting += 1
+                continue
+            event.closed += 1
+            if stream._paused is None:  # else it is connecting to its upstream, and ends with the connection
                 yield from self.event_to_child(stream, _Cut(ending))
         if event.closed:
             yield commands.CloseConnection(self.context.client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -23,9 +24,11 @@ from agentmon.proxy.edge import Hooks
 from agentmon.proxy.edge_server import Listener
 from agentmon.proxy.edge_tls import Tls, make_options
 from agentmon.proxy.exchange import Accounts
+from agentmon.proxy.sightings import Sightings
 from agentmon.reporting import Reporter
 
 _LAST_SETTLES_S = 3.0
+_DESCRIPTORS = 65536
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,6 +52,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Pool(IPv4Network(self.pool4), IPv6Network(self.pool6) if self.pool6 else None)
 
 
+def raise_descriptors() -> None:
+    """Two descriptors a flow: as many as the hard limit gives, which not even root may raise in every container."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class Worker:
     """Made as root (reads the authority's key, writes the roots file beside its socket); serves after the drop.
 
@@ -66,8 +77,8 @@ class Worker:
         self.bottles = Bottles(config.pool)
         self.accounts = Accounts(LedgerClient(config.ledger_socket), self._report)
         self.hooks = Hooks(
-            self.bottles, registry.load(config.providers), Lookups(config.lookup_socket), self.accounts, self.reporter,
-            Tls(Path(config.ca_dir)),
+            self.bottles, registry.load(config.providers), Lookups(config.lookup_socket), self.accounts,
+            Sightings(self.bottles, self.reporter), Tls(Path(config.ca_dir)),
         )  # fmt: skip
         self._listener = Listener(self.hooks, self.bottles, self._options)
 

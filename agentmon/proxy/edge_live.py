@@ -1,0 +1,89 @@
+"""A request under way, as the hooks keep it, and the small translations between mitmproxy's flow and our values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mitmproxy import http
+
+from agentmon.proxy import bodies
+from agentmon.proxy.bottles import Bottle
+from agentmon.proxy.decide import Allow, Facts, Verdict
+from agentmon.proxy.edge_connection import Connection
+from agentmon.proxy.edge_layers import Ending
+from agentmon.proxy.exchange import Exchange
+from agentmon.proxy.tap import Tap
+
+Refusal = tuple[int, bodies.Error]
+
+
+@dataclass
+class Live:
+    """One request. `refusal`: answer with this instead of forwarding; `ours`: the answer is agentmon's own."""
+
+    connection: Connection
+    flow: http.HTTPFlow
+    bottle: Bottle
+    facts: Facts
+    verdict: Verdict
+    refusal: Refusal | None = None
+    exchange: Exchange | None = None
+    tap: Tap | None = None
+    strip_usage: bool = False
+    ours: bool = False
+    status: int | None = None  # of the upstream's answer
+    streams: bool = False  # the request's body passes through
+    buffers: bool = False  # it is being collected
+
+    @property
+    def host(self) -> str:
+        return self.verdict.host if isinstance(self.verdict, Allow) else ""
+
+    @property
+    def sent(self) -> bool:
+        """Whether the upstream may have seen the request: the flow has a connection that was set up."""
+        return self.status is not None or self.flow.server_conn.timestamp_tcp_setup is not None
+
+    def body_comes(self, *, streams: bool) -> None:
+        self.streams, self.buffers = streams, not streams
+        self.connection.streaming += self.streams
+        self.connection.buffering += self.buffers
+        self.connection.allow()
+
+    def body_came(self) -> None:
+        """The request is whole, or over; may be called again."""
+        self.connection.streaming -= self.streams
+        self.connection.buffering -= self.buffers
+        self.streams = self.buffers = False
+        self.connection.allow()
+
+    def ending(self, bottle: Bottle) -> Ending | None:
+        """How this request ends when its bottle is cut; None where it has its answer already."""
+        if self.ours:
+            return None
+        error = bodies.cut_off(bottle.spent, self.host, bottle.view.bottle)
+        reply = answer(403, error)
+        reply.headers["connection"] = "close"
+        provider = self.verdict.provider if isinstance(self.verdict, Allow) else None
+        tail = None
+        if self.tap is not None and self.tap.can_end_with_event and provider and provider.error_body:
+            tail = self.tap.before_event() + provider.error_body(error)
+        return Ending(reply, tail)
+
+
+def answer(status: int, error: bodies.Error) -> http.Response:
+    """A whole answer with the contract's JSON body."""
+    return http.Response.make(status, bodies.encode(error), bodies.HEADERS)
+
+
+def facts_of(request: http.Request, connection: Connection) -> Facts:
+    upgrade = "" if request.is_http2 else request.headers.get("upgrade", "")
+    hosts = tuple(request.headers.get_all("host"))
+    return Facts(request.method, request.path, connection.port, connection.sni, hosts, request.authority, upgrade)
+
+
+def without_length(flow: http.HTTPFlow) -> None:
+    """Let the body's end be told by its framing: an event of ours may have to follow, or a chunk to be left out."""
+    assert flow.response is not None
+    if flow.response.headers.pop("content-length", None) is not None and flow.request.http_version == "HTTP/1.1":
+        flow.response.headers["transfer-encoding"] = "chunked"
