@@ -19,6 +19,7 @@ from agentmon.errors import BadInput
 
 MAX_BYTES = 16 << 20
 MAX_DEPTH = 12
+SHOWN = 60  # characters of a value in an error
 QUOTE_HINT = 'a rule that begins with * or ! must stand in quotes: "*.example.com:443"'
 
 T = TypeVar("T")
@@ -180,7 +181,9 @@ def describe(node: Node) -> str:
         return "a list"
     if isinstance(node, Mapping):
         return "a mapping"
-    return "nothing" if node.is_null else repr(node.text)
+    if node.is_null:
+        return "nothing"
+    return repr(node.text if len(node.text) <= SHOWN else node.text[:SHOWN] + "…")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

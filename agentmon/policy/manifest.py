@@ -102,6 +102,8 @@ def load_chain(path: Path | str, bottles_dir: Path, read: Reader = document.read
                 raise  # an error in the parent's content names its own line
             known = sorted(p.stem for p in bottles_dir.glob("*.yml"))
             hint = document.suggestion(name, known) if known else f"parents by name stand in {bottles_dir}"
+            if (Path(child.file).parent / f"{name}.yml").exists():
+                hint = f"for the one beside this file, write {name}.yml; parents by name stand in {bottles_dir}"
             raise place.error(f"parent {name!r}: {e.message}", hint) from e
     return tuple(chain)
 

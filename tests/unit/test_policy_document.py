@@ -42,6 +42,12 @@ def test_what_is_refused(text, message, hint):
     assert caught.value.exit_code == 2
 
 
+def test_a_long_value_is_not_shown_whole():
+    with pytest.raises(BadInput) as caught:
+        parse("word " * 100)
+    assert len(caught.value.message) < 120
+
+
 def test_words_stay_words():
     table = parse("log: off\nport: 22:30\nversion: 1.10\nquoted: 'null'\nnone:\ntilde: ~\n")
     assert document.choice(table.values["log"], ("off", "on")) == "off"

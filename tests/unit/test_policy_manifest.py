@@ -137,6 +137,10 @@ def test_chain_errors(tmp_path):
     with pytest.raises(BadInput) as caught:
         manifest.load_chain(lonely, tmp_path / "empty-bottles")
     assert "stand in" in caught.value.hint
+    write(tmp_path / "empty/none.yml", "")
+    with pytest.raises(BadInput) as caught:
+        manifest.load_chain(lonely, tmp_path / "empty-bottles")
+    assert "write none.yml" in caught.value.hint
 
 
 @pytest.mark.parametrize(
