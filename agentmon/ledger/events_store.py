@@ -18,6 +18,7 @@ import msgspec
 
 from agentmon import errors
 from agentmon.events import Event
+from agentmon.ledger.transaction import transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -86,7 +87,7 @@ class EventStore:
         """
         rows = [(e.ts_ns, e.kind, e.bottle, msgspec.json.encode(e)) for e in events]
         try:
-            with self._db:
+            with transaction(self._db):
                 self._db.executemany("INSERT INTO events (ts_ns, kind, bottle, body) VALUES (?, ?, ?, ?)", rows)
                 self._trim(max((e.ts_ns for e in events), default=0))
         except apsw.Error as e:

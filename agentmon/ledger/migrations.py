@@ -15,6 +15,7 @@ from typing import Any
 import apsw
 
 from agentmon import errors
+from agentmon.ledger.transaction import transaction
 
 _SCHEMA = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")  # now: the ledger may not read it later
 APPLICATION_ID = 0x61676D6C  # "agml" in the file header, for file(1) and against a wrong path
@@ -72,7 +73,7 @@ def migrate(db: apsw.Connection, known: Sequence[Migration] = MIGRATIONS) -> int
     for migration in known:
         if migration.version <= have:
             continue
-        with _transaction(db):
+        with transaction(db):
             if migration.version == 1:
                 db.execute(
                     f"PRAGMA application_id = {APPLICATION_ID};"
@@ -82,19 +83,3 @@ def migrate(db: apsw.Connection, known: Sequence[Migration] = MIGRATIONS) -> int
             migration.apply(db)
             db.execute("INSERT INTO migrations VALUES (?, ?, ?)", (migration.version, migration.what, time.time_ns()))
     return newest
-
-
-class _transaction:
-    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when the body raises."""
-
-    def __init__(self, db: apsw.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, _value: object, _trace: object) -> None:
-        if kind is None:
-            self._db.execute("COMMIT")
-        elif self._db.in_transaction:
-            self._db.execute("ROLLBACK")

@@ -26,6 +26,7 @@ from agentmon.ledger import migrations
 from agentmon.ledger.book import HOLD_BLOCK, Asked, Book
 from agentmon.ledger.budget import Weights
 from agentmon.ledger.state import Changes, Defined, Hold, Now, Owner, Place, Row, Run, Snapshot, TotalKey
+from agentmon.ledger.transaction import transaction
 
 HOLD_NS = 3600 * 1_000_000_000
 _QUICK_CHECK_BYTES = 256 << 20  # a larger file would hold up a restart for seconds
@@ -122,6 +123,10 @@ class Store:
         """Who holds something; empty while the file cannot be read."""
         return self._book.owners() if self._book is not None else set()
 
+    def quiet(self) -> bool:
+        """Whether nothing is held, and that is known: nobody needs to be looked after until the next question."""
+        return self._book is not None and not self._book.holds
+
     def run(self, asked: Sequence[tuple[Asked, Owner]], now: Now) -> Outcome:
         """Decide and record a batch; when it returns all of it is on the disk.
 
@@ -157,22 +162,21 @@ class Store:
         db = self._db
         assert db is not None
         self._same_file()
-        db.execute("BEGIN IMMEDIATE")
+        begun = False
         try:
-            book = self._current_book(db)
-            book.begin(now)
-            answers = [book.ask(question, owner) for question, owner in asked]
-            changes, crossed = book.take()
-            if not changes.empty():
-                _write(db, changes)
-            if self._alter is not None:
-                self._alter()
-            db.execute("COMMIT")
+            with transaction(db):
+                begun = True
+                book = self._current_book(db)
+                book.begin(now)
+                answers = [book.ask(question, owner) for question, owner in asked]
+                changes, crossed = book.take()
+                if not changes.empty():
+                    _write(db, changes)
+                if self._alter is not None:
+                    self._alter()
         except BaseException:
-            self._book = None
-            if db.in_transaction:
-                with contextlib.suppress(apsw.Error):  # some errors have rolled back by themselves
-                    db.execute("ROLLBACK")
+            if begun:  # a file that is only locked leaves the memory true
+                self._book = None
             raise
         at_ns = time.monotonic_ns()
         return Outcome(answers, [msgspec.structs.replace(c, at_ns=at_ns) for c in crossed])

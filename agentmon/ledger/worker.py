@@ -69,7 +69,7 @@ class Worker(threading.Thread):
 
     def _gather(self) -> list[Parcel]:
         """What is queued; waits for the first, but no longer than until the next sweep while anything is held."""
-        idle = not self._store.owners() and self._trouble is None
+        idle = self._store.quiet() and self._trouble is None
         parcels: list[Parcel] = []
         count = 0
         try:
@@ -91,7 +91,7 @@ class Worker(threading.Thread):
         if now_s - self._swept_s < _SWEEP_S:
             return
         self._swept_s = now_s
-        if self._trouble is not None or self._store.owners():
+        if self._trouble is not None or not self._store.quiet():
             dead = frozenset(owner for owner in self._store.owners() if not alive(owner))
             _, crossed = self._work([(Sweep(dead), self._self)])
             if crossed:

@@ -156,6 +156,27 @@ def test_a_restart_is_not_seen_by_the_proxy(process: LedgerProcess, daemon: Peer
         assert [row["weighted"] for row in reader.rows()] == [15]
 
 
+def test_holds_of_a_worker_that_died_with_the_ledger_are_settled_without_being_asked(
+    process: LedgerProcess, daemon: Peer
+) -> None:
+    open_run(daemon)
+    code = f"""
+from agentmon import wire
+from tests.support.ledger_rig import Peer
+print(Peer({process.socket!r}).ask(wire.Reserve, 1, "claude", "m", 50, 50, "k").tokens)
+"""
+    worker = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert worker.stdout == "100\n"
+    process.kill()
+    process.start(ready=False)
+
+    def rows() -> list[str]:
+        with Reader(process.path) as reader:
+            return [row["source"] for row in reader.rows()]
+
+    until(lambda: rows() == ["estimate"], "the dead worker's hold settled")
+
+
 def test_nobody_listens(tmp_path: Path) -> None:
     async def proxy() -> None:
         client = LedgerClient(str(tmp_path / "none.sock"), timeout_s=0.2, settle_s=0.2)
