@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ebpf.spec
-from agentmon.control.state import Bottle
+from agentmon.control.state import Bottle, Phase
 from agentmon.events import Event
 
 _REASONS = {"deny": "deny", "default": "policy", "cut": "budget"}
@@ -29,6 +29,8 @@ class Sightings:
         to_real_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for seen in self._bpf.read():
             bottle = self._bottles().get(seen.slot)
+            if bottle is not None and bottle.phase is Phase.STARTING:
+                continue  # the job is frozen: this is the bottle's own test of what must be refused
             self._emit(describe(seen, bottle, to_real_ns))
         lost = self._bpf.lost()
         if lost > self._lost:
