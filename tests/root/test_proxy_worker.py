@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from agentmon import wire
+from agentmon import trust, wire
 from tests.support import proxy_rig
 from tests.support.proxy_rig import Rig, chunked, reply
 
@@ -45,6 +47,7 @@ def rig(running: Rig) -> Rig:
     running.upstream.seen.clear()
     running.upstream.aborted.clear()
     running.lookups.error = ""
+    running.lookups.go()
     running.lookups.address = running.upstream.address
     running.upstream.script = reply(200, b"{}")
     running.bottle()
@@ -333,8 +336,6 @@ def test_plain_http_of_a_bare_host_rule_passes(rig: Rig) -> None:
 
 
 def test_a_stranger_is_closed_without_a_word(rig: Rig) -> None:
-    import socket
-
     sock = socket.create_connection((rig.address, 80), 5, (rig.source[:-2] + "77", 0))
     sock.settimeout(5)
     with pytest.raises(ConnectionResetError):
@@ -517,6 +518,58 @@ def test_a_cut_breaks_an_answer_that_is_no_stream(rig: Rig) -> None:
     assert rig.nothing_held()
 
 
+def test_a_cut_while_the_upstream_is_being_connected_closes_the_client(rig: Rig) -> None:
+    silent = socket.create_server((f"{rig.net}.9.8", 443))
+    rig.lookups.address = f"{rig.net}.9.8"
+    sock = begin(rig, ask())
+    connected, _ = silent.accept()  # and never shakes hands
+    try:
+        assert rig.cut(SPENT).closed == 1
+        assert read_all(sock) == b""
+        assert connected.recv(1 << 16) and connected.recv(1 << 16) == b""  # given up
+        assert rig.nothing_held()
+    finally:
+        connected.close()
+        silent.close()
+        sock.close()
+
+
+def test_a_cut_while_the_name_is_looked_up_is_a_403(rig: Rig) -> None:
+    before = len(rig.rows(0))
+    rig.lookups.hold()
+    sock = begin(rig, ask())
+    rig.lookups.waits(1)
+    assert rig.cut(SPENT).closed == 0  # its hook sees the cut when it has its answer
+    rig.lookups.go()
+    response = proxy_rig.Response.read(sock)
+    assert (response.status, response.json["error"]["type"]) == (403, "budget_exhausted")
+    sock.close()
+    assert rig.nothing_held() and len(rig.rows(0)) == before and rig.upstream.seen == []
+
+
+def test_a_cut_ends_unmetered_downloads_too(rig: Rig) -> None:
+    rig.bottle("https://pkg.example.org/*", inspected=())
+    never = threading.Event()
+    rig.upstream.script = chunked([b"some", never], {"content-type": "text/plain"})
+    sock = rig.connect("pkg.example.org")
+    sock.sendall(b"GET /big HTTP/1.1\r\nHost: pkg.example.org\r\n\r\n")
+    read_until(sock, b"some")
+    assert rig.cut({}).closed == 1
+    assert b"0\r\n\r\n" not in read_all(sock)
+    never.set()
+    sock.close()
+
+
+def test_a_client_that_leaves_while_the_name_is_looked_up_costs_nothing(rig: Rig) -> None:
+    before = len(rig.rows(0))
+    rig.lookups.hold()
+    sock = begin(rig, ask())
+    rig.lookups.waits(1)
+    sock.close()
+    rig.lookups.go()
+    assert rig.nothing_held() and len(rig.rows(0)) == before and rig.upstream.seen == []
+
+
 def test_dropping_a_bottle_closes_its_connections(rig: Rig) -> None:
     sock = rig.connect(CLAUDE)
     assert rig.ask(wire.DropBottle(rig.control.next_id(), proxy_rig.SLOT)).error == ""
@@ -613,6 +666,67 @@ def test_an_exception_in_a_hook_closes_the_flow_and_is_reported(tmp_path: Path) 
         assert rig.nothing_held()
     finally:
         rig.stop()
+
+
+def test_a_first_request_that_does_not_come_in_time_is_closed(tmp_path: Path) -> None:
+    rig = proxy_rig.start(tmp_path, ledger=False, prelude="import agentmon.proxy.edge_connection as e\ne.HEAD_S = 0.2")
+    try:
+        rig.bottle()
+        sock = rig.connect(None, 80)
+        sock.sendall(b"GET / HTTP/1.1\r\n")
+        assert sock.recv(10) == b""
+        sock.close()
+        assert "no request within" in rig.wait_event(reason="limit")["detail"]["error"]
+        sock = rig.connect(CLAUDE)
+        assert rig.request(CLAUDE, "/v1/models", sock=sock).status == 200
+        sock.close()
+    finally:
+        rig.stop()
+
+
+def test_log_levels(rig: Rig) -> None:
+    rig.bottle(log="full")
+    assert rig.request(CLAUDE, "/v1/models").status == 200
+    assert rig.wait_event(kind="request", verdict="allowed")["detail"] == {"method": "GET", "path": "/v1/models"}
+    rig.bottle(log="off")
+    assert rig.request(OPENAI, "/quiet").status == 403
+    rig.bottle()
+    assert rig.request(CLAUDE, "/loud").status == 403
+    assert rig.wait_event(kind="request", reason="endpoint", host=CLAUDE)
+    assert not [e for e in rig.events if e.get("reason") == "endpoint" and e["host"] == OPENAI]
+
+
+def test_a_client_that_does_not_trust_us_is_reported(rig: Rig) -> None:
+    sock = socket.create_connection((rig.address, 443), 10, (rig.source, 0))
+    with pytest.raises(ssl.SSLError):
+        ssl.create_default_context().wrap_socket(sock, server_hostname=CLAUDE)
+    sock.close()
+    assert "roots" in rig.wait_event(reason="client-tls")["hint"]
+
+
+def start_worker(directory: Path, **changes: Any) -> tuple[int, str]:
+    """(status, last words) of a worker that cannot start."""
+    config = {
+        "socket": str(directory / "p.sock"), "lookup_socket": "", "ledger_socket": "", "user": "", "listen": [],
+        "pool4": "127.0.0.0/16", "ca_dir": str(directory / "ca"),
+    } | changes  # fmt: skip
+    (directory / "p.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "agentmon.proxy", str(directory / "p.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return done.returncode, done.stderr
+
+
+def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
+    assert "authority" in start_worker(tmp_path)[1]
+    trust.ensure_ca(tmp_path / "ca")
+    status, words = start_worker(tmp_path, upstream_proxy="http://10.0.0.1:3128")
+    assert status == 2 and "not supported" in words and "hint:" in words
+    status, words = start_worker(tmp_path, upstream_ca=["/no/such.pem"])
+    assert status == 4 and "/no/such.pem cannot be read" in words
+    status, words = start_worker(tmp_path, providers={"x": {"like": "nobody", "hosts": ["x"]}})
+    assert status == 2 and "providers: x" in words
+    (tmp_path / "ca" / trust.KEY_FILE).write_bytes(b"damaged")
+    assert start_worker(tmp_path)[0] == 4
 
 
 def test_without_a_ledger_metered_requests_are_503_and_others_pass(tmp_path: Path) -> None:

@@ -202,10 +202,27 @@ class Lookups:
         self.address = address
         self.error = ""
         self.asked: list[tuple[int, str, int]] = []
+        self._open = threading.Event()
+        self._open.set()
+        self._waiting = threading.Semaphore(0)
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.bind(str(path))
         self._sock.listen()
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def hold(self) -> None:
+        """Answer nothing until go()."""
+        self._open.clear()
+        while self._waiting.acquire(blocking=False):
+            pass
+
+    def go(self) -> None:
+        self._open.set()
+
+    def waits(self, count: int) -> None:
+        """Until so many questions have come since hold()."""
+        for _ in range(count):
+            assert self._waiting.acquire(timeout=10)
 
     def _accept(self) -> None:
         while True:
@@ -221,6 +238,8 @@ class Lookups:
             while True:
                 message = channel.recv()
                 self.asked.append((message.slot, message.name, message.port))
+                self._waiting.release()
+                assert self._open.wait(30)
                 addresses = () if self.error else (self.address,)
                 channel.send(wire.Looked(message.id, addresses, 60, self.error))
         sock.close()
