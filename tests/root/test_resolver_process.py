@@ -210,14 +210,15 @@ def test_without_a_daemon_nothing_new_is_answered_and_a_new_daemon_takes_over(ne
 
 def test_a_silent_upstream_is_servfail_and_hurts_nobody_else(net: SimpleNamespace) -> None:
     net.dns.broken["slow.example"] = "drop"
-    net.dns.broken["sick.example"] = "servfail"
-    net.daemon.set(A, *RULES, "slow.example:8080", "sick.example:8080")
+    net.dns.broken |= {"sick.example": "servfail", "lie.example": "lie", "junk.example": "junk"}
+    net.daemon.set(A, *RULES, "slow.example:8080", "sick.example:8080", "lie.example:8080", "junk.example:8080")
     with net.world.udp(names.addr4(A)) as sock:
         sock.sendto(dns.message.make_query("slow.example", "A").to_wire(), (names.RESOLVER, 53))
         assert addresses(ask(net.world, A, "direct.example")) == [names.WEB, names.WEB2]
         sock.settimeout(8)
         assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.SERVFAIL
-    assert ask(net.world, A, "sick.example").rcode() == dns.rcode.SERVFAIL
+    for name in ("sick.example", "lie.example", "junk.example"):
+        assert ask(net.world, A, name).rcode() == dns.rcode.SERVFAIL
 
 
 def test_forged_answers_are_ignored_and_truncated_ones_asked_over_tcp(net: SimpleNamespace) -> None:

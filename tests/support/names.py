@@ -176,7 +176,11 @@ class DnsServer:
         if broken == "servfail":
             reply.set_rcode(dns.rcode.SERVFAIL)
             return [reply.to_wire()]
-        if broken == "truncate" and how == "udp":
+        if broken == "lie" and how == "tcp":
+            return [dns.message.make_response(dns.message.make_query("wrong.example", "A")).to_wire()]
+        if broken == "junk" and how == "tcp":
+            return [b"junk"]
+        if broken in {"truncate", "lie", "junk"} and how == "udp":
             reply.flags |= dns.flags.TC
             return [reply.to_wire()]
         self._fill(reply, name, kind)
@@ -297,7 +301,7 @@ def service(world: World, module: str, config: dict[str, Any], directory: Path) 
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         status = process.wait(10)
-    assert log.read_text() == ""
+    assert log.read_text() == "", log.read_text()
     assert status == 0
 
 
