@@ -37,18 +37,19 @@ OPTIONAL = (
 def probe() -> list[Finding]:
     """Every feature this package uses or could use on this host."""
     found = [
-        _try("cgroup v2", True, lambda: str(cgroup.find_v2())),
-        _try("bpffs", True, _bpffs),
-        _try("bcc", True, _bcc),
+        attempt("cgroup v2", True, lambda: str(cgroup.find_v2())),
+        attempt("bpffs", True, _bpffs),
+        attempt("bcc", True, partial(package, "bcc")),
     ]
-    found += [_try(f"hook {h.function}", True, partial(_hook, h)) for h in links.HOOKS]
-    found += [_try(f"hook {h.function}", False, partial(_hook, h)) for h in OPTIONAL]
+    found += [attempt(f"hook {h.function}", True, partial(load, h)) for h in links.HOOKS]
+    found += [attempt(f"hook {h.function}", False, partial(load, h)) for h in OPTIONAL]
     return found
 
 
-def _try(feature: str, required: bool, attempt: Callable[[], object]) -> Finding:
+def attempt(feature: str, required: bool, trial: Callable[[], object]) -> Finding:
+    """What came of `trial`, errors included."""
     try:
-        attempt()
+        trial()
     except Missing as error:
         return Finding(feature, required, error.what, error.hint)
     except BpfError as error:
@@ -56,7 +57,8 @@ def _try(feature: str, required: bool, attempt: Callable[[], object]) -> Finding
     return Finding(feature, required, "", "")
 
 
-def _hook(hook: links.Hook) -> None:
+def load(hook: links.Hook) -> None:
+    """:raises BpfError: the kernel does not take programs for this hook."""
     os.close(syscall.prog_load(_GO, hook.prog_type, hook.attach_type))
 
 
@@ -65,10 +67,16 @@ def _bpffs() -> None:
     if pins.mounted(pins.BPFFS):
         return
     with open("/proc/filesystems", encoding="ascii") as file:
-        if not any(line.split()[-1] == "bpf" for line in file):
-            raise BpfError(errno.ENODEV, "looking for the file system type bpf", "use a kernel with CONFIG_BPF_SYSCALL")
+        mountable(file.read())
 
 
-def _bcc() -> None:
-    if importlib.util.find_spec("bcc") is None:
+def mountable(filesystems: str) -> None:
+    """:raises BpfError: /proc/filesystems does not name bpf."""
+    if not any(line.split()[-1:] == ["bpf"] for line in filesystems.splitlines()):
+        raise BpfError(errno.ENODEV, "looking for the file system type bpf", "use a kernel with CONFIG_BPF_SYSCALL")
+
+
+def package(name: str) -> None:
+    """:raises Missing: there is no such module; it is not imported."""
+    if importlib.util.find_spec(name) is None:
         raise Missing("bcc", "apt-get install python3-bpfcc (the PyPI package named bcc is another thing)")

@@ -7,6 +7,7 @@ import os
 import random
 import select
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, Protocol
 
@@ -145,6 +146,26 @@ def test_bpf_contract_errors(subject: Subject) -> None:
         bpf.apply(BottlePolicy(17, subject.cgroup_id, 5, 1, Mode.ENFORCE))
     bpf.apply(BottlePolicy(17, subject.cgroup_id + 1, 1, 1, Mode.ENFORCE))  # a policy_id seen before does no harm
     assert bpf.slots() == {16, 17}
+
+
+def test_bpf_contract_bottles_are_limited_too(subject: Subject) -> None:
+    for i in range(64):
+        subject.bpf.apply(BottlePolicy(100 + i, 1 << 40 | i, 100 + i, 1, Mode.CLOSED))
+    with pytest.raises(MapFull, match="am_bottle holds 64 entries"):
+        subject.bpf.apply(policy(subject, 1, allow=(entry("198.51.100.7/32", 443),)))
+    assert subject.verdict("tcp", ip_address("198.51.100.7"), 443) == ("refused", "unknown")
+    subject.bpf.delete_bottle(100)
+    subject.bpf.apply(policy(subject, 1, allow=(entry("198.51.100.7/32", 443),)))
+    assert subject.verdict("tcp", ip_address("198.51.100.7"), 443) == ("allowed", "")
+
+
+def test_bpf_contract_a_slot_may_get_another_cgroup(subject: Subject) -> None:
+    first = policy(subject, 1, allow=(entry("198.51.100.7/32", 443),))
+    subject.bpf.apply(replace(first, cgroup_id=1 << 40))
+    subject.bpf.apply(first)
+    assert subject.verdict("tcp", ip_address("198.51.100.7"), 443) == ("allowed", "")
+    subject.bpf.apply(replace(first, slot=17, cgroup_id=1 << 40))
+    assert subject.bpf.slots() == {16, 17}
 
 
 def test_bpf_contract_closed_says_so(subject: Subject) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import threading
 import types
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from ebpf import abi, cgroup, child, encode, links, loader, maps, probe, syscall
+from ebpf import abi, cgroup, child, encode, entries, links, loader, maps, probe, syscall
 from ebpf.errors import BpfError, MapFull, Missing, VerifierRefused
 from ebpf.programs import SOURCE, CgroupPrograms
 from ebpf.sources import program_text
@@ -272,7 +274,17 @@ def test_bpf_the_loader_answers_as_a_command(lab: Lab, tmp_path: Path) -> None:
     assert not set(before) & set(prog_ids(lab))
     code, found = as_command(lab, tmp_path, request(lab, cgroup="/nowhere", cgroup_id=1))
     assert (code, found["error"], found["errno"]) == (1, "kernel", errno.ENOENT)
+    assert lab.process(lab.parent).connect("198.51.100.7", 443) == errno.EPERM
+    other = lab.parent / "moved"
+    other.mkdir()
+    moved = request(lab, cgroup=str(other), cgroup_id=cgroup.cgroup_id(other))
+    assert as_command(lab, tmp_path, moved) == (0, {"ok": True})
+    assert lab.process(lab.parent).connect("198.51.100.7", 443) == 0  # the old place is let go
+    assert lab.process(other).connect("198.51.100.7", 443) == errno.EPERM
     bad = tmp_path / "bad.c"
+    bad.write_text("int am_connect4(struct bpf_sock_addr *ctx) { return nonsense; }\n")
+    code, found = as_command(lab, tmp_path, request(lab, source=str(bad)))
+    assert (code, found["error"], found["program"]) == (1, "refused", str(bad))
     bad.write_text("int am_connect4(struct bpf_sock_addr *ctx) { return 7; }\n")
     code, found = as_command(lab, tmp_path, request(lab, source=str(bad)))
     assert (code, found["error"], found["program"], found["errno"]) == (1, "refused", "am_connect4", errno.EINVAL)
@@ -403,5 +415,74 @@ def test_bpf_maps_take_exactly_sized_bytes_and_skip_what_is_not_there(lab: Lab) 
         table.lookup(bytes(24))
     with pytest.raises(BpfError, match="deleting from BPF map am_exact"):
         table.delete(bytes(24))
+    with pytest.raises(BpfError, match="deleting from BPF map am_exact"):
+        table.delete_batch(bytes(24))
+    with pytest.raises(BpfError, match="reading BPF map am_exact"):
+        list(table.items())
     with pytest.raises(BpfError, match="writing BPF map am_exact"):
         table.update(bytes(24), bytes(16))
+
+
+def test_bpf_crowded_buckets_are_read_whole(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "_BATCH", 1)
+    table = lab.programs.table("am_exact")
+    keys = {struct.pack("=I20x", i) for i in range(500)}
+    table.update_batch(b"".join(keys), bytes(500 * 16))
+    assert {k for k, _ in table.items()} == keys
+
+
+def test_bpf_expired_elements_are_swept(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "SWEEP_NS", 0)
+    bottle = lab.bottle()
+    bottle.apply()
+    short = [entry("198.51.100.7/32", 443, (1000, 2000), timeout_s=1), entry("198.51.100.8/32", 443, timeout_s=99)]
+    lab.programs.learn(bottle.slot, short)
+
+    def left() -> tuple[int, int]:
+        lab.programs.learn(bottle.slot, [])
+        return len(list(lab.programs.table("am_exact").items())), len(list(lab.programs.table("am_host").items()))
+
+    assert left() == (2, 1)
+    until(lambda: left() == (1, 0))
+    lab.programs.delete_bottle(bottle.slot)
+    assert list(lab.programs.table("am_exact").items()) == []
+
+
+def test_bpf_pins_that_cannot_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BpfError, match="removing the pins in") as error:
+        CgroupPrograms(tmp_path / "file").close()
+    assert error.value.errno == errno.ENOTDIR
+
+
+def test_bpf_system_calls_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BpfError, match="timerfd_settime"):
+        syscall.arm(-1, 5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(BpfError, match="timerfd_create"):
+            syscall.timerfd()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    monkeypatch.setattr("platform.machine", lambda: "vax")
+    with pytest.raises(Missing, match="on vax") as error:
+        syscall.obj_get("/x")
+    assert "x86_64" in error.value.hint
+
+
+def test_bpf_probe_says_what_is_missing() -> None:
+    """Without site packages there is no bcc; in a mount namespace without bpffs it is found mountable."""
+    code = "from ebpf.probe import probe; print(*(f.feature for f in probe() if f.missing), sep=',')"
+    script = 'while umount /sys/fs/bpf 2>/dev/null; do :; done; exec "$0" -S -c "$1"'
+    argv = ["unshare", "-m", "sh", "-c", script, sys.executable, code]
+    found = subprocess.run(argv, check=True, cwd=Path(abi.__file__).parents[1], capture_output=True, text=True)
+    assert "bcc" in found.stdout.strip().split(",")
+    assert "bpffs" not in found.stdout
+    refused = probe.attempt("a hook nobody has", False, partial(probe.load, links.Hook("x", 999, 0)))
+    assert "Invalid argument" in refused.missing
+    assert refused.hint
+    absent = probe.attempt("bcc", True, partial(probe.package, "no_such_package"))
+    assert "python3-bpfcc" in absent.hint
+    with pytest.raises(BpfError, match="file system type bpf"):
+        probe.mountable("nodev\tproc\n")
