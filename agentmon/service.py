@@ -57,9 +57,13 @@ def listen_unix(path: Path, *, group: str = "") -> socket.socket:
 
 
 def listen_tcp(address: str, port: int, *, backlog: int = 1024) -> socket.socket:
-    """A non-blocking TCP listener on one address of either family."""
+    """A non-blocking TCP listener on one address of either family.
+
+    The protocol is named so that asyncio knows accepted sockets for TCP and sets TCP_NODELAY on them: without it an
+    answer in two writes waits 40 ms for the peer's delayed acknowledgement.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
