@@ -15,7 +15,7 @@ import pytest
 
 from agentmon import wire
 from agentmon.ledger import migrations
-from agentmon.ledger.client import LedgerClient
+from agentmon.ledger.client import LedgerClient, LedgerUnavailable
 from agentmon.ledger.reader import Reader
 from agentmon.ledger.state import Now, Owner
 from agentmon.ledger.store import LedgerTrouble, Store
@@ -48,6 +48,9 @@ def test_locked_by_another_process(process: LedgerProcess) -> None:
 
     async def patient() -> wire.Settled:
         client = LedgerClient(process.socket)
+        with pytest.raises(LedgerUnavailable, match="locked") as caught:
+            await client.reserve(1, "claude", "m", input=1, output=1, key="c")
+        assert caught.value.hint
         settling = asyncio.ensure_future(client.settle(hold.hold, usage(5, request_id="msg")))
         await asyncio.sleep(0)
         await asyncio.to_thread(other.close)
@@ -206,4 +209,7 @@ def test_a_commit_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         (lines,) = store.run([(wire.Totals(1, 1), owner)], now).answers
         assert lines == wire.Done(1, [])
     assert store.owners() == set()
+    failing[:] = [apsw.FullError("full"), apsw.ConstraintError("odd")]  # the batch fails, then its single questions
+    with pytest.raises(LedgerTrouble, match="full"):
+        store.run([(wire.Totals(1, 1), owner)], now)
     store.close()

@@ -41,8 +41,8 @@ def process(directory: Path) -> Iterator[LedgerProcess]:
     process.close()
 
 
-def as_user(name: str, process: LedgerProcess, body: str) -> str:
-    """What `body` prints, run with `peer` connected as another user; it imports first, as a service does."""
+def as_user(name: str, process: LedgerProcess, body: str) -> tuple[str, str]:
+    """stdout and stderr of `body`, run with `peer` connected as another user; it imports first, as a service does."""
     code = f"""
 import os, sys
 from agentmon import wire
@@ -53,7 +53,7 @@ peer = Peer({process.socket!r})
 {body}
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
-    return done.stdout + done.stderr
+    return done.stdout, done.stderr
 
 
 def test_the_ledger_runs_as_its_own_user_without_capabilities(process: LedgerProcess) -> None:
@@ -72,7 +72,7 @@ def test_the_ledger_runs_as_its_own_user_without_capabilities(process: LedgerPro
 def test_a_proxy_may_charge_and_nothing_else(process: LedgerProcess) -> None:
     daemon = Peer(process.socket)
     daemon.ask(wire.OpenRun, 1, "b1", "run1", "", (scope("bottle", "b1", budget("claude", 100)),), {})
-    out = as_user(
+    out, err = as_user(
         PROXY_USER,
         process,
         """
@@ -91,15 +91,15 @@ assert peer.unasked == [], peer.unasked
 print("as it should be")
 """,
     )
-    assert out == "as it should be\n"
+    assert out == "as it should be\n", err
     daemon.ask(wire.Totals, 1)
     assert [c.threshold for c in daemon.unasked] == [100]
     daemon.close()
 
 
 def test_a_stranger_hears_nothing(process: LedgerProcess) -> None:
-    out = as_user(STRANGER, process, "")
-    assert "ConnectionResetError" in out
+    _, err = as_user(STRANGER, process, "")
+    assert "ConnectionResetError" in err
 
 
 def test_a_reader_as_root_leaves_nothing_the_ledger_cannot_open(process: LedgerProcess) -> None:

@@ -70,8 +70,13 @@ class LedgerProcess:
         return self.process.wait(DEADLINE_S)
 
     def close(self) -> None:
+        """End it however it takes; SIGTERM first, so that it can say what it covered."""
         if self.process is not None and self.process.poll() is None:
-            self.kill()
+            self.process.terminate()
+            try:
+                self.process.wait(5.0)
+            except subprocess.TimeoutExpired:
+                self.kill()
 
     def said(self) -> str:
         return self.stderr.read_text() if self.stderr.exists() else ""
