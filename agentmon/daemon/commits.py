@@ -14,13 +14,15 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from agentmon import wire
 from agentmon.compile import learned, policy_set
 from agentmon.control.state import Bottle
-from agentmon.policy.rules import Depth, stripped
+from agentmon.policy.effective import EffectivePolicy
+from agentmon.policy.rules import Depth, PolicySet, stripped
 from ebpf.spec import Entry
 from netfilter.spec import Learned, Netfilter
 
 FLOOR_S = 30
 MAX_ADDRESSES = 64  # of one answer
 MAX_TIMEOUT_S = 86_400
+MAX_REMEMBERED = 256  # addresses of one direct name whose flows are carried over epochs
 
 
 class Commits:
@@ -33,16 +35,24 @@ class Commits:
         self._netfilter = netfilter
         self._bpf_learn = bpf_learn
         self._served: dict[int, dict[IPv4Address | IPv6Address, float]] = {}  # slot → address of a relayed name → until
+        self._sets: dict[int, tuple[EffectivePolicy, PolicySet]] = {}  # slot → its policy, made ready to be asked
         self._opened: dict[int, dict[str, dict[IPv4Address | IPv6Address, float]]] = {}  # slot → direct name → until
 
     def forget(self, slot: int) -> None:
         self._served.pop(slot, None)
         self._opened.pop(slot, None)
+        self._sets.pop(slot, None)
+
+    def _policies(self, bottle: Bottle) -> PolicySet:
+        known = self._sets.get(bottle.slot)
+        if known is None or known[0] is not bottle.policy:
+            known = self._sets[bottle.slot] = (bottle.policy, policy_set(bottle.policy))
+        return known[1]
 
     def carried(self, bottle: Bottle) -> tuple[list[Learned], list[Entry]]:
         """What the names that the policy still allows had resolved to, with the time that is left: for a new epoch.
         An address whose time is over opens nothing (timeout 0), but its live flows are still allowed."""
-        policies, now = policy_set(bottle.policy), time.monotonic()
+        policies, now = self._policies(bottle), time.monotonic()
         nft: list[Learned] = []
         bpf: list[Entry] = []
         for name, addresses in self._opened.get(bottle.slot, {}).items():
@@ -60,7 +70,7 @@ class Commits:
         """
         if bottle is None:
             return wire.Committed(message.id, (), "no such bottle")
-        policies = policy_set(bottle.policy)
+        policies = self._policies(bottle)
         usable = tuple(
             address for text in message.addresses[:MAX_ADDRESSES] if stripped(address := ip_address(text)) is None
         )
@@ -77,7 +87,11 @@ class Commits:
         if decision.allowed:  # otherwise observe mode: the kernel layers relax the allowlist themselves
             timeout_s = _timeout(message.ttl_s)
             opened = self._opened.setdefault(bottle.slot, {}).setdefault(message.name, {})
-            opened.update(dict.fromkeys(usable, now + timeout_s))
+            for address in usable:  # the newest last, the oldest forgotten: a name that moves on cannot fill memory
+                opened.pop(address, None)
+                opened[address] = now + timeout_s
+            while len(opened) > MAX_REMEMBERED:
+                del opened[next(iter(opened))]
             nft, bpf = learned(policies, message.name, usable, timeout_s)
             if nft:
                 self._netfilter.learn(bottle.slot, nft)
@@ -88,7 +102,7 @@ class Commits:
     def _for_service(
         self, bottle: Bottle, message: wire.Commit, usable: tuple[IPv4Address | IPv6Address, ...]
     ) -> wire.Committed:
-        policies = policy_set(bottle.policy)
+        policies = self._policies(bottle)
         for port in message.ports:
             decision = policies.decide_name(message.name, port)
             if not decision.allowed or decision.depth is Depth.DIRECT:

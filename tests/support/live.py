@@ -1,0 +1,186 @@
+"""The whole product on this kernel, for e2e tests: the stand-in internet, a daemon, commands as a user types them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "agentmon.cli"]
+CONTROL = Path("/run/agentmon/control.sock")
+
+
+def until(what: Callable[[], Any], seconds: float = 15.0, why: str = "") -> Any:
+    """Poll until `what` is true; its value."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := what():
+            return value
+        select.select([], [], [], 0.02)
+    raise AssertionError(why or "nothing came of it in time")
+
+
+class Job:
+    """One `agentmon run` in the background, with its output in pipes."""
+
+    def __init__(self, world: World, *words: str, stdin: int = subprocess.PIPE) -> None:
+        self.world = world
+        self.process = subprocess.Popen(
+            [*COMMAND, "run", *words], cwd=ROOT, env=world.env, stdin=stdin, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def line(self, seconds: float = 15.0) -> str:
+        """The next line of the job's standard output."""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        assert ready, f"no line from the job in {seconds} s"
+        return self.process.stdout.readline().rstrip("\n")
+
+    def say(self, text: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+
+    def end(self, seconds: float = 20.0) -> tuple[int, str, str]:
+        """(exit status, the rest of stdout, stderr)"""
+        out, err = self.process.communicate(timeout=seconds)
+        return self.process.returncode, out, err
+
+
+class World:
+    """Settings, internet and daemon of one test module.
+
+    :param settings: YAML text after `upstream:`'s; "{net}" is the internet's directory.
+    """
+
+    def __init__(self, tmp: Path, settings: str = "", *, internet: bool = True) -> None:
+        self.tmp = tmp
+        self.internet = internet
+        self.net = tmp / "net"
+        self.settings = tmp / "settings.yml"
+        self.extra = settings
+        self.env = {**os.environ, "AGENTMON_SETTINGS": str(self.settings), "PYTHONPATH": str(ROOT)}
+        self._stack = contextlib.ExitStack()
+        self.daemon: subprocess.Popen[str] | None = None
+        self.jobs: list[Job] = []
+
+    def __enter__(self) -> World:
+        self._stack.enter_context(_alone())
+        try:
+            upstream = ""
+            if self.internet:
+                self._start_internet()
+                upstream = f"upstream: {{dns: [198.51.100.53, '2001:db8:1::53'], ca: {self.net}/ca.pem}}\n"
+            self.settings.write_text(upstream + self.extra)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            for job in self.jobs:
+                if job.process.poll() is None:
+                    job.process.kill()
+                    job.process.communicate()
+            self.stop_daemon()
+        finally:
+            self._stack.close()
+
+    def _start_internet(self) -> None:
+        self.net.mkdir()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.internet", str(self.net)], cwd=ROOT, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+        def stop() -> None:
+            process.communicate(timeout=20)  # closes stdin, which ends it
+
+        self._stack.callback(stop)
+        assert process.stdout is not None
+        assert process.stdout.readline(), "the stand-in internet did not start"
+
+    def counters(self) -> dict[str, Any]:
+        """What the stand-in internet has seen."""
+        import socket  # the suite guards AF_INET only
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(str(self.net / "control.sock"))
+            data = b""
+            while chunk := sock.recv(1 << 16):
+                data += chunk
+        seen: dict[str, Any] = json.loads(data)
+        return seen
+
+    # ── daemon ──
+
+    def start_daemon(self) -> subprocess.Popen[str]:
+        log = (self.tmp / "daemon.log").open("a")
+        self.daemon = subprocess.Popen(
+            [*COMMAND, "daemon"], cwd="/", env=self.env, stdout=log, stderr=log, text=True, start_new_session=True
+        )
+        until(lambda: self.log().count("agentmon: ready") or self.daemon.poll() is not None, 30)
+        assert self.daemon.poll() is None, self.log()
+        return self.daemon
+
+    def log(self) -> str:
+        return (self.tmp / "daemon.log").read_text()
+
+    def stop_daemon(self) -> None:
+        if self.daemon is not None and self.daemon.poll() is None:
+            self.daemon.send_signal(signal.SIGINT)
+            self.daemon.wait(timeout=30)
+        self.daemon = None
+
+    # ── commands ──
+
+    def agentmon(self, *words: str, check: bool = True, seconds: float = 40.0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*COMMAND, *words], cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=seconds, check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, (
+            f"agentmon {' '.join(words)}: {done.returncode}\n{done.stderr}{done.stdout}"
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def run(self, *words: str) -> Job:
+        job = Job(self, *words)
+        self.jobs.append(job)
+        return job
+
+    def rows(self, *words: str) -> list[dict[str, Any]]:
+        """What a listing prints with --json: one object per line, or one list."""
+        out = self.agentmon(*words, "--json").stdout
+        rows = [json.loads(line) for line in out.splitlines() if line.strip()]
+        return rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
+
+    def events(self, bottle: str, **match: Any) -> list[dict[str, Any]]:
+        """The bottle's events that have these fields."""
+        found = self.rows("events", "--bottle", bottle)
+        return [event for event in found if all(event.get(k) == v for k, v in match.items())]
+
+    def pid_of(self, service: str) -> int:
+        return int(Path(f"/run/agentmon/svc/{service}.pid").read_text())
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One agentmon a host: a second test run waits."""
+    with open("/run/lock/agentmon-e2e", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        until(lambda: not CONTROL.exists(), 60, "another agentmon daemon runs on this host: end it first")
+        yield
