@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -408,3 +409,21 @@ def test_bpf_address_sorting_is_refused_silently(
     job = bottle.process()
     assert job.do("connect", sort="dgram", **request_) == errno.EPERM
     assert [e.proto for e in lab.events(job)] == ([] if silent else ["udp"])
+
+
+@pytest.mark.parametrize("port", [443, None])
+def test_bpf_libc_sorts_its_answers_without_an_event(
+    lab: Lab, bottle: Bottle, tmp_path: Path, port: int | None
+) -> None:
+    """The C library's own getaddrinfo on a name of four addresses, each of them open by TCP only."""
+    addresses = ("198.51.100.7", "198.51.100.8", "2001:db8::7", "2001:db8::8")
+    hosts = tmp_path / "hosts"
+    hosts.write_text("".join(f"{a} many.example\n" for a in addresses))
+    bottle.apply()
+    lab.programs.learn(bottle.slot, [entry(a, 443, timeout_s=300) for a in addresses])
+    job = lab.process(bottle.directory, hosts=hosts)
+    assert job.do("look-up", name="many.example", port=port) == 4
+    assert lab.events(job) == []
+    lab.programs.delete_bottle(bottle.slot)  # the sorting did reach the hook: without a policy it is reported
+    job.do("look-up", name="many.example", port=443)
+    assert {(e.proto, e.reason) for e in lab.events(job)} == {("udp", "unknown")}

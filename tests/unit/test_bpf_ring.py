@@ -16,7 +16,7 @@ BUSY, DISCARDED = 1 << 31, 1 << 30
 
 
 class HandMade:
-    """A file laid out as kernel/bpf/ringbuf.c lays out its memory; of the doubly mapped data both copies are written."""
+    """A file laid out as kernel/bpf/ringbuf.c lays out its memory; both copies of the data are written."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("ring")
