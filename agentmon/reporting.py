@@ -12,7 +12,8 @@ import msgspec
 from agentmon.events import Event, allow_hint, now_ns
 from agentmon.repeats import Repeats
 
-_NO_HINT = frozenset({"deny", "inspected", "direct", "not-tls", "bad-sni", "slow", "rate", "limit"})  # no allow rule would help
+# No allow rule would help.
+_NO_HINT = frozenset({"deny", "inspected", "direct", "bad-name", "not-tls", "bad-sni", "slow", "rate", "limit"})
 
 
 class Reporter:

@@ -1,6 +1,6 @@
 """What a bottle is told about a name: one pure decision, before anything is asked.
 
-    closed                       denied
+    closed, or no host name      denied
     cut                          names the proxy serves: proxy (it explains); every other: denied, reason budget
     allowed, name rule           relay's address            inspected: proxy's address
     allowed, direct              to be asked upstream
@@ -44,6 +44,8 @@ def decide(name: str, view: View, internal: Mapping[str, str]) -> Plan:
     services = {"proxy": view.wire.proxy, "relay": view.wire.relay}
     if view.mode == "closed":
         return Plan(Kind.DENIED, reason="closed")
+    if not name:
+        return Plan(Kind.DENIED, reason="bad-name")
     if name in internal:
         return Plan(Kind.SERVICE, services[internal[name]])
     decision = view.policy.resolves(name)
@@ -51,7 +53,7 @@ def decide(name: str, view: View, internal: Mapping[str, str]) -> Plan:
     if view.mode == "cut" and (not decision.allowed or decision.depth is not Depth.INSPECTED):
         return Plan(Kind.DENIED, reason="budget")
     if not decision.allowed:
-        if view.mode == "observe" and decision.reason == "default" and name and not view.policy.is_inspected(name):
+        if view.mode == "observe" and decision.reason == "default" and not view.policy.is_inspected(name):
             return Plan(Kind.UPSTREAM, observed=True)
         return Plan(Kind.DENIED, reason=decision.reason, rule=rule)
     if decision.depth is Depth.INSPECTED:

@@ -22,7 +22,7 @@ from agentmon.views import View, Views
 
 SERVICE_TTL_S = 30
 MAX_PENDING = 64  # questions of one bottle that wait for upstream or the daemon
-MAX_KEPT = 1024  # kept replies of one bottle
+MAX_KEPT = 256  # kept replies of one bottle
 QUERIES_PER_S = 100
 
 Reply = bytes | None

@@ -90,6 +90,8 @@ def _host(name: dns.name.Name) -> str:
     labels = name.labels[:-1]
     if not labels or not all(_HOST_BYTES.issuperset(label) for label in labels):
         return ""
+    if any(label.startswith(b"-") or label.endswith(b"-") for label in labels):
+        return ""
     return b".".join(labels).decode("ascii").lower()
 
 

@@ -74,6 +74,7 @@ def test_reasons() -> None:
     assert decide("x.example", v, INTERNAL) == Plan(Kind.DENIED, reason="default")
     assert decide("bad.example", v, INTERNAL) == Plan(Kind.DENIED, reason="deny", rule="!bad.example")
     assert decide("localhost", v, INTERNAL).reason == "protected"
+    assert decide("", v, INTERNAL).reason == "bad-name"
 
 
 def test_modes() -> None:

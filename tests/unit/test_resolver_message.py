@@ -55,7 +55,10 @@ def test_what_is_answered_with_an_error(data: bytes, rcode: dns.rcode.Rcode) -> 
     assert not reply.answer
 
 
-@pytest.mark.parametrize("name", [".", r"a\.b.example", r"a\000.example", r"\255.example", "a b.example", "*.example"])
+@pytest.mark.parametrize(
+    "name",
+    [".", r"a\.b.example", r"a\000.example", r"\255.example", "a b.example", "*.example", "-a.example", "a-.example"],
+)
 def test_labels_that_are_no_host_are_never_a_name(name: str) -> None:
     assert message.parse(dns.message.make_query(name, "A").to_wire()).name == ""
 
