@@ -42,10 +42,8 @@ class Plan:
 def decide(name: str, view: View, internal: Mapping[str, str]) -> Plan:
     """:param name: canonical, or "" for what cannot be a host name. :param internal: agentmon's own names → "proxy"."""
     services = {"proxy": view.wire.proxy, "relay": view.wire.relay}
-    if view.mode == "closed":
-        return Plan(Kind.DENIED, reason="closed")
-    if not name:
-        return Plan(Kind.DENIED, reason="bad-name")
+    if view.mode == "closed" or not name:
+        return Plan(Kind.DENIED, reason="bad-name" if view.mode != "closed" else "closed")
     if name in internal:
         return Plan(Kind.SERVICE, services[internal[name]])
     decision = view.policy.resolves(name)
