@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def _take(step: dict[str, Any], seen: Seen, bottle: stage.Bottle, say: stage.Say
     elif kind == "cut":
         say(f"after {step['calls']} calls: {step['status']} {step['type']}; resuming with {RESUMED_BUDGET} tokens")
         seen.cut = step
-        stage.agentmon("resume", seen.bottle, "--budget", f"claude={RESUMED_BUDGET}", "--json")
+        if step["status"] == HTTPStatus.FORBIDDEN:
+            stage.agentmon("resume", seen.bottle, "--budget", f"claude={RESUMED_BUDGET}", "--json")
         bottle.tell()
     elif kind == "resumed":
         say(f"the next call: {step['status']}")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from agentmon.cli.console import coloured, notice
+from agentmon.cli.console import notice
 from agentmon.cli.control import connect
 from agentmon.errors import AgentmonError, DaemonUnreachable, HostLacks
 
@@ -51,7 +51,7 @@ def stopped_cleanly() -> Iterator[None]:
 
 def progress() -> Say:
     """Prints one line a step on a terminal, nothing in a pipe."""
-    return notice if sys.stderr.isatty() or coloured(sys.stderr) else lambda _: None
+    return notice if sys.stderr.isatty() or os.environ.get("AGENTMON_DEBUG") == "1" else lambda _: None
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -137,9 +137,10 @@ class Daemon:
             if self._process.poll() is not None:
                 break
             time.sleep(_POLL_S)
-        said = self._log.read_text(errors="replace").strip()
         _end(self._process)
-        raise AgentmonError(f"the daemon did not start:\n{said}", "the hint above, if there is one")
+        said = self._log.read_text(errors="replace").strip() or "it said nothing"
+        message, _, hint = said.removeprefix("error: ").rpartition("\nhint: ")
+        raise AgentmonError(f"the daemon did not start: {message or said}", hint)
 
     def __exit__(self, *_exc: object) -> None:
         _end(self._process)  # SIGTERM: an --until-idle daemon removes everything
@@ -152,7 +153,8 @@ class Bottle:
         self.name = name
         self._summary = directory / "summary.json"
         self._errors = directory / "job.log"
-        shown = [str(JOBS), str(Path(sys.prefix).resolve())]
+        venv = Path(sys.prefix).resolve()
+        shown = [str(JOBS), str(venv)]
         if not sys.base_prefix.startswith("/usr"):
             shown.append(str(Path(sys.base_prefix).resolve()))
         options = [f"--ro={path}" for path in shown]
@@ -161,7 +163,7 @@ class Bottle:
         options += ["--env=OPENAI_API_KEY=sk-demo-key-0002", "--env=PYTHONPATH="]
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                [*AGENTMON, "run", *options, "--", sys.executable, "-u", str(JOBS / "agent.py")], cwd="/",
+                [*AGENTMON, "run", *options, "--", str(venv / "bin/python"), "-u", str(JOBS / "agent.py")], cwd="/",
                 env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 start_new_session=True,
             )  # fmt: skip
@@ -180,9 +182,9 @@ class Bottle:
         assert self._process.stdout is not None
         for line in _lines(self._process.stdout, within_s):
             step = json.loads(line)
-            yield step
             if step["step"] == "done":
                 return
+            yield step
         said = self._errors.read_text(errors="replace").strip()
         raise AgentmonError(f"the agent in the bottle stopped early:\n{said[-2000:]}")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 HOST = "www.forbidden.example"
-EXFILTRATION = "c2VjcmV0.data.forbidden.example"
+EXFILTRATION = "onswg4tfoq.data.forbidden.example"
 
 
 def curl() -> dict[str, Any]:

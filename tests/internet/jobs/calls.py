@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anthropic
@@ -67,13 +67,14 @@ def failed(error: Exception) -> dict[str, Any]:
     """Status and the type in the body, if there was an answer at all."""
     body = getattr(error, "body", None)
     inner = body.get("error", body) if isinstance(body, dict) else {}
-    status = getattr(error, "status_code", 0)
-    return {
-        "status": status,
-        "type": inner.get("type", ""),
-        "detail": inner,
-        "error": f"{type(error).__name__}: {error}",
-    }
+    said = " ← ".join(f"{type(e).__name__}: {e}" for e in causes(error))
+    return {"status": getattr(error, "status_code", 0), "type": inner.get("type", ""), "detail": inner, "error": said}
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 ALL: tuple[Callable[[], dict[str, Any]], ...] = (
