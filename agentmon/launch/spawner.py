@@ -13,6 +13,7 @@ import select
 import selectors
 import signal
 import socket
+import struct
 import sys
 import time
 from collections import deque
@@ -21,7 +22,6 @@ from pathlib import Path
 
 import msgspec
 
-from agentmon.channel import peer_of
 from agentmon.errors import AgentmonError, BadInput, HostLacks
 from agentmon.launch import messages
 from agentmon.launch.argv import BWRAP, ENV, SETPRIV, SETSID, HostLayout
@@ -107,7 +107,7 @@ class Spawner:
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _address = listener.accept()
-        if peer_of(connection).uid != 0:
+        if _peer_uid(connection) != 0:
             connection.close()
             return
         with contextlib.suppress(OSError):
@@ -295,6 +295,12 @@ class Spawner:
         for probing in self._probes.values():
             if now > probing.deadline:
                 os.kill(probing.pid, signal.SIGKILL)  # its pipe closes; _probed answers
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    """As channel.peer_of(), without the event loop that module brings: every fork would carry it."""
+    _pid, uid, _gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
 
 
 def _read_spec(fds: list[int]) -> LaunchSpec:

@@ -20,7 +20,8 @@ def _row(row: Mapping[str, Any], now_ns: int) -> tuple[str, ...]:
     used, remaining = _tightest(row.get("budgets") or ())
     state = str(row["phase"]) + (" OBSERVE" if row.get("observe") else "")
     return (
-        printable(str(row["bottle"])), state, duration(max(0, now_ns - int(row["started_ns"]))), str(row["processes"]),
+        printable(str(row["bottle"])), state, duration(max(0, now_ns - int(row["started_ns"]))),
+        str(len(row["processes"])),
         used, remaining, str(row["addr4"]), command(row["command"], 40),
     )  # fmt: skip
 

@@ -13,6 +13,12 @@ _VERBS = {
     "request": "requested", "websocket": "opened a WebSocket to", "socket": "opened a socket",
     "bypass": "bypassed its guard to", "escape": "connected from a foreign namespace to",
 }  # fmt: skip
+_TRIED = {
+    "connect": "tried to connect to", "send": "tried to send a datagram to", "packet": "tried to send a packet to",
+    "websocket": "tried to open a WebSocket to", "socket": "tried to open a socket",
+    "escape": "tried to connect from a foreign namespace to",
+}  # fmt: skip
+_KERNEL = frozenset({"bpf", "host-nft", "bottle-nft"})
 _REASONS = {
     "default": "no rule allows it",
     "policy": "no rule allows it",
@@ -40,7 +46,8 @@ def sentence(event: Mapping[str, Any]) -> str:
     kind, verdict = str(event.get("kind", "")), str(event.get("verdict", ""))
     if kind not in _VERBS:
         return _state(kind, verdict, event)
-    text = f"{_who(event)} {_VERBS[kind]} {_where(event)}".rstrip()
+    verb = _TRIED.get(kind, _VERBS[kind]) if verdict == "refused" else _VERBS[kind]
+    text = f"{_who(event)} {verb} {_where(event)}".rstrip()
     if verdict == "refused":
         text += f": refused{_by(event)}, {_why(event)}"
     elif verdict == "observed":
@@ -67,7 +74,9 @@ def _where(event: Mapping[str, Any]) -> str:
 
 def _by(event: Mapping[str, Any]) -> str:
     layer = str(event.get("layer") or "")
-    return f" by the {printable(layer)}" if layer else ""
+    if not layer:
+        return ""
+    return f" by {printable(layer)}" if layer in _KERNEL else f" by the {printable(layer)}"
 
 
 def _why(event: Mapping[str, Any]) -> str:

@@ -360,8 +360,8 @@ def test_terminal_is_the_commands_own(place: Place) -> None:
 def test_control_c_on_the_terminal_interrupts_the_command_not_the_bottle(place: Place) -> None:
     async def body(spawner: Spawner) -> None:
         code = (
-            "import os, signal, sys\nsignal.signal(2, lambda *a: (os.write(1, b'caught'), sys.exit(5)))\n"
-            "print('up', flush=True)\nsignal.pause()"
+            "import os, signal, sys, time\nsignal.signal(2, lambda *a: (os.write(1, b'caught'), sys.exit(5)))\n"
+            "print('up', flush=True)\nwhile True: time.sleep(0.05)"
         )
         spawned = await spawner.spawn(place.spec("/usr/bin/python3", "-c", code, tty=True))
         master, status = spawned.fds

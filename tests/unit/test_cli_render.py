@@ -86,7 +86,7 @@ def test_table_aligns_and_counts_terminal_columns() -> None:
                 "reason": "default",
                 "count": 3,
             },
-            "python3 (pid 7) connected to 198.51.100.7:443: refused by the bpf, no rule allows it (3 times)",
+            "python3 (pid 7) tried to connect to 198.51.100.7:443: refused by bpf, no rule allows it (3 times)",
         ),
         (
             {
@@ -99,7 +99,7 @@ def test_table_aligns_and_counts_terminal_columns() -> None:
                 "reason": "deny",
                 "rule": "!udp://[2001:db8::1]:53",
             },
-            "a process sent a datagram to [2001:db8::1]:53/udp: refused by the host-nft, a rule denies it (!udp://[2001:db8::1]:53)",
+            "a process tried to send a datagram to [2001:db8::1]:53/udp: refused by host-nft, a rule denies it (!udp://[2001:db8::1]:53)",
         ),
         (
             {
@@ -112,7 +112,7 @@ def test_table_aligns_and_counts_terminal_columns() -> None:
                 "layer": "bpf",
                 "reason": "default",
             },
-            "x connected to a.example:80 (203.0.113.1): let through under OBSERVE by the bpf, no rule allows it",
+            "x connected to a.example:80 (203.0.113.1): let through under OBSERVE by bpf, no rule allows it",
         ),
         (
             {"kind": "request", "verdict": "allowed", "comm": "x", "host": "a.example", "layer": "proxy"},
@@ -130,7 +130,7 @@ def test_table_aligns_and_counts_terminal_columns() -> None:
         ({"kind": "policy", "verdict": "refused", "reason": "bad file"}, "policy refused: bad file"),
         (
             {"kind": "connect", "verdict": "refused", "dst": "::1", "reason": ""},
-            "a process connected to [::1]: refused, no reason given",
+            "a process tried to connect to [::1]: refused, no reason given",
         ),
     ],
 )
@@ -187,7 +187,7 @@ def test_bottles_show_the_tightest_budget_and_observe() -> None:
         "phase": "running",
         "observe": True,
         "started_ns": 0,
-        "processes": 3,
+        "processes": [7, 8, 9],
         "budgets": BUDGETS,
         "addr4": "10.213.0.16",
         "command": ["make", "test"],
