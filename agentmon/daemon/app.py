@@ -19,7 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ebpf.errors
 import ebpf.spec
+import netfilter.errors
 import netfilter.spec
 from agentmon import paths, trust, wire
 from agentmon.addresses import FIRST_SLOT
@@ -179,8 +181,21 @@ class Daemon:
 
     async def in_kernel(self, call: Callable[..., T], *args: Any) -> T:
         """Run a call of Kernel in its own thread, one after another: pyroute2 cannot be called from inside a loop, and
-        the loop goes on reading while the kernel works."""
-        return await asyncio.get_running_loop().run_in_executor(self._kernel_thread, call, *args)
+        the loop goes on reading while the kernel works.
+
+        :raises AgentmonError: the host lacks something, or the policy does not fit into the kernel's maps.
+        :raises OSError: the kernel refused.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._kernel_thread, call, *args)
+        except netfilter.errors.Missing as e:
+            raise HostLacks(f"{e.what} is missing", e.remedy) from e
+        except ebpf.errors.Missing as e:
+            raise HostLacks(f"{e.what} is missing", e.hint) from e
+        except ebpf.errors.Unencodable as e:
+            raise BadInput(str(e), e.hint) from e
+        except ebpf.errors.UnknownSlot as e:
+            raise AgentmonError(f"BPF does not know the bottle: {e}", "kill it and run it again") from e
 
     def apply_rules(self, slot: int) -> None:
         """Both kernel layers to what the bottle's state is *now*; in the kernel thread, so that nothing comes between

@@ -114,9 +114,7 @@ class Kernel:
         consent meets open rules."""
         compiled = self.compiled(bottle, mode)
         self.nft.apply(replace(compiled.rules, learned=tuple(nft_learned)))
-        self.bpf.apply(compiled.bpf)
-        if bpf_learned:
-            self.bpf.learn(bottle.slot, bpf_learned)
+        self.bpf.apply(replace(compiled.bpf, allow=(*compiled.bpf.allow, *bpf_learned)))
 
     def apply_bpf_closed(self, bottle: Bottle) -> None:
         self.bpf.apply(self.compiled(bottle, "closed").bpf)

@@ -31,7 +31,8 @@ def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None
     from netfilter.host import HostNetfilter
 
     async def body() -> None:
-        daemon = Daemon(settings, nft=HostNetfilter(), bpf=CgroupPrograms(), tree=Tree(), until_idle=until_idle)
+        bpf = CgroupPrograms(log_allowed=settings.log == "full")
+        daemon = Daemon(settings, nft=HostNetfilter(), bpf=bpf, tree=Tree(), until_idle=until_idle)
         await daemon.run()
 
     try:

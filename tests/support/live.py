@@ -35,6 +35,7 @@ class Job:
 
     def __init__(self, world: World, *words: str, stdin: int = subprocess.PIPE) -> None:
         self.world = world
+        self._read = b""
         self.process = subprocess.Popen(
             [*COMMAND, "run", *words], cwd=ROOT, env=world.env, stdin=stdin, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
@@ -43,9 +44,15 @@ class Job:
     def line(self, seconds: float = 15.0) -> str:
         """The next line of the job's standard output."""
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
-        assert ready, f"no line from the job in {seconds} s"
-        return self.process.stdout.readline().rstrip("\n")
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._read:
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"no line from the job in {seconds} s; so far {self._read!r}"
+            data = os.read(self.process.stdout.fileno(), 1 << 16)
+            assert data, f"the job's output ended: {self.process.communicate()[1]!r}"
+            self._read += data
+        line, _, self._read = self._read.partition(b"\n")
+        return line.decode()
 
     def say(self, text: str) -> None:
         assert self.process.stdin is not None
