@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import encodings.idna
 import grp
 import json
 import os
@@ -26,6 +27,8 @@ from typing import Any
 from agentmon import wire
 from agentmon.channel import Channel, peer_of
 
+# Codecs are imported when first looked up; after the drop the interpreter's directory may be closed to us.
+_CODECS = (encodings.idna,)
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_DUMPABLE = 4
 
