@@ -40,7 +40,7 @@ from agentmon.daemon.ops import Ops
 from agentmon.daemon.runner import Runner
 from agentmon.daemon.services import Service
 from agentmon.daemon.sightings import Sightings
-from agentmon.errors import AgentmonError
+from agentmon.errors import AgentmonError, BadInput, HostLacks
 from agentmon.events import Event
 from agentmon.launch.client import Spawner
 from agentmon.policy.settings import Settings

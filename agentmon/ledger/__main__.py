@@ -6,7 +6,6 @@ must exist, mode 0700, owned by `user`. With `user` "" the own uid counts as the
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import pwd
@@ -53,7 +52,7 @@ def _serve(config: dict[str, Any]) -> None:
         server = Server(store, sock, roles)
         await server.start()
         try:
-            await asyncio.Event().wait()
+            await server.failed()
         finally:
             await server.stop()
 

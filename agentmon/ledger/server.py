@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from agentmon import wire
+from agentmon import errors, wire
 from agentmon.channel import peer_of
 from agentmon.ledger.book import Asked, Spent
 from agentmon.ledger.owner import owner_of
@@ -65,6 +65,11 @@ class Server:
     async def start(self) -> None:
         self.worker.start()
         self._listener = await self._loop.create_unix_server(lambda: _Connection(self), sock=self._sock)
+
+    async def failed(self) -> None:
+        """Wait for the worker's unasked end. :raises errors.AgentmonError: always."""
+        await self._ended.wait()
+        raise errors.AgentmonError("the writer has failed; see the traceback above", "the daemon starts another ledger")
 
     async def stop(self) -> None:
         """Hear nobody any more, commit what was asked, answer it, close."""

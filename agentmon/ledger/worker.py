@@ -30,7 +30,7 @@ class Worker(threading.Thread):
     """Daemonic: a process that is told to stop calls stop(), which commits what is queued.
 
     :param deliver: called in this thread after each commit with (whose, answers) in the order of the parcels.
-    :param ended: called in this thread after the last delivery and the closing of the file.
+    :param ended: called in this thread at its end, for whatever reason.
     """
 
     def __init__(self, store: Store, deliver: Deliver, ended: Callable[[], None]) -> None:
@@ -53,6 +53,12 @@ class Worker(threading.Thread):
         self._queue.put(None)
 
     def run(self) -> None:
+        try:
+            self._serve()
+        finally:  # also by an error nobody foresaw: a ledger without its writer must not look alive
+            self._ended()
+
+    def _serve(self) -> None:
         while not self._stopping:
             parcels = self._gather()
             self._sweep()
@@ -65,7 +71,6 @@ class Worker(threading.Thread):
                     at += len(asked)
                 self._deliver(out, crossed)
         self._store.close()
-        self._ended()
 
     def _gather(self) -> list[Parcel]:
         """What is queued; waits for the first, but no longer than until the next sweep while anything is held."""

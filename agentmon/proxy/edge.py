@@ -9,6 +9,7 @@ response, error  settle or release, once
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import time
@@ -279,8 +280,9 @@ class Hooks:
 
     async def cut(self, slot: int) -> tuple[int, int]:
         """End every stream of this bottle; (how many, CLOCK_MONOTONIC of the last)."""
-        results = [await connection.cut(self._ending) for connection in list(self.connections.get(slot, ()))]
-        return sum(n for n, _ in results), max((at for _, at in results), default=0) or time.monotonic_ns()
+        results = [(await c.cut(self._ending), c) for c in list(self.connections.get(slot, ()))]  # all bytes first
+        await asyncio.gather(*(c.closed() for n, c in results if n))
+        return sum(n for n, _ in results), time.monotonic_ns()
 
     async def _cut_late(self, connection: Connection) -> None:
         await connection.cut(self._ending)

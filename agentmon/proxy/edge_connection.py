@@ -27,6 +27,7 @@ HEAD_BYTES = 256 << 10  # what a client may send while no request of its is unde
 BODY_BYTES = 32 << 20  # of a request that has to be whole before it is forwarded
 HEAD_S = 30.0  # for the handshake and the first request's head
 _HOOKS_S = 0.003  # a hook that takes longer is asking somebody, and looks at the cut when it has its answer
+_CLOSE_S = 0.1
 _UPSTREAM_STREAMS = 100  # connections to one address that one client connection may have
 _MODE = mode_specs.ProxyMode.parse("regular")
 
@@ -61,6 +62,7 @@ class Connection(LiveConnectionHandler):
         self.buffering = 0  # requests whose bodies are collected
         self.dialled: dict[str, str] = {}  # host → vetted address, so that connections are used again
         self._allowance = HEAD_BYTES
+        self._aborted = False
         self._deciding = 0  # requests whose head is being decided; until then nothing more is read
         self._decided = asyncio.Event()
         self._decided.set()
@@ -74,6 +76,9 @@ class Connection(LiveConnectionHandler):
             await self.handle_client()
         finally:
             self._deadline.cancel()
+            for io in self.transports.values():  # a handler that is cancelled twice leaves its socket open
+                if io.writer is not None:
+                    io.writer.close()
             self.hooks.gone(self)
 
     # ── hooks ──
@@ -143,7 +148,10 @@ class Connection(LiveConnectionHandler):
     # ── ending ──
 
     def abort(self) -> None:
-        """Close both sides now; what was written before still leaves."""
+        """Close both sides now; what was written before still leaves. May be called again."""
+        if self._aborted:
+            return
+        self._aborted = True
         self.client.error = self.client.error or "closed by agentmon"
         io = self.transports.get(self.client)
         if io is not None:
@@ -152,8 +160,8 @@ class Connection(LiveConnectionHandler):
             elif io.writer is not None:
                 io.writer.close()
 
-    async def cut(self, ending: Callable[[http.HTTPFlow], Ending | None]) -> tuple[int, int]:
-        """End the streams `ending` names; (how many, CLOCK_MONOTONIC when their bytes and the close had left us)."""
+    async def cut(self, ending: Callable[[http.HTTPFlow], Ending | None]) -> int:
+        """End the streams `ending` names and, if there were any, this connection; how many. See closed()."""
         closed = 0
         until = time.monotonic() + _HOOKS_S
         while True:
@@ -163,12 +171,13 @@ class Connection(LiveConnectionHandler):
             if not event.waiting or time.monotonic() > until:
                 break
             await asyncio.sleep(0)
-        if not closed:
-            return 0, 0
+        return closed
+
+    async def closed(self) -> None:
+        """Wait until the client's side is closed, briefly."""
         io = self.transports.get(self.client)
         if io is not None and io.handler is not None:
-            await asyncio.wait({io.handler}, timeout=0.1)
-        return closed, time.monotonic_ns()
+            await asyncio.wait({io.handler}, timeout=_CLOSE_S)
 
 
 def kill(flow: http.HTTPFlow) -> None:

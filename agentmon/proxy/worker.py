@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import socket
+import sys
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,8 @@ class Worker:
 
     async def serve(self, listeners: list[tuple[socket.socket, int]]) -> None:
         """Until cancelled; then what is being settled gets a moment to finish."""
+        if sys.version_info >= (3, 12):  # hooks that wait for nothing are over without a turn of the loop
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
         try:
             for sock, port in listeners:
                 await self._listener.listen(sock, port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import subprocess
@@ -261,7 +262,7 @@ def test_started_by_hand_and_without_a_directory(tmp_path: Path) -> None:
 def test_kill_nine_at_any_moment_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
     """Rounds of: settle as fast as it goes, SIGKILL at a random moment, start again. What was answered is there once;
     what was not is asked again and is there once afterwards."""
-    rounds, random_s = 20, random.Random(7)
+    rounds, random_s = int(os.environ.get("LEDGER_KILL_ROUNDS", "20")), random.Random(7)
     process = LedgerProcess(tmp_path).start()
     owed: dict[int, wire.Usage] = {}
     answered: set[str] = set()

@@ -13,10 +13,12 @@ from pathlib import Path
 import apsw
 import pytest
 
-from agentmon import wire
+from agentmon import errors, service, wire
+from agentmon.channel import Channel
 from agentmon.ledger import migrations
 from agentmon.ledger.client import LedgerClient, LedgerUnavailable
 from agentmon.ledger.reader import Reader
+from agentmon.ledger.server import Roles, Server
 from agentmon.ledger.state import Now, Owner
 from agentmon.ledger.store import LedgerTrouble, Store
 from tests.support.ledger_rig import LedgerProcess, Peer, ledger, uid_for_drop, until, usage
@@ -186,6 +188,27 @@ def test_migrations_are_one_transaction_with_their_record(tmp_path: Path) -> Non
     assert migrations.migrate(db, [*migrations.MIGRATIONS, works]) == 2
     assert db.execute("SELECT version, what FROM migrations").fetchall() == [(1, "first schema"), (2, "works")]
     db.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_writer_that_fails_unforeseen_ends_the_process(tmp_path: Path) -> None:
+    """Callers lose their connection at once instead of waiting for a thread that is gone."""
+
+    def alter() -> None:
+        raise RuntimeError("unforeseen")
+
+    async def body() -> None:
+        sock = service.listen_unix(tmp_path / "l.sock")
+        store = Store(str(tmp_path / "l.db"), alter=alter)
+        server = Server(store, sock, Roles(frozenset({os.geteuid()}), frozenset()))
+        await server.start()
+        channel = await Channel.connect(str(tmp_path / "l.sock"))
+        with pytest.raises(errors.AgentmonError, match="writer has failed"):
+            await asyncio.wait_for(server.failed(), 20)
+        await server.stop()
+        channel.close()
+
+    asyncio.run(body())
 
 
 def test_a_commit_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ class TestStart:
         assert done.returncode == 4 and "cgroup v2" in done.stderr and "hint:" in done.stderr
 
     def test_not_root(self, quiet: World) -> None:
-        code = "import os, sys, agentmon.daemon.main; from agentmon.cli.main import main; os.seteuid(65534); sys.exit(main(['daemon']))"
+        code = "import os, sys, agentmon.daemon.main; from agentmon.cli.main import main; "
+        code += "os.seteuid(65534); sys.exit(main(['daemon']))"
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
