@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import pwd
 import socket
 import ssl
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -666,6 +669,24 @@ def test_an_exception_in_a_hook_closes_the_flow_and_is_reported(tmp_path: Path) 
         assert rig.nothing_held()
     finally:
         rig.stop()
+
+
+def test_a_worker_drops_root_and_still_does_all_its_work(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are closed to other users
+        directory = Path(name)
+        directory.chmod(0o755)
+        rig = proxy_rig.start(directory, user="nobody")
+        try:
+            status = Path(f"/proc/{rig.proxy.pid}/status").read_text()
+            assert f"Uid:\t{pwd.getpwnam('nobody').pw_uid}\t" in status and "CapEff:\t0000000000000000" in status
+            assert "NoNewPrivs:\t1" in status
+            rig.bottle()
+            rig.upstream.script = reply(200, message())
+            assert rig.request(CLAUDE, "/v1/messages", ask()).status == 200
+            assert len(rig.rows(1)) == 1
+            assert stat.S_IMODE((directory / "ca" / trust.KEY_FILE).stat().st_mode) == 0o600
+        finally:
+            rig.stop()
 
 
 def test_a_first_request_that_does_not_come_in_time_is_closed(tmp_path: Path) -> None:

@@ -445,8 +445,11 @@ def _wait(path: Path, process: subprocess.Popen[bytes], log: Path) -> BlockingCh
             time.sleep(0.01)
 
 
-def start(directory: Path, *, ledger: bool = True, prelude: str = "") -> Rig:
-    """Everything up, no bottle yet. Needs root for the ports. `prelude`: Python run in the worker first (faults)."""
+def start(directory: Path, *, ledger: bool = True, prelude: str = "", user: str = "") -> Rig:
+    """Everything up, no bottle yet. Needs root for the ports.
+
+    :param prelude: Python run in the worker first (faults). :param user: whom it becomes; "" stays root.
+    """
     ca_file, context = own_ca(directory)
     authority = trust.ensure_ca(directory / "ca")
     net = f"127.{1 + next(_NETS) % 250}"
@@ -473,14 +476,18 @@ def start(directory: Path, *, ledger: bool = True, prelude: str = "") -> Rig:
                 "user": "",
                 "path": str(directory / "ledger/ledger.db"),
                 "group": "",
+                **({"proxy_user": user} if user else {}),
             },
             "",
         )
+    if user:
+        for name in ("ledger.sock", "lookup.sock"):
+            (directory / name).chmod(0o666)
     proxy, control = launch(
         "agentmon.proxy",
         {
             "socket": str(directory / "proxy.sock"), "lookup_socket": str(directory / "lookup.sock"),
-            "ledger_socket": str(directory / "ledger.sock"), "user": "", "worker": 0,
+            "ledger_socket": str(directory / "ledger.sock"), "user": user, "worker": 0,
             "listen": [[f"{net}.0.4", 443], [f"{net}.0.4", 80]], "pool4": f"{net}.0.0/16", "pool6": None,
             "ca_dir": str(directory / "ca"), "upstream_ca": [str(ca_file)], "upstream_proxy": None, "providers": {},
         },
