@@ -68,7 +68,8 @@ class HostLayout:
 def bwrap_argv(spec: LaunchSpec, layout: HostLayout, data: Mapping[str, int], seccomp: int, status: int) -> list[str]:
     """The whole command line.
 
-    :param data: a descriptor for each path of `spec.files` and `layout.files`, read to its end.
+    :param data: a descriptor for each path of `spec.files` and `layout.files`, read to its end, and for each of
+        shown_paths(), opened with the right of whoever asked: what is checked is what is mounted.
     :param seccomp: descriptor of the filter.
     :param status: gets JSON lines: {"child-pid": N}, then {"exit-code": N} if the command was executed.
     :raises BadInput: a path of --ro or --rw that may not be shown.
@@ -88,8 +89,8 @@ def bwrap_options(
     for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):  # for setpriv, which then drops them as well
         words += ["--cap-add", capability]
     words += _with_parents(
-        [*_system(layout), *_private(spec), *_shown(spec), *_trust(spec, layout)]
-        + [("--file", str(fd), path) for path, fd in sorted(data.items())]
+        [*_system(layout), *_private(spec), *_shown(spec, data), *_trust(spec, layout)]
+        + [("--file", str(data[path]), path) for path in sorted({*layout.files, *spec.files} & data.keys())]
     )
     words += ["--remount-ro", "/", "--remount-ro", "/dev", "--chdir", chdir, "--clearenv"]
     for name, value in sorted(early.items()):
@@ -117,7 +118,7 @@ def split_environment(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str,
 
 def working_directory(spec: LaunchSpec) -> str:
     """Where the command starts: `spec.cwd` where that is visible inside, else HOME."""
-    shown = any(_below(spec.cwd, path) for path in (*_shown_paths(spec), spec.home, "/tmp", "/usr", "/opt"))
+    shown = any(_below(spec.cwd, path) for path in (*shown_paths(spec), spec.home, "/tmp", "/usr", "/opt"))
     return spec.cwd if shown or spec.cwd == "/" else spec.home
 
 
@@ -140,22 +141,22 @@ def _private(spec: LaunchSpec) -> list[_Mount]:
     ]
 
 
-def _shown_paths(spec: LaunchSpec) -> dict[str, str]:
+def shown_paths(spec: LaunchSpec) -> dict[str, str]:
     """Path to option. The working directory is writable unless `ro` names it; it is left out where showing it would
     show the real HOME, or a directory that is private inside."""
-    shown: dict[str, str] = {}
-    if _bindable(spec.cwd) and not _below(spec.home, spec.cwd) and not _below(spec.cwd, "/usr"):
-        shown[spec.cwd] = "--bind"
-    return shown | dict.fromkeys(spec.rw, "--bind") | dict.fromkeys(spec.ro, "--ro-bind")
-
-
-def _shown(spec: LaunchSpec) -> list[_Mount]:
     for path in (*spec.ro, *spec.rw):
         if not _bindable(path):
-            raise BadInput(
-                f'"{path}" cannot be shown to a bottle: it is private inside', "name the file or directory below it"
-            )
-    return [(option, path, path) for path, option in sorted(_shown_paths(spec).items())]  # parents come first
+            hint = "name the file or directory below it"
+            raise BadInput(f'"{path}" cannot be shown to a bottle: it is private inside', hint)
+    shown: dict[str, str] = {}
+    if _bindable(spec.cwd) and not _below(spec.home, spec.cwd) and not _below(spec.cwd, "/usr"):
+        shown[spec.cwd] = "--bind-fd"
+    return shown | dict.fromkeys(spec.rw, "--bind-fd") | dict.fromkeys(spec.ro, "--ro-bind-fd")
+
+
+def _shown(spec: LaunchSpec, data: Mapping[str, int]) -> list[_Mount]:
+    shown = sorted(shown_paths(spec).items())  # parents come first
+    return [(option, str(data[path]), path) for path, option in shown]
 
 
 def _trust(spec: LaunchSpec, layout: HostLayout) -> list[_Mount]:

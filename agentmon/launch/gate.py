@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from agentmon.errors import AgentmonError, BadInput
 from agentmon.launch import messages
-from agentmon.launch.argv import BWRAP, HostLayout, bwrap_options, inner_command
+from agentmon.launch.argv import BWRAP, HostLayout, bwrap_options, inner_command, shown_paths
 from agentmon.launch.seccomp import filter_bytes
 from agentmon.launch.spec import LaunchSpec
 from agentmon.launch.stdio import Stdio
@@ -58,7 +58,11 @@ def _prepare(spec: LaunchSpec, layout: HostLayout, stdio: Stdio, status_w: int, 
     os.umask(spec.umask)
     for name, value in spec.rlimits.items():
         _limit(name, value)
-    data = _host_files(layout) | {path: memory_file("etc", text.encode()) for path, text in spec.files.items()}
+    data = (
+        _shown(spec)
+        | _host_files(layout)
+        | {path: memory_file("etc", text.encode()) for path, text in spec.files.items()}
+    )
     seccomp = memory_file("seccomp", filter_bytes(spec.io_uring))
     options = bwrap_options(spec, layout, data, seccomp, status_w)
     args = memory_file("args", b"".join(os.fsencode(word) + b"\0" for word in options))
@@ -67,6 +71,33 @@ def _prepare(spec: LaunchSpec, layout: HostLayout, stdio: Stdio, status_w: int, 
     os.chdir("/")
     enter_netns(spec.netns)
     return [BWRAP, "--args", str(args), "--", *inner_command(spec)]
+
+
+def _shown(spec: LaunchSpec) -> dict[str, int]:
+    """An O_PATH descriptor for each path that the bottle sees, opened as the user who asked: a directory closed to
+    them must not become visible because root mounts it."""
+    paths = shown_paths(spec)
+    if spec.owner != 0:
+        groups = os.getgroups()
+        os.setgroups(spec.groups)
+        os.setegid(spec.gid)
+        os.seteuid(spec.uid)
+    try:
+        return {path: _open_path(path) for path in paths}
+    finally:
+        if spec.owner != 0:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(groups)
+
+
+def _open_path(path: str) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as e:
+        raise BadInput(
+            f'"{path}" cannot be shown to the bottle: {e.strerror}', "check --ro, --rw and where you are"
+        ) from e
 
 
 def _host_files(layout: HostLayout) -> dict[str, int]:

@@ -41,6 +41,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     cols: int = 80
     io_uring: bool = False
     umask: int = 0o022
+    owner: int = 0  # who asked: for anyone but root, `cwd`, `ro` and `rw` must be reachable by `uid`
     rlimits: dict[str, int] = {}  # "nofile": 1024 … (names of resource.RLIMIT_*, lower case)
 
     def check(self) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from agentmon.errors import BadInput
-from agentmon.launch.argv import HostLayout, bwrap_argv, inner_command, split_environment, working_directory
+from agentmon.launch.argv import (
+    HostLayout,
+    bwrap_argv,
+    inner_command,
+    shown_paths,
+    split_environment,
+    working_directory,
+)
 from agentmon.launch.spec import LaunchSpec
 
 HERE = Path(__file__).parent / "launch"
@@ -52,8 +59,14 @@ def spec(**changes: Any) -> LaunchSpec:
     return LaunchSpec(**BASE | changes)
 
 
+def data(this: LaunchSpec) -> dict[str, int]:
+    shown = {path: 20 + i for i, path in enumerate(sorted(shown_paths(this)))}
+    return {"/etc/resolv.conf": 10, "/etc/services": 11} | shown
+
+
 def rendered(case: str) -> str:
-    words = bwrap_argv(spec(**CASES[case]), LAYOUT, {"/etc/resolv.conf": 10, "/etc/services": 11}, 12, 13)
+    this = spec(**CASES[case])
+    words = bwrap_argv(this, LAYOUT, data(this), 12, 13)
     lines: list[str] = []
     for word in words:  # one option with its operands on a line
         if word.startswith("--") or not lines or word.startswith("/usr/bin/set"):
@@ -73,7 +86,7 @@ def test_command_line_is_the_golden_one(case: str) -> None:
 
 def test_the_same_spec_gives_the_same_bytes_whatever_the_order_of_its_mappings() -> None:
     turned = dict(reversed(list(BASE["env"].items())))
-    assert bwrap_argv(spec(env=turned), LAYOUT, {}, 3, 4) == bwrap_argv(spec(), LAYOUT, {}, 3, 4)
+    assert bwrap_argv(spec(env=turned), LAYOUT, data(spec()), 3, 4) == bwrap_argv(spec(), LAYOUT, data(spec()), 3, 4)
 
 
 def test_variables_of_loader_and_libc_wait_for_the_drop() -> None:
@@ -105,8 +118,8 @@ def test_variables_of_loader_and_libc_wait_for_the_drop() -> None:
 def test_where_a_command_starts_and_whether_that_is_the_hosts(cwd: str, starts_in: str, bound: bool) -> None:
     this = spec(cwd=cwd)
     assert working_directory(this) == starts_in
-    words = bwrap_argv(this, LAYOUT, {}, 3, 4)
-    assert any(words[i : i + 3] == ["--bind", cwd, cwd] for i in range(len(words))) is bound
+    words = bwrap_argv(this, LAYOUT, data(this), 3, 4)
+    assert any(words[i : i + 3] == ["--bind-fd", "20", cwd] for i in range(len(words))) is bound
 
 
 @pytest.mark.parametrize(

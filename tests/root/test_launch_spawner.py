@@ -512,10 +512,33 @@ def test_what_cannot_be_launched_is_said_and_leaves_nothing(place: Place) -> Non
     drive(place, body)
 
 
-def test_a_path_that_is_not_there_is_the_launchers_failure(place: Place) -> None:
-    _, err, line, exited = once(place, place.spec("true", ro=("/nosuch/path",)))
+def test_a_file_system_that_cannot_be_set_up_is_the_launchers_failure(place: Place) -> None:
+    _, err, line, exited = once(place, place.spec("true", trust="/nosuch/bundle.pem"))
     assert line["exit"] == exited.exit == 125 and "error" in line
-    assert b"/nosuch/path" in err
+    assert b"/nosuch/bundle.pem" in err
+
+
+def test_who_asked_must_reach_what_is_shown(place: Place, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "secret").mkdir(parents=True)
+    (closed / "secret/file").write_text("x")
+    closed.chmod(0o700)
+    for directory in (tmp_path, *tmp_path.parents):
+        if str(directory).startswith("/tmp/"):
+            directory.chmod(0o755)
+
+    async def body(spawner: Spawner) -> None:
+        for changes in ({"ro": (f"{closed}/secret",)}, {"rw": (f"{closed}/secret",)}, {"cwd": f"{closed}/secret"}):
+            with pytest.raises(BadInput, match="Permission denied"):
+                await spawner.spawn(place.spec("true", owner=UID, **changes))
+        with pytest.raises(BadInput, match="No such file"):
+            await spawner.spawn(place.spec("true", ro=("/nosuch/path",)))
+        out, _, line, _ = await run(spawner, place.spec("cat", f"{closed}/secret/file", ro=(f"{closed}/secret",)))
+        assert (out, line["exit"]) == (b"x", 0)  # root may show it
+        out, _, line, _ = await run(spawner, place.spec("id", "-u", owner=UID, cwd=str(place.home)))
+        assert (out, line["exit"]) == (f"{UID}\n".encode(), 0)
+
+    drive(place, body)
 
 
 def test_only_root_may_speak_to_it(place: Place) -> None:
@@ -542,3 +565,9 @@ def test_only_root_may_speak_to_it(place: Place) -> None:
 def test_started_by_hand_it_says_who_starts_it() -> None:
     out = subprocess.run([sys.executable, "-m", "agentmon.launch.spawner"], capture_output=True, text=True, check=False)
     assert out.returncode == 2 and "hint: agentmon daemon" in out.stderr
+
+
+def test_no_descriptor_of_a_shown_path_is_left_open(place: Place, tmp_path: Path) -> None:
+    spec = place.spec("ls", "/proc/self/fd", ro=(str(tmp_path),), cwd=str(place.home))
+    out, _, _, _ = once(place, spec)
+    assert out.split() == [b"0", b"1", b"2", b"3"]  # 3 is the directory that ls reads
