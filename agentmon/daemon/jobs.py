@@ -82,6 +82,7 @@ def launch_spec(bottle: Bottle, leaf: Path, trust: Path, pool: Pool, providers: 
         rows=job.rows,
         cols=job.cols,
         io_uring=policy.io_uring,
+        owner=job.owner,
     )
     spec.check()
     return spec
