@@ -27,14 +27,12 @@ HOUR_NS = 3600 * 10**9
 START = Now(1_780_000_000 * 10**9, 10**12)
 W = budget.Weights.of({})
 
-RUNS = {  # slot → scopes; 3 has no budget but the ceiling's
-    1: (scope("agent", "r", of("claude", 300)), scope("bottle", "b1"), scope("parent", "p", of("*", 900, "day"))),
-    2: (
-        scope("bottle", "b2"),
-        scope("parent", "p", of("*", 900, "day")),
-        scope("host", "host", of("codex", 500, "hour")),
-    ),
-    3: (scope("bottle", "b3"), scope("ceiling", "host", of("*", 2000, "month"))),
+HOST = scope("host", "host", of("codex", 500, "hour"))  # what runs share is the same in each of them
+POOL = scope("parent", "p", of("*", 900, "day"))
+RUNS = {  # slot → scopes
+    1: (scope("agent", "r", of("claude", 300)), scope("bottle", "b1"), POOL, HOST),
+    2: (scope("bottle", "b2"), POOL, HOST),
+    3: (scope("bottle", "b3"), HOST, scope("ceiling", "host", of("*", 2000, "month"))),
 }
 
 
