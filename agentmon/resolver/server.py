@@ -8,7 +8,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, cast
 
 from agentmon.addresses import Pool
 from agentmon.resolver.desk import Desk
@@ -111,8 +111,7 @@ class _Udp(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)  # before 3.12 it is not one by class
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
         if self._transport is not None:

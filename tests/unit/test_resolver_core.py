@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_address
 from typing import Any
 
 import dns.message
@@ -257,7 +258,7 @@ def test_strip() -> None:
         ("10.213.0.17", "own"),
         ("10.1.1.1", "private"),
         ("192.0.2.2", "own"),
-        ("::ffff:203.0.113.1", "IPv4-mapped"),
+        (str(ip_address("::ffff:203.0.113.1")), "IPv4-mapped"),
         ("fd00::1", "private"),
     ]
     assert strip.split(["10.1.1.1", "10.213.0.17"], exact=True)[0] == ["10.1.1.1"]
