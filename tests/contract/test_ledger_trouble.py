@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,9 +191,10 @@ def test_migrations_are_one_transaction_with_their_record(tmp_path: Path) -> Non
     db.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_writer_that_fails_unforeseen_ends_the_process(tmp_path: Path) -> None:
+def test_a_writer_that_fails_unforeseen_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Callers lose their connection at once instead of waiting for a thread that is gone."""
+    seen: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: seen.append(args.exc_type))
 
     def alter() -> None:
         raise RuntimeError("unforeseen")
@@ -206,9 +208,11 @@ def test_a_writer_that_fails_unforeseen_ends_the_process(tmp_path: Path) -> None
         with pytest.raises(errors.AgentmonError, match="writer has failed"):
             await asyncio.wait_for(server.failed(), 20)
         await server.stop()
+        server.worker.join(20)
         channel.close()
 
     asyncio.run(body())
+    assert seen == [RuntimeError]
 
 
 def test_a_commit_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
