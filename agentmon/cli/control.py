@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agentmon import paths, wire
-from agentmon.channel import BlockingChannel
+from agentmon.blocking import BlockingChannel
 from agentmon.cli.console import notice
 from agentmon.errors import BY_NAME, AgentmonError, DaemonUnreachable, HostLacks, Refused
 
@@ -52,6 +51,8 @@ def connect_or_start() -> BlockingChannel:
 
 def _start() -> BlockingChannel:
     """The daemon's own lock makes a second starter's daemon wait for the first; both commands then find that one."""
+    import subprocess
+
     paths.RUN.mkdir(mode=0o755, parents=True, exist_ok=True)
     with LOG.open("ab") as log:
         begin = log.tell()

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from agentmon import wire
-from agentmon.channel import BlockingChannel
+from agentmon.blocking import BlockingChannel
 from agentmon.cli.console import complain, notice
 from agentmon.cli.control import say_progress
 from agentmon.errors import AgentmonError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 import click
 
 from agentmon import wire
-from agentmon.channel import BlockingChannel
+from agentmon.blocking import BlockingChannel
 from agentmon.cli.console import complain, example, notice
 from agentmon.cli.control import connect, connect_or_start, raised, say_progress
 from agentmon.cli.main import EXIT_OWN
@@ -83,7 +82,7 @@ def _finish(outcome: Outcome, json_summary: Path | None, name: str, started: int
 
 def _made_up_name(command: str) -> str:
     stem = "".join(c for c in Path(command).name.lower() if c.isascii() and c.isalnum())
-    return f"{stem or 'job'}-{secrets.token_hex(3)}"
+    return f"{stem or 'job'}-{os.urandom(3).hex()}"
 
 
 def _arguments(command: Sequence[str], name: str, options: dict[str, Any]) -> dict[str, Any]:
