@@ -178,8 +178,7 @@ class Hooks:
                 streams = flow.request.stream = live.refusal is None
         length = flow.request.headers.get("content-length", "")
         if not streams and length.isdigit() and int(length) > BODY_BYTES:
-            message = f"Request bodies here have at most {BODY_BYTES} bytes."
-            live.refusal = 413, bodies.egress_denied(message, facts.sni or "")
+            self.accounts.spawn(self._too_long(live))
         live.body_comes(streams=streams)
 
     async def on_request(self, connection: Connection, flow: http.HTTPFlow) -> None:
@@ -283,6 +282,13 @@ class Hooks:
         results = [(await c.cut(self._ending), c) for c in list(self.connections.get(slot, ()))]  # all bytes first
         await asyncio.gather(*(c.closed() for n, c in results if n))
         return sum(n for n, _ in results), time.monotonic_ns()
+
+    async def _too_long(self, live: Live) -> None:
+        """Answer at once, and close: the body would be thrown away."""
+        error = bodies.egress_denied(f"Request bodies here have at most {BODY_BYTES} bytes.", live.facts.sni or "")
+        response = answer(413, error)
+        response.headers["connection"] = "close"
+        await live.connection.cut(lambda flow: Ending(response, None) if flow is live.flow else None)
 
     async def _cut_late(self, connection: Connection) -> None:
         await connection.cut(self._ending)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import pwd
@@ -461,6 +462,64 @@ def test_a_metered_body_over_the_cap_is_refused(rig: Rig) -> None:
             raise ConnectionResetError
     assert rig.upstream.seen == [] and rig.held() == 0
     assert rig.request(CLAUDE, "/v1/models").status == 200
+
+
+def test_a_length_over_the_cap_is_refused_at_once(rig: Rig) -> None:
+    sock = rig.connect(CLAUDE)
+    sock.sendall(f"POST /v1/messages HTTP/1.1\r\nHost: {CLAUDE}\r\nContent-Length: {33 << 20}\r\n\r\n".encode())
+    response = proxy_rig.Response.read(sock)
+    sock.close()
+    assert response.status == 413 and rig.upstream.seen == [] and rig.held() == 0
+
+
+def test_a_compressed_request_is_estimated_by_its_content(rig: Rig) -> None:
+    before = len(rig.rows(0))
+    rig.upstream.script = chunked(list(chat_stream(True)))
+    body = gzip.compress(ask(stream=True))
+    response = rig.request(OPENAI, "/v1/chat/completions", body, headers={"Content-Encoding": "gzip"})
+    seen = rig.upstream.seen[-1]
+    assert "content-encoding" not in seen.headers and json.loads(seen.body)["stream_options"] == {"include_usage": True}
+    assert response.body == b"".join(chat_stream(False))
+    assert rig.nothing_held() and len(rig.rows(0)) >= before
+    rig.upstream.script = reply(200, message())
+    assert rig.request(CLAUDE, "/v1/messages", gzip.compress(ask()), headers={"Content-Encoding": "gzip"}).status == 200
+    assert gzip.decompress(rig.upstream.seen[-1].body) == ask()  # nothing to add: passed as it came
+
+
+def test_a_request_whose_body_does_not_decode_is_refused(rig: Rig) -> None:
+    response = rig.request(
+        CLAUDE, "/v1/messages", gzip.compress(ask())[:10] + b"\xff" * 50, headers={"Content-Encoding": "gzip"}
+    )
+    assert response.status == 400 and rig.upstream.seen == []
+
+
+def test_a_request_that_could_be_two_is_refused(rig: Rig) -> None:
+    sock = rig.connect(CLAUDE)
+    head = f"POST /v1/messages HTTP/1.1\r\nHost: {CLAUDE}\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    sock.sendall(head.encode() + b"0\r\n\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b" 200 " not in read_all(sock)
+    sock.close()
+    assert rig.upstream.seen == []
+
+
+def test_credentials_are_stripped_where_the_route_says_so(rig: Rig) -> None:
+    rig.bottle("x.example.org:443", inspected=("x.example.org",), routes=(wire.Route("x.example.org", auth_none=True),))
+    assert rig.request("x.example.org", "/", headers={"Authorization": "Bearer s", "X-Other": "1"}).status == 200
+    assert "authorization" not in rig.upstream.seen[-1].headers and rig.upstream.seen[-1].headers["x-other"] == "1"
+
+
+def test_a_bottle_has_so_many_connections(rig: Rig) -> None:
+    rig.bottle(limits={"connections": 2})
+    socks = [rig.connect(None, 80) for _ in range(2)]
+    third = rig.connect(None, 80)
+    with contextlib.suppress(ConnectionResetError):
+        assert third.recv(1) == b""
+    for sock in (*socks, third):
+        sock.close()
+    rig.bottle()
+    deadline = time.monotonic() + 5
+    while rig.request("agentmon.internal", "/healthz", port=80).status != 200:
+        assert time.monotonic() < deadline
 
 
 # ── cut ──────────────────────────────────────────────────────────────────────
