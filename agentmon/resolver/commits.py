@@ -3,6 +3,9 @@
 An element outlives every answer that carries its address: its timeout is the answer's TTL, at least FLOOR_S, plus
 GRACE_S. Every answer renews it; only within FRESH_NS of a commit of the very same addresses is nothing sent (a burst
 of questions for one name costs the kernel one change).
+
+While the daemon is away the kernel's elements stay: what it opened is used until shortly before their time is over,
+and nothing new is opened.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ class Commits:
         self._control = control
         self._now_ns = now_ns
         self._fresh: Cache[Key, tuple[Channel, frozenset[str]]] = Cache(10_000)
+        self._open: Cache[Key, frozenset[str]] = Cache(10_000)
         self._asking: dict[Key, asyncio.Task[frozenset[str]]] = {}
 
     async def bottle(self, view: View, name: str, addresses: tuple[str, ...], ttl_s: int) -> frozenset[str]:
@@ -50,9 +54,12 @@ class Commits:
         self, view: View, purpose: str, name: str, addresses: tuple[str, ...], ports: tuple[int, ...], ttl_s: int
     ) -> frozenset[str]:
         daemon = self._control.daemon()
-        if daemon is None:
-            raise Uncommitted("the daemon is away")
         key = (view.generation, purpose, name, addresses, ports)
+        if daemon is None:
+            opened = self._open.get(key, self._now_ns())
+            if opened is None:
+                raise Uncommitted("the daemon is away")
+            return opened
         fresh = self._fresh.get(key, self._now_ns())
         if fresh is not None and fresh[0] is daemon:
             return fresh[1]
@@ -81,4 +88,5 @@ class Commits:
             raise Uncommitted(getattr(answer, "reason", "") or "refused")
         opened = frozenset(answer.addresses)
         self._fresh.put(key, (daemon, opened), now_ns + FRESH_NS)
+        self._open.put(key, opened, now_ns + (message.ttl_s - GRACE_S) * 1_000_000_000)
         return opened

@@ -135,10 +135,11 @@ class World:
 
     def start_daemon(self) -> subprocess.Popen[str]:
         log = (self.tmp / "daemon.log").open("a")
+        before = self.log().count("agentmon: ready")
         self.daemon = subprocess.Popen(
             [*COMMAND, "daemon"], cwd="/", env=self.env, stdout=log, stderr=log, text=True, start_new_session=True
         )
-        until(lambda: self.log().count("agentmon: ready") or self.daemon.poll() is not None, 30)
+        until(lambda: self.log().count("agentmon: ready") > before or self.daemon.poll() is not None, 30)
         assert self.daemon.poll() is None, self.log()
         return self.daemon
 
