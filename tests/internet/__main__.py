@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,25 @@ from tests.internet.served import Books
 _WAIT_FOR_OTHERS_S = 300
 
 
-async def serve(directory: Path) -> None:
+class Signals:
+    """The first SIGTERM or SIGINT ends the servers, or unwinds what is being made; later ones disturb no cleaning up.
+
+    Not the event loop's handlers: it puts back the default action when it closes, and that kills the cleaning up."""
+
+    def __init__(self) -> None:
+        self.end: Callable[[], object] = lambda: sys.exit(0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._arrived)
+
+    def _arrived(self, _number: int, _frame: object) -> None:
+        end, self.end = self.end, lambda: None
+        end()
+
+
+async def serve(directory: Path, signals: Signals) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    signals.end = lambda: loop.call_soon_threadsafe(stop.set)
     books, dns_server = Books(), DnsServer()
     anthropic, openai = Anthropic(books), OpenAI(books)
     apps = dict.fromkeys(world.ANTHROPIC, anthropic) | dict.fromkeys(world.OPENAI, openai)
@@ -60,6 +75,7 @@ async def serve(directory: Path) -> None:
     ready = {"ca": str(authority.path), "dns": [[address, 53] for address in world.DNS]}
     print(json.dumps(ready), flush=True)
     await _end_of_stdin(stop)
+    signals.end = lambda: None
 
 
 async def _end_of_stdin(stop: asyncio.Event) -> None:
@@ -83,15 +99,13 @@ def main() -> int:
             file=sys.stderr,
         )
         return 4
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # before and after serving: leave through the contexts
+    signals = Signals()
     try:
         with links.only_one(_WAIT_FOR_OTHERS_S), links.joined():
-            asyncio.run(serve(Path(sys.argv[1])))
+            asyncio.run(serve(Path(sys.argv[1]), signals))
     except links.Busy as busy:
         print(f"error: {busy}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
