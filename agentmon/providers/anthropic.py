@@ -18,6 +18,7 @@ from agentmon import wire
 from agentmon.providers.body import Choice, Json, JsonBody, count, parse_object, table, text
 from agentmon.providers.declaration import Client, Endpoint, Metering, Provider
 from agentmon.providers.estimate import estimator, tokens_of
+from agentmon.providers.match import BODYLESS
 from agentmon.providers.sse import SseReader
 
 _READ = {"message_start", "message_delta", "message_stop", "error"}
@@ -168,6 +169,7 @@ PROVIDER = Provider(
         Endpoint("GET", "/v1/models", Metering.FREE),
         Endpoint("GET", "/api/**", Metering.FREE),  # profile, roles, settings of the command-line client
         Endpoint("POST", "/api/oauth/**", Metering.FREE),
+        *BODYLESS,
         Endpoint("POST", "/v1/messages/batches/**", Metering.REFUSED),  # billed later, outside any response
         Endpoint("POST", "/v1/messages/batches", Metering.REFUSED),
         Endpoint("POST", "/v1/complete", Metering.REFUSED),  # its answers carry no usage

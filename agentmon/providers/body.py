@@ -92,6 +92,11 @@ class Choice:
         return None if self._parser is None else self._parser.usage()
 
     @property
+    def streams(self) -> bool:
+        """Whether it turned out to be an event stream; False while nothing has come."""
+        return self._parser is not None and not isinstance(self._parser, JsonBody)
+
+    @property
     def output_seen(self) -> int:
         """Tokens of output that the text so far amounts to, by its length; see estimate.py."""
         return int(getattr(self._parser, "output_seen", 0))

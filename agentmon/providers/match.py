@@ -12,7 +12,10 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from agentmon.providers.declaration import Endpoint, Provider
+from agentmon.providers.declaration import Endpoint, Metering, Provider
+
+# Asking whether a host is there costs nothing: clients do it before their first request.
+BODYLESS = (Endpoint("HEAD", "/", Metering.FREE), Endpoint("HEAD", "/**", Metering.FREE))
 
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")

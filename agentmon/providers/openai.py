@@ -16,11 +16,13 @@ import msgspec
 
 from agentmon import wire
 from agentmon.providers.body import Choice, Json, JsonBody, count, parse_object, table, text
-from agentmon.providers.declaration import Client, Endpoint, Metering, Provider
+from agentmon.providers.declaration import Client, Endpoint, Estimate, Metering, Provider
 from agentmon.providers.estimate import estimator, tokens_of
+from agentmon.providers.match import BODYLESS
 from agentmon.providers.sse import SseReader
 
 _ENDS = {"response.completed", "response.incomplete", "response.failed"}
+_BACKGROUND_OUTPUT = 128_000  # the most that models put out
 _USAGE_FLAG = b'{"stream_options":{"include_usage":true},'
 
 
@@ -170,8 +172,17 @@ def error_event(error: dict[str, Any]) -> bytes:
     return b"event: error\ndata: " + msgspec.json.encode(document) + b"\n\n"
 
 
+def _estimate_response(body: bytes) -> Estimate:
+    """As estimator(); what runs in the background answers without usage, so its hold is what it is charged."""
+    estimate = _RESPONSE(body)
+    request = parse_object(body) or {}
+    if request.get("background") and request.get("max_output_tokens") is None:
+        return Estimate(estimate.model, estimate.input, _BACKGROUND_OUTPUT)
+    return estimate
+
+
 _CHAT = estimator("max_completion_tokens", "max_tokens")
-_RESPONSES = estimator("max_output_tokens")
+_RESPONSE = estimator("max_output_tokens")
 _ENV = ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_ORGANIZATION", "OPENAI_PROJECT")
 _CLIENT = Client(rw=(".codex",), env=(*_ENV, "CODEX_API_KEY"))
 
@@ -181,14 +192,15 @@ PROVIDER = Provider(
     endpoints=(
         Endpoint("POST", "/v1/chat/completions", Metering.METERED, chat_parser, _CHAT, include_usage),
         Endpoint("POST", "/v1/completions", Metering.METERED, chat_parser, estimator("max_tokens"), include_usage),
-        Endpoint("POST", "/v1/responses", Metering.METERED, responses_parser, _RESPONSES),
-        Endpoint("POST", "/v1/responses/compact", Metering.METERED, responses_parser, _RESPONSES),
+        Endpoint("POST", "/v1/responses", Metering.METERED, responses_parser, _estimate_response),
+        Endpoint("POST", "/v1/responses/compact", Metering.METERED, responses_parser, _estimate_response),
         Endpoint("POST", "/v1/embeddings", Metering.METERED, chat_parser, estimator(default=0)),
         Endpoint("POST", "/v1/responses/input_tokens", Metering.FREE),
         Endpoint("GET", "/v1/responses/**", Metering.FREE),
         Endpoint("GET", "/v1/models/**", Metering.FREE),
         Endpoint("GET", "/v1/models", Metering.FREE),
         Endpoint("POST", "/v1/moderations", Metering.FREE),
+        *BODYLESS,
         Endpoint("*", "/v1/batches/**", Metering.REFUSED),  # billed later, outside any response
         Endpoint("*", "/v1/realtime/**", Metering.REFUSED),
     ),
@@ -200,10 +212,13 @@ CODEX = Provider(
     name="codex",
     hosts=("chatgpt.com",),
     endpoints=(
-        Endpoint("POST", "/backend-api/codex/responses", Metering.METERED, responses_parser, _RESPONSES),
-        Endpoint("POST", "/backend-api/codex/responses/compact", Metering.METERED, responses_parser, _RESPONSES),
+        Endpoint("POST", "/backend-api/codex/responses", Metering.METERED, responses_parser, _estimate_response),
+        Endpoint(
+            "POST", "/backend-api/codex/responses/compact", Metering.METERED, responses_parser, _estimate_response
+        ),
         Endpoint("GET", "/backend-api/codex/**", Metering.FREE),
         Endpoint("GET", "/backend-api/wham/**", Metering.FREE),
+        *BODYLESS,
     ),
     also=("auth.openai.com",),
     client=_CLIENT,

@@ -4,7 +4,9 @@
       claude: {hosts: [claude.corp.example]}                      # more hosts that speak its protocol
       house-llm: {like: openai, hosts: [llm.corp.example]}        # another provider, its own budget, same protocol
 
-Keys: `like` (a built-in name; for new names only), `hosts`, `also`, `rw`, `ro`, `env`: lists of text.
+Keys: `like` (a built-in name; for new names only), `hosts`, `also`, `rw`, `ro`, `env`: lists of text; `endpoints`:
+{"GET /v1/files/**": free, "POST /v2/chat": as /v1/chat/completions, "POST /v1/batches": refused}, asked before the
+built-in ones.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 from agentmon.errors import BadInput
 from agentmon.providers import anthropic, openai
-from agentmon.providers.declaration import Client, Provider
+from agentmon.providers.declaration import Client, Endpoint, Metering, Provider
 
 BUILT_IN: tuple[Provider, ...] = (anthropic.PROVIDER, openai.CODEX, openai.PROVIDER)
 _LISTS = ("hosts", "also", "rw", "ro", "env")
@@ -33,9 +35,11 @@ def load(additions: Mapping[str, Any] | None = None) -> dict[str, Provider]:
         client = Client(
             rw=base.client.rw + lists["rw"], ro=base.client.ro + lists["ro"], env=base.client.env + lists["env"]
         )
+        endpoints = _endpoints(name, base, addition.get("endpoints", {}))
         providers[name] = replace(
-            base, name=name, hosts=base.hosts + lists["hosts"], also=base.also + lists["also"], client=client
-        )
+            base, name=name, hosts=base.hosts + lists["hosts"], also=base.also + lists["also"], client=client,
+            endpoints=endpoints + base.endpoints,
+        )  # fmt: skip
     _check_owners(providers)
     return providers
 
@@ -45,8 +49,8 @@ def _base(providers: Mapping[str, Provider], name: str, addition: Any) -> Provid
     if not isinstance(addition, Mapping):
         raise BadInput(f"{where}: expected a table of {', '.join(_LISTS)}, got {addition!r}")
     for key in addition:
-        if key not in (*_LISTS, "like"):
-            raise BadInput(f"{where}: unknown key {key!r}", f"known keys: like, {', '.join(_LISTS)}")
+        if key not in (*_LISTS, "like", "endpoints"):
+            raise BadInput(f"{where}: unknown key {key!r}", f"known keys: like, endpoints, {', '.join(_LISTS)}")
     if name in providers:
         if "like" in addition:
             raise BadInput(f"{where}: like: is for new names; {name} is built in")
@@ -64,6 +68,27 @@ def _texts(name: str, key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) and v for v in value):
         raise BadInput(f"providers: {name}: {key}: expected a list of text, got {value!r}")
     return tuple(v.lower().rstrip(".") if key in {"hosts", "also"} else v for v in value)
+
+
+def _endpoints(name: str, base: Provider, value: Any) -> tuple[Endpoint, ...]:
+    where = f"providers: {name}: endpoints"
+    if not isinstance(value, Mapping):
+        raise BadInput(f"{where}: expected a table, got {value!r}", '"GET /v1/files/**": free')
+    out = []
+    for key, said in value.items():
+        method, _, path = str(key).partition(" ")
+        if not method.isupper() or not path.startswith("/"):
+            raise BadInput(f"{where}: expected METHOD /path, got {key!r}", '"GET /v1/files/**": free')
+        if said in ("free", "refused"):
+            out.append(Endpoint(method, path, Metering(said)))
+            continue
+        like = str(said).removeprefix("as ") if str(said).startswith("as ") else None
+        found = next((e for e in base.endpoints if e.path == like and e.metering is Metering.METERED), None)
+        if found is None:
+            metered = ", ".join(f"as {e.path}" for e in base.endpoints if e.metering is Metering.METERED)
+            raise BadInput(f"{where}: {key}: expected free, refused, {metered}, got {said!r}")
+        out.append(replace(found, method=method, path=path))
+    return tuple(out)
 
 
 def _check_owners(providers: Mapping[str, Provider]) -> None:

@@ -243,7 +243,7 @@ class Hooks:
         flow.response.stream = True
         if live.exchange is not None:
             live.tap = flow.response.stream = self._tap(live, live.exchange, flow.response)
-            if live.tap.can_end_with_event:
+            if live.tap.may_change_length:
                 without_length(flow)
         now = self.bottles.at(connection.slot)
         if now is None or now.cut:  # the cut came while this one could not be ended

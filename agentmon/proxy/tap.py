@@ -74,7 +74,12 @@ class Tap:
 
     @property
     def can_end_with_event(self) -> bool:
-        """Whether an error event may be written into this stream: an event stream that is not compressed."""
+        """Whether an error event may be written into this stream: not where it is compressed, or JSON after all."""
+        return self._can_end and getattr(self._parser, "streams", True)
+
+    @property
+    def may_change_length(self) -> bool:
+        """Whether bytes may be added or left out: its end must then not be told by a length."""
         return self._can_end
 
     def before_event(self) -> bytes:

@@ -114,6 +114,31 @@ def test_responses_streams(end: str, headers: dict[str, str]) -> None:
     assert counts(got) == (40, 10, 7, 0, True) and got is not None and got.request_id == "resp_1"
 
 
+def test_every_end_of_a_responses_stream_without_names() -> None:
+    stream = b"".join(
+        line + b"\n"
+        for line in (
+            named("response.created", response={"id": "r", "usage": None})
+            + named("response.in_progress")
+            + b"data: x\n\n"
+        ).split(b"\n")
+        if not line.startswith(b"event:")
+    )
+    assert read(responses_parser, stream + named("error", message="x"), SSE) is None
+
+
+def test_the_text_seen_and_the_kind_are_known() -> None:
+    reader = chat_parser({})
+    assert not reader.streams and not reader.overflowed and reader.output_seen == 0
+    reader.feed(SAY * 3)
+    assert reader.streams and reader.output_seen > 0 and not reader.overflowed
+    document = chat_parser({})
+    document.feed(b'{"a": "' + b"x" * (17 << 20))
+    assert not document.streams and document.overflowed
+    document.close()
+    assert document.usage() is None
+
+
 def test_responses_with_null_usage_say_nothing() -> None:
     assert read(responses_parser, named("response.completed", response={"id": "r", "usage": None}), SSE) is None
     assert read(responses_parser, b'{"id": "r", "usage": null}', {}) is None

@@ -52,6 +52,9 @@ def test_additions() -> None:
         ({"claude": {"like": "openai"}}, "built in"),
         ({"new": {"hosts": ["x.example"]}}, "like: expected one of claude, codex, openai, got None"),
         ({"new": {"like": "openai"}}, "hosts: is missing"),
+        ({"claude": {"endpoints": ["x"]}}, "expected a table"),
+        ({"claude": {"endpoints": {"/v1/x": "free"}}}, "expected METHOD /path, got '/v1/x'"),
+        ({"claude": {"endpoints": {"GET /v1/x": "cheap"}}}, "expected free, refused, as /v1/messages, got 'cheap'"),
         ({"new": {"like": "openai", "hosts": ["api.anthropic.com"]}}, "belongs to claude and to new"),
     ],
 )
@@ -107,3 +110,25 @@ def test_estimates_are_bounds() -> None:
     assert chat(b'{"max_tokens": 99999999999999999999}').output <= 1 << 40
     assert chat(b'{"max_tokens": -1}').output == 4096
     assert estimator(default=0)(b"{}").output == 0
+
+
+def test_added_endpoints_are_asked_first() -> None:
+    said = {"GET /v1/files/**": "free", "POST /v2/messages": "as /v1/messages", "POST /v1/messages": "refused"}
+    provider = load({"claude": {"endpoints": said}})["claude"]
+
+    def metering(method: str, path: str) -> Metering | None:
+        found = match.endpoint(provider, method, path)
+        return found and found.metering
+
+    assert metering("GET", "/v1/files/1") is Metering.FREE
+    assert metering("POST", "/v2/messages") is Metering.METERED
+    assert metering("POST", "/v1/messages") is Metering.REFUSED
+    assert metering("HEAD", "/") is metering("HEAD", "/x") is Metering.FREE
+
+
+def test_what_runs_in_the_background_is_held_in_full() -> None:
+    endpoint = match.endpoint(load()["openai"], "POST", "/v1/responses")
+    assert endpoint is not None and endpoint.estimate is not None
+    assert endpoint.estimate(b'{"background": true}').output == 128_000
+    assert endpoint.estimate(b'{"background": true, "max_output_tokens": 9}').output == 9
+    assert endpoint.estimate(b"{}").output == 4096

@@ -262,7 +262,10 @@ def test_a_gate_leaves_out_the_usage_chunk_and_returns_no_empty_bytes() -> None:
 
 def test_compressed_streams_take_no_event_of_ours() -> None:
     assert not make_tap(coding="gzip")[0].can_end_with_event
-    assert make_tap()[0].can_end_with_event
+    assert make_tap()[0].can_end_with_event and make_tap()[0].may_change_length
+    untyped, _ = make_tap(reader=parser({}))
+    untyped(b'{"id": 1')
+    assert untyped.may_change_length and not untyped.can_end_with_event
 
 
 def test_an_oversized_event_is_flagged() -> None:
