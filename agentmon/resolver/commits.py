@@ -4,8 +4,8 @@ An element outlives every answer that carries its address: its timeout is the an
 GRACE_S. Every answer renews it; only within FRESH_NS of a commit of the very same addresses is nothing sent (a burst
 of questions for one name costs the kernel one change).
 
-While the daemon is away the kernel's elements stay: what it opened is used until shortly before their time is over,
-and nothing new is opened.
+While the daemon is away the kernel's elements stay: what it opened is used as long as they outlive the answer, and
+nothing new is opened.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Commits:
         self._control = control
         self._now_ns = now_ns
         self._fresh: Cache[Key, tuple[Channel, frozenset[str]]] = Cache(10_000)
-        self._open: Cache[Key, frozenset[str]] = Cache(10_000)
+        self._open: Cache[Key, tuple[int, frozenset[str]]] = Cache(10_000)  # (end of the elements, addresses)
         self._asking: dict[Key, asyncio.Task[frozenset[str]]] = {}
 
     async def bottle(self, view: View, name: str, addresses: tuple[str, ...], ttl_s: int) -> frozenset[str]:
@@ -56,10 +56,7 @@ class Commits:
         daemon = self._control.daemon()
         key = (view.generation, purpose, name, addresses, ports)
         if daemon is None:
-            opened = self._open.get(key, self._now_ns())
-            if opened is None:
-                raise Uncommitted("the daemon is away")
-            return opened
+            return self._still_open(key, ttl_s)
         fresh = self._fresh.get(key, self._now_ns())
         if fresh is not None and fresh[0] is daemon:
             return fresh[1]
@@ -72,6 +69,14 @@ class Commits:
             self._asking[key] = task
             task.add_done_callback(lambda done: self._asked(key, done))
         return await asyncio.shield(task)
+
+    def _still_open(self, key: Key, ttl_s: int) -> frozenset[str]:
+        """What an earlier commit opened, if that outlives an answer of `ttl_s`."""
+        now_ns = self._now_ns()
+        end_ns, opened = self._open.get(key, now_ns) or (0, frozenset())
+        if now_ns + ttl_s * 1_000_000_000 > end_ns:
+            raise Uncommitted("the daemon is away")
+        return opened
 
     def _asked(self, key: Key, task: asyncio.Task[frozenset[str]]) -> None:
         del self._asking[key]
@@ -88,5 +93,6 @@ class Commits:
             raise Uncommitted(getattr(answer, "reason", "") or "refused")
         opened = frozenset(answer.addresses)
         self._fresh.put(key, (daemon, opened), now_ns + FRESH_NS)
-        self._open.put(key, opened, now_ns + (message.ttl_s - GRACE_S) * 1_000_000_000)
+        end_ns = now_ns + message.ttl_s * 1_000_000_000
+        self._open.put(key, (end_ns, opened), end_ns - GRACE_S * 1_000_000_000)
         return opened

@@ -152,6 +152,27 @@ def test_commits_are_shared_fresh_for_a_second_and_bound_to_daemon_and_view() ->
     run(body)
 
 
+def test_what_is_open_stays_usable_without_a_daemon_while_it_outlives_the_answer() -> None:
+    async def body(bench: Bench) -> None:
+        view = bench.set("a.example:22")
+        one = ("203.0.113.1",)
+        await bench.commits.bottle(view, "a.example", one, 100)  # the elements end after 110 s
+        bench.daemon_now = None
+        bench.now += 50 * S
+        assert await bench.commits.bottle(view, "a.example", one, 50) == set(one)
+        assert await bench.commits.bottle(view, "a.example", one, 60) == set(one)
+        for addresses, ttl_s in ((one, 61), (("203.0.113.2",), 1)):
+            with pytest.raises(Uncommitted, match="away"):
+                await bench.commits.bottle(view, "a.example", addresses, ttl_s)
+        with pytest.raises(Uncommitted, match="away"):
+            await bench.commits.bottle(bench.set("a.example:22"), "a.example", one, 1)  # another policy
+        bench.now += 51 * S
+        with pytest.raises(Uncommitted, match="away"):
+            await bench.commits.bottle(view, "a.example", one, 1)
+
+    run(body)
+
+
 def test_a_daemon_that_is_slow_gone_or_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commits_module, "CALL_S", 0.05)
 
