@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -12,25 +12,43 @@ import msgspec
 from agentmon.events import Event, allow_hint, now_ns
 from agentmon.repeats import Repeats
 
+SendOf = Callable[[dict[str, Any], int, str, int], Awaitable[None]]
+
 # No allow rule would help.
 _NO_HINT = frozenset({"deny", "inspected", "direct", "bad-name", "not-tls", "bad-sni", "slow", "rate", "limit"})
 
 
 class Reporter:
-    """:param send: what takes an event's dict to the daemon (service.Control.report)."""
+    """:param send: what takes an event's dict to the daemon (service.Control.report).
+    :param send_of: the same with a socket's protocol and port (service.Control.report_of)."""
 
-    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, send: Callable[[dict[str, Any]], None], send_of: SendOf | None = None) -> None:
         self._send = send
+        self._send_of = send_of
         self._repeats = Repeats()
 
     def note(self, slot: int, event: Event) -> None:
         """Report now if this is new (bottle, kind, host, address, reason), else with the next count."""
+        first = self._first(slot, event)
+        if first is not None:
+            self._send(msgspec.to_builtins(first))
+
+    def note_of(self, slot: int, event: Event, proto: str, port: int) -> Awaitable[None] | None:
+        """As note(), naming the process that holds `port` in the bottle: to be awaited before the bottle is answered;
+        None: nothing to wait for."""
+        first = self._first(slot, event)
+        if first is None:
+            return None
+        if self._send_of is None:
+            self._send(msgspec.to_builtins(first))
+            return None
+        return self._send_of(msgspec.to_builtins(first), slot, proto, port)
+
+    def _first(self, slot: int, event: Event) -> Event | None:
         hint = event.hint or ("" if event.reason in _NO_HINT else allow_hint(event))
         event = msgspec.structs.replace(event, ts_ns=now_ns(), hint=hint)
         key = (event.kind, event.verdict, event.reason, event.host, event.dst, event.port)
-        first = self._repeats.note(slot, key, event, time.monotonic_ns())
-        if first is not None:
-            self._send(msgspec.to_builtins(first))
+        return self._repeats.note(slot, key, event, time.monotonic_ns())
 
     def flush(self) -> None:
         for event in self._repeats.flush(time.monotonic_ns(), now_ns()):

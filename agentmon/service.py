@@ -111,6 +111,7 @@ class Control:
     """
 
     MAX_BACKLOG_BYTES = 1 << 20
+    NAMED_S = 0.1  # what naming a process may delay the answer to its first refused question
 
     def __init__(
         self, service: str, sock: socket.socket, answer: Answer, uids: frozenset[int] = frozenset({0})
@@ -151,6 +152,15 @@ class Control:
             channel.send(wire.Report({"kind": "lost", "layer": self._service, "count": self.lost}))
             self.lost = 0
         channel.send(wire.Report(event))
+
+    async def report_of(self, event: dict[str, Any], slot: int, proto: str, port: int) -> None:
+        """As report(), naming the process that holds `port` in the bottle; returns after NAMED_S at most."""
+        channel = self.daemon()
+        if channel is None or channel.backlog_bytes > self.MAX_BACKLOG_BYTES:
+            self.report(event)
+            return
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            await channel.call(wire.Report(event, slot, proto, port, channel.next_id()), self.NAMED_S)
 
     def daemon(self) -> Channel | None:
         """The connected daemon, for questions (Commit) and events; the newest one when a restart overlaps, None while

@@ -107,9 +107,18 @@ class Ack(Message, frozen=True):
 
 
 class Report(Message, frozen=True):
-    """An event for people; fields as in agentmon.events.Event."""
+    """An event for people; fields as in agentmon.events.Event.
+
+    `proto` and `port`: the bottle's own end of the socket that asked, by which the daemon finds the process. With an
+    `id` it is answered by Ack once the process is known (or known to be gone): the service answers the bottle then,
+    so that a process cannot be gone before it is named.
+    """
 
     event: dict[str, Any]
+    slot: int = 0
+    proto: str = ""
+    port: int = 0
+    id: int = 0
 
 
 class Commit(Message, frozen=True):

@@ -28,7 +28,7 @@ from agentmon.addresses import FIRST_SLOT
 from agentmon.control import actions as a
 from agentmon.control import events as e
 from agentmon.control.state import Bottle, Host, Phase
-from agentmon.daemon import files, persist, specs
+from agentmon.daemon import files, persist, specs, whose
 from agentmon.daemon.applier import Applier
 from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.clients import Clients
@@ -234,7 +234,7 @@ class Daemon:
         elif isinstance(message, wire.Crossed):
             self.runner.dispatch(e.BudgetCrossed(message))
         elif isinstance(message, wire.Report):
-            self._report(service, message.event)
+            self.spawn(self._report(service, message), "report")
 
     async def _commit(self, service: Service, message: wire.Commit) -> None:
         try:
@@ -245,13 +245,19 @@ class Daemon:
         if service.channel is not None:
             service.channel.send(answer)
 
-    def _report(self, service: Service, event: dict[str, Any]) -> None:
+    async def _report(self, service: Service, message: wire.Report) -> None:
+        event = message.event
         known = {k: v for k, v in event.items() if k in Event.__struct_fields__}
-        slot = event.get("slot")
+        slot = message.slot or event.get("slot")
         if "bottle" not in known and isinstance(slot, int) and slot in self.host.bottles:
             known["bottle"] = self.host.bottles[slot].name
+        if message.port and message.slot in self.host.bottles:
+            pids = self.kernel.tree.processes(message.slot)
+            known |= await asyncio.to_thread(whose.process, pids, message.proto, message.port)
         with contextlib.suppress(TypeError):  # a service's event without a kind is no event
             self.log.add(Event(**known))
+        if message.id and service.channel is not None:
+            service.channel.send(wire.Ack(message.id))
 
     # ── bottles ──
 

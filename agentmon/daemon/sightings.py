@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import ebpf.spec
 from agentmon.control.state import Bottle, Phase
+from agentmon.daemon import whose
 from agentmon.events import Event
 
 _REASONS = {"deny": "deny", "default": "policy", "cut": "budget"}
@@ -40,7 +40,7 @@ class Sightings:
 
 def describe(seen: ebpf.spec.Event, bottle: Bottle | None, to_real_ns: int) -> Event:
     """One event; process details come from /proc if the process still lives."""
-    exe, cmdline, ppid = _process(seen.tgid)
+    who = whose.describe(seen.tgid)
     rule = ""
     if bottle is not None and seen.reason == "deny" and 0 <= seen.rule < len(bottle.policy.rules):
         rule = bottle.policy.rules[seen.rule].text
@@ -52,11 +52,11 @@ def describe(seen: ebpf.spec.Event, bottle: Bottle | None, to_real_ns: int) -> E
         layer="bpf",
         pid=seen.pid,
         tgid=seen.tgid,
-        ppid=seen.ppid or ppid,
+        ppid=seen.ppid or who.get("ppid", 0),
         uid=seen.uid,
         comm=seen.comm,
-        exe=exe,
-        cmdline=cmdline,
+        exe=who.get("exe", ""),
+        cmdline=who.get("cmdline", ""),
         proto=seen.proto,
         dst=str(seen.dst) if seen.dst is not None else "",
         port=seen.port,
@@ -65,16 +65,3 @@ def describe(seen: ebpf.spec.Event, bottle: Bottle | None, to_real_ns: int) -> E
         count=seen.count,
         ts_ns=seen.ts_ns + to_real_ns,
     )
-
-
-def _process(tgid: int) -> tuple[str, str, int]:
-    """(exe, cmdline, ppid) or blanks when it has gone."""
-    proc = Path(f"/proc/{tgid}")
-    try:
-        stat = (proc / "stat").read_text()
-        ppid = int(stat.rpartition(")")[2].split()[1])
-        exe = str((proc / "exe").readlink())
-        cmdline = (proc / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
-    except (OSError, ValueError, IndexError):
-        return "", "", 0
-    return exe, cmdline[:512], ppid

@@ -47,7 +47,7 @@ class Resolver:
         now_ns = time.monotonic_ns
         self.control = service.Control("resolver", control_socket, self.told)
         self.views = Views()
-        self.reporter = Reporter(self.control.report)
+        self.reporter = Reporter(self.control.report, self.control.report_of)
         resolve = Resolve(Upstream(config.upstream.servers, config.upstream.suffixes), now_ns)
         commits = Commits(self.control, now_ns)
         strip = Strip(config.own)

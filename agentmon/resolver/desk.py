@@ -6,7 +6,7 @@ query's exact bytes, so that a bottle asking in a loop costs a dictionary look-u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 
 from agentmon.events import Event
@@ -55,8 +55,11 @@ class Desk:
     def forget(self, slot: int) -> None:
         self._seats.pop(slot, None)
 
-    def answer(self, data: bytes, slot: int, *, udp: bool) -> Reply | Later:
-        """The reply, None for silence, or a coroutine that makes the reply."""
+    def answer(self, data: bytes, slot: int, *, udp: bool, port: int = 0) -> Reply | Later:
+        """The reply, None for silence, or a coroutine that makes the reply.
+
+        :param port: the asker's, by which the process behind a first refusal is named.
+        """
         view = self.views.get(slot)
         if view is None:
             return None
@@ -67,9 +70,7 @@ class Desk:
         kept = seat.kept.get((udp, data[2:]))
         if kept is not None:
             reply, event = kept
-            if event is not None:
-                self.reporter.note(slot, event)
-            return data[:2] + reply
+            return self._told(data[:2] + reply, slot, event, udp, port)
         try:
             query = dns.parse(data)
         except dns.Drop:
@@ -86,9 +87,12 @@ class Desk:
         if len(seat.kept) >= MAX_KEPT:
             seat.kept.clear()
         seat.kept[udp, data[2:]] = (reply[2:], event)
-        if event is not None:
-            self.reporter.note(slot, event)
-        return reply
+        return self._told(reply, slot, event, udp, port)
+
+    def _told(self, reply: bytes, slot: int, event: Event | None, udp: bool, port: int) -> bytes | Later:
+        """The reply of a refusal, after its first occurrence has been told with the process that asked."""
+        told = self.reporter.note_of(slot, event, "udp" if udp else "tcp", port) if event is not None else None
+        return reply if told is None else _after(told, reply)
 
     def _seat(self, view: View) -> _Seat:
         seat = self._seats.get(view.slot)
@@ -139,6 +143,11 @@ class Desk:
             if observed and self.views.get(view.slot) is view:
                 return frozenset(usable)  # the kernel lets an observed bottle reach what no rule names: nothing to open
             raise
+
+
+async def _after(told: Awaitable[None], reply: bytes) -> bytes:
+    await told
+    return reply
 
 
 def _event(view: View, verdict: str, reason: str, host: str, rule: str = "", *, dst: str = "", why: str = "") -> Event:

@@ -55,7 +55,7 @@ class Server:
         slot = self.slot_of(source[0])
         if slot is None:
             return
-        result = self._desk.answer(data, slot, udp=True)
+        result = self._desk.answer(data, slot, udp=True, port=source[1])
         if isinstance(result, bytes):
             send(result, source)
         elif result is not None:
@@ -83,20 +83,22 @@ class Server:
             self._connections[slot] += 1
             try:
                 with contextlib.suppress(TimeoutError, EOFError, OSError):
-                    await self._conversation(reader, writer, slot)
+                    await self._conversation(reader, writer, slot, writer.get_extra_info("peername")[1])
             finally:
                 self._connections[slot] -= 1
         finally:
             writer.close()
 
-    async def _conversation(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, slot: int) -> None:
+    async def _conversation(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, slot: int, port: int
+    ) -> None:
         while True:
             async with asyncio.timeout(IDLE_S):
                 length = int.from_bytes(await reader.readexactly(2), "big")
                 if length > MAX_TCP_BYTES:
                     return
                 data = await reader.readexactly(length)
-            result = self._desk.answer(data, slot, udp=False)
+            result = self._desk.answer(data, slot, udp=False, port=port)
             reply = result if isinstance(result, bytes) or result is None else await result
             if reply is None:
                 return
