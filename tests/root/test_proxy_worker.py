@@ -809,6 +809,15 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert start_worker(tmp_path)[0] == 4
 
 
+def test_a_rig_that_does_not_come_up_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="broken on purpose"):
+        proxy_rig.start(tmp_path, prelude="raise SystemExit('broken on purpose')")
+    config = str(tmp_path / "ledger.json").encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            assert config not in path.read_bytes()
+
+
 def test_without_a_ledger_metered_requests_are_503_and_others_pass(tmp_path: Path) -> None:
     rig = proxy_rig.start(tmp_path, ledger=False)
     try:

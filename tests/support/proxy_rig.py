@@ -384,12 +384,7 @@ class Rig:
         self.control.close()
         for process in (self.proxy, self.ledger):
             if process is not None:
-                process.terminate()
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait(10)
+                _end(process)
         if self.books is not None:
             self.books.close()
         self.upstream.stop()
@@ -434,6 +429,15 @@ class Response:
         return cls(status, headers, body, broken)
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+
+
 def _wait(path: Path, process: subprocess.Popen[bytes], log: Path) -> BlockingChannel:
     end = time.monotonic() + 20
     while True:
@@ -450,11 +454,20 @@ def start(directory: Path, *, ledger: bool = True, prelude: str = "", user: str 
 
     :param prelude: Python run in the worker first (faults). :param user: whom it becomes; "" stays root.
     """
+    with contextlib.ExitStack() as undo:
+        rig = _start(directory, undo, ledger, prelude, user)
+        undo.pop_all()
+        return rig
+
+
+def _start(directory: Path, undo: contextlib.ExitStack, ledger: bool, prelude: str, user: str) -> Rig:
     ca_file, context = own_ca(directory)
     authority = trust.ensure_ca(directory / "ca")
     net = f"127.{1 + next(_NETS) % 250}"
     upstream = Upstream(f"{net}.1.1", context)
+    undo.callback(upstream.stop)
     lookups = Lookups(directory / "lookup.sock", upstream.address)
+    undo.callback(lookups.stop)
 
     def launch(module: str, config: dict[str, Any], prelude: str) -> tuple[subprocess.Popen[bytes], BlockingChannel]:
         code = f"{prelude}\nimport runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
@@ -464,6 +477,7 @@ def start(directory: Path, *, ledger: bool = True, prelude: str = "", user: str 
         with log.open("wb") as out:
             command = [sys.executable, "-c", code, str(directory / f"{name}.json")]
             process = subprocess.Popen(command, stdout=out, stderr=out)
+        undo.callback(_end, process)
         return process, _wait(Path(config["socket"]), process, log)
 
     books, book_process = None, None
