@@ -214,13 +214,13 @@ class Daemon:
             if service.name == "ledger":
                 await self.ledger.open(bottle)
             else:
-                await self.applier_push(service, bottle)
+                await self._push(service, bottle)
 
-    async def applier_push(self, service: Service, bottle: Bottle) -> None:
-        from agentmon.daemon.kernel import mode_of
-
+    async def _push(self, service: Service, bottle: Bottle) -> None:
         view = self.kernel.compiled(bottle, mode_of(bottle)).view
         await service.call(wire.SetBottle(service.next_id(), view))
+        if bottle.phase in {Phase.CUT, Phase.FROZEN}:
+            await service.call(wire.CutBottle(service.next_id(), bottle.slot, dict(bottle.spent or {})))
 
     def _on_down(self, service: Service) -> None:
         self.log.add(

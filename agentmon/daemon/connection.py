@@ -55,20 +55,20 @@ class Connection:
                 self._gone.set()
 
     async def close(self) -> None:
-        """Send what is queued, then close."""
+        """Send what is queued, then close; messages() has ended when this is called."""
         self._out.put_nowait(None)
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):
             await asyncio.wait_for(self._writing, 1.0)
         self.shut()
+        self._sock.close()
 
     def shut(self) -> None:
         self._gone.set()
         if not self.closed:
             self.closed = True
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
-            self._sock.close()
             self._writing.cancel()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # ends messages(); a closed descriptor would stay in the loop's poll
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()

@@ -92,7 +92,7 @@ def test_the_client_that_dies_takes_its_bottle_along(world: World) -> None:
     job.process.kill()
     job.process.communicate()
     until(lambda: not any(r["bottle"] == "lonely" for r in world.rows("ps")), 20)
-    assert not list(Path("/run/agentmon/state").glob("*.json"))
+    assert not list((world.run_dir / "state").glob("*.json"))
 
 
 def test_a_broken_manifest_names_file_line_and_key(world: World, tmp_path: Path) -> None:

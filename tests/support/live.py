@@ -7,9 +7,12 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,7 +69,7 @@ class Job:
 
 
 class World:
-    """Settings, internet and daemon of one test module.
+    """Settings, internet and daemon of one test module, with files of their own (ledger, events, sockets).
 
     :param settings: YAML text after `upstream:`'s; "{net}" is the internet's directory.
     """
@@ -77,7 +80,15 @@ class World:
         self.net = tmp / "net"
         self.settings = tmp / "settings.yml"
         self.extra = settings
-        self.env = {**os.environ, "AGENTMON_SETTINGS": str(self.settings), "PYTHONPATH": str(ROOT)}
+        self.root = Path(tempfile.mkdtemp(prefix="agentmon-test-", dir="/var/tmp"))  # services must reach it
+        self.root.chmod(0o755)
+        self.run_dir = self.root / "run/agentmon"
+        self.env = {
+            **os.environ,
+            "AGENTMON_ROOT": str(self.root),
+            "AGENTMON_SETTINGS": str(self.settings),
+            "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
         self._stack = contextlib.ExitStack()
         self.daemon: subprocess.Popen[str] | None = None
         self.jobs: list[Job] = []
@@ -104,6 +115,7 @@ class World:
             self.stop_daemon()
         finally:
             self._stack.close()
+            shutil.rmtree(self.root)
 
     def _start_internet(self) -> None:
         self.net.mkdir()
@@ -121,8 +133,6 @@ class World:
 
     def counters(self) -> dict[str, Any]:
         """What the stand-in internet has seen."""
-        import socket  # the suite guards AF_INET only
-
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(str(self.net / "control.sock"))
             data = b""
@@ -182,7 +192,7 @@ class World:
         return [event for event in found if all(event.get(k) == v for k, v in match.items())]
 
     def pid_of(self, service: str) -> int:
-        return int(Path(f"/run/agentmon/svc/{service}.pid").read_text())
+        return int((self.run_dir / f"svc/{service}.pid").read_text())
 
 
 @contextlib.contextmanager
