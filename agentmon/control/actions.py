@@ -21,6 +21,13 @@ class Action:
         return f"{words} (bottle in slot {self.slot})"
 
 
+@dataclass(frozen=True, slots=True)
+class Together(Action):
+    """Branches that do not depend on each other, run at the same time; each branch in its order."""
+
+    branches: tuple[tuple[Action, ...], ...]
+
+
 # ── start ──
 class MakeCgroup(Action):
     """Bottle directory, job leaf frozen, probe leaf."""

@@ -9,17 +9,20 @@ from agentmon.control.state import Bottle, Phase
 
 
 def start(bottle: Bottle) -> tuple[a.Action, ...]:
-    """Deny-all on both sides before anything runs; the job exists, frozen, before its policy opens; thaw is last."""
+    """Deny-all on both sides before anything exists; the job waits, frozen, while its policy opens; thaw is last."""
     s = bottle.slot
     return (
         a.MakeCgroup(s),
+        a.MakeFiles(s, bottle),
         a.MakeNet(s),
         a.ApplyClosed(s, bottle),
-        a.OpenRun(s, bottle),
-        a.MakeFiles(s, bottle),
-        a.PushViews(s, bottle),
-        a.Launch(s, bottle),
-        a.ApplyRules(s, bottle),
+        a.Together(
+            s,
+            (
+                (a.Launch(s, bottle),),
+                (a.OpenRun(s, bottle), a.PushViews(s, bottle), a.ApplyRules(s, bottle)),
+            ),
+        ),
         a.Probe(s),
         a.Thaw(s),
         a.Started(s),

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,6 +73,7 @@ class Daemon:
         self.log = EventLog(str(paths.EVENTS), max_bytes=settings.events_bytes, max_age_s=settings.events_age_s)
         self.ledger: LedgerLink
         self.ops = Ops(self)
+        self.probed: dict[int, int] = {}  # slot → packets of the bottle's own test that the host side refused
         self._summaries: dict[int, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._end = asyncio.Event()
@@ -146,32 +147,39 @@ class Daemon:
         self._used = bool(self.host.bottles)
 
     async def _close(self) -> None:
-        if not (self._keep and self.host.bottles):
-            self._keep = False
-            for bottle in tuple(self.host.bottles.values()):
+        """Let go of bottles (keep) or remove everything; a step that fails is told and the next one is done."""
+        bottles = self.host.bottles
+        self._keep = self._keep and bool(bottles)
+        if not self._keep:
+            for bottle in tuple(bottles.values()):
                 self.runner.dispatch(e.ClientGone(bottle.slot))
             await self.runner.drained()
-        asyncio.get_running_loop().remove_reader(self.kernel.bpf.fileno()) if self.services else None
+        if self.services:
+            with contextlib.suppress(OSError, ValueError):
+                asyncio.get_running_loop().remove_reader(self.kernel.bpf.fileno())
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        paths.CONTROL_SOCKET.unlink(missing_ok=True)
+        await self._step("let go of the spawner", self.spawner.close())
         if self._keep:
-            print(
-                f"agentmon: {len(self.host.bottles)} bottles stay in force; the next daemon adopts them",
-                file=sys.stderr,
-            )
+            print(f"agentmon: {len(bottles)} bottles stay in force; the next daemon adopts them", file=sys.stderr)
             for service in self.services.values():
                 service.detach()
-            await self.spawner.close()
         else:
-            await self.spawner.close()
-            await asyncio.gather(*(service.stop() for service in self.services.values()))
-            await self.in_kernel(self.kernel.close)
+            for service in self.services.values():
+                await self._step(f"stop the {service.name}", service.stop())
+            await self._step("remove rules, programs and cgroups", self.in_kernel(self.kernel.close))
         self._kernel_thread.shutdown()
         self.log.close()
-        paths.CONTROL_SOCKET.unlink(missing_ok=True)
         if not self._keep:
             files.remove_all()
+
+    async def _step(self, what: str, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await work
+        except (AgentmonError, OSError) as error:
+            print(f"warning: could not {what}: {error}; going on", file=sys.stderr)
 
     def spawn(self, work: Any, name: str) -> None:
         """Run a coroutine for as long as the daemon lives."""
@@ -283,7 +291,7 @@ class Daemon:
             return
         refused = dict(self.log.refused.pop(bottle.name, {}))
         with contextlib.suppress(OSError, KeyError):
-            packets = sum((await self.in_kernel(self.kernel.nft.refusals, slot)).values())
+            packets = sum((await self.in_kernel(self.kernel.nft.refusals, slot)).values()) - self.probed.pop(slot, 0)
             refused |= {"host-nft": packets} if packets else {}
         usage: dict[str, Any] = {}
         with contextlib.suppress(AgentmonError):

@@ -42,12 +42,23 @@ class Applier:
             a.CloseRun: self._close_run, a.DropViews: self._drop_views, a.ForgetBpf: self._forget_bpf,
             a.DeleteNet: self._delete_net, a.RemoveCgroup: self._remove_cgroup, a.RemoveFiles: self._remove_files,
             a.Save: self._save, a.Emit: self._emit, a.Started: self._started, a.Ended: self._ended,
-            a.Answer: self._answer, a.Fail: self._fail, a.Mark: self._mark,
+            a.Answer: self._answer, a.Fail: self._fail, a.Mark: self._mark, a.Together: self._together,
         }  # fmt: skip
 
     async def apply(self, action: a.Action) -> None:
         """:raises AgentmonError, OSError: the action did not happen; what it had begun is undone or idempotent."""
         await self._methods[type(action)](action)
+
+    async def _together(self, action: a.Together) -> None:
+        """All branches are waited for, also when one fails: nothing of a plan goes on behind its failure."""
+        done = await asyncio.gather(*(self._branch(branch) for branch in action.branches), return_exceptions=True)
+        for result in done:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _branch(self, branch: tuple[a.Action, ...]) -> None:
+        for action in branch:
+            await self.apply(action)
 
     def _bottle(self, slot: int) -> Bottle:
         bottle = self._d.host.bottles.get(slot)
@@ -105,6 +116,7 @@ class Applier:
         problems = list(result.problems)
         if result.frame == "sent" and not await self._counted(slot, before):
             problems.append("the host-side rules did not count the frame that was sent past the other layers")
+        self._d.probed[slot] = sum((await self._d.in_kernel(self._d.kernel.nft.refusals, slot)).values())
         if problems:
             raise HostLacks(
                 f"the bottle did not pass its own test: {'; '.join(problems)}",

@@ -58,10 +58,12 @@ class Kernel:
         self.bpf.open(str(self.tree.parent))
 
     def close(self) -> None:
-        """Remove all of it; idempotent. No bottle is left when this is called."""
-        self.bpf.close()
-        self.tree.close()
-        self.nft.close_host()
+        """Remove all of it, the rest also where one layer fails; idempotent. No bottle is left when this is called."""
+        try:
+            self.bpf.close()
+            self.tree.close()
+        finally:
+            self.nft.close_host()
 
     def net(self, slot: int) -> netfilter.spec.BottleNet:
         pair, gateway = self.pool.at(slot), self.pool.gateway

@@ -7,7 +7,9 @@ A stop plan goes on past failures: all its actions are idempotent and the bottle
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from agentmon.control import actions as a
@@ -16,6 +18,8 @@ from agentmon.control.machine import step
 from agentmon.control.state import Bottle, Host
 from agentmon.daemon.clients import Clients
 from agentmon.errors import AgentmonError
+
+_DEBUG = bool(os.environ.get("AGENTMON_DEBUG"))
 
 
 class Runner:
@@ -82,7 +86,7 @@ class Runner:
         if stopping:
             self.host = self.host.drop(slot)
             self._locks.pop(slot, None)
-        elif failure is None and a.Launch in kinds:
+        elif failure is None and a.Started in kinds:
             self.dispatch(e.StartFinished(slot, self._clients.pid(slot)))
         return failure
 
@@ -94,7 +98,7 @@ class Runner:
                 return None  # a stop came in between
             action = left.pop(0)
             try:
-                await self._apply(action)
+                await self._timed(action)
             except (AgentmonError, OSError) as error:
                 failure = _failure(slot, action, error, before)
                 self._refuse(left, failure)
@@ -105,9 +109,20 @@ class Runner:
     async def _all(self, plan: Iterable[a.Action]) -> None:
         for action in plan:
             try:
-                await self._apply(action)
+                await self._timed(action)
             except (AgentmonError, OSError) as error:
                 print(f"warning: {action.describe()}: {error}; going on", file=sys.stderr)
+
+    async def _timed(self, action: a.Action) -> None:
+        """Apply; with AGENTMON_DEBUG=1 each action and its time stand in the log."""
+        if not _DEBUG:
+            await self._apply(action)
+            return
+        began_ns = time.monotonic_ns()
+        try:
+            await self._apply(action)
+        finally:
+            print(f"{(time.monotonic_ns() - began_ns) / 1e6:8.2f} ms  {action.describe()}", file=sys.stderr, flush=True)
 
     def _refuse(self, left: Iterable[a.Action], failure: e.PlanFailed) -> None:
         """Whoever waits for the rest of a failed plan is told."""

@@ -15,10 +15,7 @@ from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.rules import parse_rule
 
 JOB = Job(("true",), (), "/", 1000, 1000, (), tty=False)
-START = [
-    "MakeCgroup", "MakeNet", "ApplyClosed", "OpenRun", "MakeFiles", "PushViews", "Launch", "ApplyRules", "Probe",
-    "Thaw", "Started",
-]  # fmt: skip
+START = ["MakeCgroup", "MakeFiles", "MakeNet", "ApplyClosed", "Together", "Probe", "Thaw", "Started"]
 CLEAN = ["DropViews", "CloseRun", "ForgetBpf", "DeleteNet", "RemoveCgroup", "RemoveFiles"]
 
 
@@ -42,6 +39,8 @@ def test_run_goes_from_closed_to_open_and_thaws_last() -> None:
     after, actions = step(before, e.RunRequested(7, policy(), JOB, "r1", 123))
     assert names(actions) == ["Answer", "Save", *START]
     assert actions[0] == a.Answer(16, 7, 16)
+    together = next(action for action in actions if isinstance(action, a.Together))
+    assert [names(branch) for branch in together.branches] == [["Launch"], ["OpenRun", "PushViews", "ApplyRules"]]
     bottle = after.bottles[16]
     assert (bottle.phase, bottle.epoch, after.epoch, bottle.started_ns) == (Phase.STARTING, 6, 6, 123)
     after, actions = step(after, e.StartFinished(16, 99))
@@ -197,4 +196,4 @@ def test_adoption_takes_the_epoch_and_tells_the_services() -> None:
 
 def test_every_action_says_what_it_is() -> None:
     _, actions = step(Host(16, 20), e.RunRequested(7, policy(), JOB, "r1", 123))
-    assert [action.describe() for action in actions][3] == "make net (bottle in slot 16)"
+    assert [action.describe() for action in actions][3] == "make files (bottle in slot 16)"
