@@ -1,6 +1,6 @@
-"""HostNetfilter: the protocol of spec.py on the kernel. All calls from one thread, none inside an asyncio loop.
+"""HostNetfilter: the protocol of spec.py on the kernel. Calls come from one thread at a time, in the host's namespace.
 
-What it remembers (contexts, last rules) is a cache: a new one finds the objects by name and adopts them.
+What it remembers (sockets, last rules) is a cache: a new one finds the objects by name and adopts them.
 """
 
 from __future__ import annotations
@@ -9,19 +9,43 @@ import contextlib
 import errno
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
-from pyroute2 import IPRoute
-
-from netfilter import flows, links, netns, render
-from netfilter.counters import Counters
+from netfilter import render, render_bottle
+from netfilter.bottle import Bottle, Inner, Pipe, bottle_pipe, first_inside, now_ns, pair
+from netfilter.elements import Segments
 from netfilter.errors import KernelRefused
+from netfilter.forwarding import Forwarding
+from netfilter.language import FAMILY, TABLE, Part, flush_set, table
+from netfilter.live import carried, destroy, end, listed, marks_undone, refused, remarking
+from netfilter.netns import links, namespaces
+from netfilter.netns.conntrack import Conntrack, Entry
+from netfilter.netns.sockets import Sockets
+from netfilter.netns.wire import ROUTE, Netlink
+from netfilter.nfnetlink import Elements
 from netfilter.nft import Nft
-from netfilter.spec import Address, BottleNet, BottleRules, HostSpec, Learned, Mode
+from netfilter.spec import EPOCH_MASK, Address, BottleNet, BottleRules, HostSpec, Learned, Mode, Network
+from netfilter.transaction import Transaction
+from netfilter.verdict import Judge, own_networks
 
 _GONE = {errno.ENOENT, errno.ENODEV}
+_SERVICE_MACS = ("02:61:6d:ff:00:01", "02:61:6d:ff:00:02")
+
+
+class _Edges:
+    """Sockets in the host's namespace."""
+
+    def __init__(self, prefix: str, service_veth: str) -> None:
+        self.nft = Nft()
+        self.elements = Elements(TABLE)
+        self.route = Netlink(ROUTE)
+        self.conntrack = Conntrack()
+        self.forwarding = Forwarding(self.nft, rf"{re.escape(prefix)}\d+|{re.escape(service_veth)}")
+
+    def close(self) -> None:
+        for edge in (self.elements, self.route, self.conntrack):
+            edge.close()
 
 
 class HostNetfilter:
@@ -33,218 +57,299 @@ class HostNetfilter:
     def __init__(self, prefix: str = "am") -> None:
         self._prefix = prefix
         self._host: HostSpec | None = None
-        self._nets: dict[int, BottleNet] = {}
-        self._rules: dict[int, BottleRules] = {}
-        self._inner: dict[int, Nft] = {}
-        self._edges: tuple[Nft, Any, flows.Conntrack, Counters] | None = None
+        self._bottles: dict[int, Bottle] = {}
+        self._dialled = Segments()
+        self._kept: _Edges | None = None
 
-    def _open(self) -> tuple[Nft, Any, flows.Conntrack, Counters]:
-        if self._edges is None:
-            self._edges = (Nft(), IPRoute(), flows.Conntrack(), Counters(render.TABLE.split()[1]))
-        return self._edges
+    def _edges(self) -> _Edges:
+        if self._kept is None:
+            self._kept = _Edges(self._prefix, "" if self._host is None else self._host.service_veth)
+        return self._kept
+
+    def _own(self) -> tuple[Network, ...]:
+        return () if self._host is None else own_networks(self._host)
 
     # ── host ──
 
     def open_host(self, host: HostSpec) -> None:
-        nft, ipr, _, _ = self._open()
+        _check_host(host)
+        if self._host != host and self._kept is not None:
+            self._kept.close()
+            self._kept = None
         self._host = host
-        nft.run(render.host_table(host), "host table")
-        links.backstop(ipr, host)
-        if not netns.exists(host.service_netns):
-            netns.create(host.service_netns)
-        if not ipr.link_lookup(ifname=host.service_veth):
-            self._service_pipe(host).create(ipr, host.service_addresses, _gateways(host))
-        self._forwarding()
+        edges = self._edges()
+        edges.nft.run(render.host_table(host), "make the host table")
+        edges.route.run(links.backstop(host))
+        edges.route.run(links.local_guard(host, edges.route.dump(links.all_rules())))
+        self._dialled.clear()
+        edges.nft.run([flush_set(f"span{v}") for v in render.FAMILIES], "forget dialled ranges")
+        pipe = Pipe(
+            host.service_veth, host.service_netns, *_SERVICE_MACS,
+            host.service_addresses, pair(host.gateway4, host.gateway6),
+        )  # fmt: skip
+        if not namespaces.exists(host.service_netns):
+            namespaces.create(host.service_netns, lambda: None)
+        if host.service_veth not in _devices():
+            pipe.make(edges.route)
+        pipe.set_up(edges.route)
+        self._forward()
 
-    def _service_pipe(self, host: HostSpec) -> links.Pipe:
-        return links.Pipe(host.service_veth, host.service_netns, "02:61:6d:ff:00:01", "02:61:6d:ff:00:02")
-
-    def _forwarding(self) -> None:
-        """Let answers come in: per device for IPv4, host-wide for IPv6; the table remembers what we switched."""
-        nft, ipr, _, _ = self._open()
-        assert self._host is not None
-        ours = frozenset({self._host.service_veth, *(net.veth for net in self._nets.values())})
-        for device in self._uplinks(ipr, ours):
-            if links.sysctl(f"ipv4/conf/{device}/forwarding", "1") == "0":
-                nft.run(f'add element {render.TABLE} switched4 {{ "{device}" }}', f"note forwarding of {device}")
-        if self._host.pool6 is None:
-            return
-        for device in links.foreign_devices(ours):
-            if links.sysctl(f"ipv6/conf/{device}/accept_ra", "2") not in {"1", "2", None}:
-                links.sysctl(f"ipv6/conf/{device}/accept_ra", "0")
-        if links.sysctl("ipv6/conf/all/forwarding", "1") == "0":
-            note = f'add element {render.TABLE} switched6 {{ "all" }}'
-            nft.run(f"{note}\n{render.switch6_rule()}", "note IPv6 forwarding")
-
-    def _uplinks(self, ipr: Any, ours: frozenset[str]) -> list[str]:
-        """Devices that some route leads to."""
-        by_index = {number: name for number, name in _devices()}
-        used = {int(r.get_attr("RTA_OIF") or 0) for r in ipr.get_routes(table=254)}
-        return sorted({by_index[n] for n in used if n in by_index} - ours - {"lo"})
+    def _forward(self) -> None:
+        forwarding = self._edges().forwarding
+        forwarding.ensure4()
+        if self._host is not None and self._host.pool6 is not None:
+            forwarding.ensure6()
 
     def close_host(self) -> None:
-        nft, ipr, conntrack, counters = self._open()
+        edges = self._edges()
         for slot in sorted(self.slots()):
             self.delete_bottle(slot)
-        for device in self._elements("switched4"):
-            links.sysctl(f"ipv4/conf/{device}/forwarding", "0")
-        if self._elements("switched6"):
-            links.sysctl("ipv6/conf/all/forwarding", "0")
-            for device in links.foreign_devices(frozenset()):
-                if links.sysctl(f"ipv6/conf/{device}/accept_ra", "1") == "0":
-                    links.sysctl(f"ipv6/conf/{device}/accept_ra", "0")
+        edges.forwarding.restore()
         if self._host is not None:
-            self._service_pipe(self._host).delete(ipr)
-            netns.delete(self._host.service_netns)
-        nft.run(f"add table {render.TABLE}\ndelete table {render.TABLE}", "delete the host table")
-        links.remove_backstop(ipr)
-        for edge in (ipr, conntrack, counters):
-            edge.close()
-        self._edges, self._host = None, None
-
-    def _elements(self, name: str) -> list[str]:
-        nft = self._open()[0]
-        try:
-            listed = nft.listing(f"list set {render.TABLE} {name}")
-        except KernelRefused:
-            return []
-        return [str(e) for o in listed for e in o.get("set", {}).get("elem", [])]
+            namespaces.delete(self._host.service_netns)
+            edges.route.run([links.delete(self._host.service_veth)])
+        edges.nft.run([table("add"), table("delete")], "delete the host table")
+        for family in (socket.AF_INET, socket.AF_INET6):
+            while edges.route.run(links.no_backstop(family)):
+                pass
+        edges.close()
+        self._kept, self._host = None, None
 
     # ── bottles ──
 
     def create_bottle(self, net: BottleNet) -> None:
-        nft, ipr, _, _ = self._open()
-        netns.create(net.netns)
-        try:
-            nft.run(render.bottle_closed(net), f"close bottle {net.slot}")
-            pair = tuple(a for a in (net.addr4, net.addr6) if a is not None)
-            gateways = tuple(a for a in (net.gateway4, net.gateway6) if a is not None)
-            links.bottle_pipe(net).create(ipr, pair, gateways)
-            self._inner[net.slot] = Nft(net.netns)
-            self._inner[net.slot].run(render.inner_closed(), f"close bottle {net.slot} inside")
-            self._nets[net.slot] = net
-            self._forwarding()
-        except OSError:
-            self._nets.setdefault(net.slot, net)
-            self.delete_bottle(net.slot)
-            raise
+        self._check_net(net)
+        edges, pipe = self._edges(), bottle_pipe(net)
+        made: list[Inner] = []
+
+        def unlink() -> None:
+            edges.route.run([links.delete(net.veth)])
+
+        def leave() -> None:
+            made.pop().close()
+            namespaces.delete(net.netns)
+
+        change = Transaction()
+        change.add(
+            f"make namespace {net.netns}, closed inside",
+            lambda: made.append(namespaces.create(net.netns, first_inside)),
+            leave,
+        )
+        change.add(
+            f"close {net.veth} on the host",
+            lambda: edges.nft.run(render_bottle.bottle_closed(net), f"close bottle {net.slot}"),
+            lambda: self._remove_rules(net.slot),
+        )
+        change.add(f"make device {net.veth}", lambda: pipe.make(edges.route), unlink)
+        change.add(f"address {net.veth} and eth0", lambda: pipe.set_up(edges.route))
+        change.add("forwarding of new devices", self._forward)
+        change.run()
+        self._bottles[net.slot] = Bottle(net, made[0], untouched=True)
 
     def adopt_bottle(self, net: BottleNet) -> None:
-        self._nets[net.slot] = net
-        self._inner[net.slot] = Nft(net.netns)
+        self._check_net(net)
+        links.index(net.veth)
+        self._bottles[net.slot] = Bottle(net, namespaces.inside(net.netns, Inner))
 
     def delete_bottle(self, slot: int) -> None:
-        nft, ipr, conntrack, _ = self._open()
-        veth, name = f"{self._prefix}{slot}", f"{self._prefix}-{slot}"
-        first, *rest = render.bottle_deleted(slot, veth)
-        _quietly(nft, first)
-        for flow in self._live(slot):
-            conntrack.delete(flow)
-        for text in rest:
-            _quietly(nft, text)
-        self._inner.pop(slot, None)  # its socket would keep the namespace alive
-        if netns.exists(name):
-            netns.delete(name)  # the kernel takes the veth pair down with it, a few milliseconds later
-        else:
-            links.Pipe(veth, name, "", "").delete(ipr)
-        self._nets.pop(slot, None)
-        self._rules.pop(slot, None)
+        edges, name, veth = self._edges(), f"{self._prefix}-{slot}", f"{self._prefix}{slot}"
+        first, *rest = render_bottle.bottle_deleted(slot, veth)
+        _quietly(edges.nft, first)
+        edges.conntrack.delete(self._remaining(slot))
+        for commands in rest:
+            _quietly(edges.nft, commands)
+        edges.route.run([links.delete(veth)])
+        bottle = self._bottles.pop(slot, None)
+        if bottle is not None:
+            bottle.inner.close()
+        namespaces.delete(name)
+
+    def _remaining(self, slot: int) -> list[Entry]:
+        """Everything conntrack has of a slot, entries of earlier epochs included."""
+        conntrack, known = self._edges().conntrack, self._bottles.get(slot)
+        if known is not None and known.epochs < 2 and (known.untouched or known.rules is not None):
+            return listed(known, conntrack)
+        return conntrack.entries(self._addresses(slot)) if conntrack.count() else []
+
+    def _remove_rules(self, slot: int) -> None:
+        for commands in render_bottle.bottle_deleted(slot, f"{self._prefix}{slot}"):
+            _quietly(self._edges().nft, commands)
 
     def _addresses(self, slot: int) -> tuple[Address, ...]:
-        """A slot is an offset into the pools."""
-        net = self._nets.get(slot)
-        if net is not None:
-            return tuple(a for a in (net.addr4, net.addr6) if a is not None)
-        pools = (self._host.pool4, self._host.pool6) if self._host is not None else ()
-        return tuple(pool[slot] for pool in pools if pool is not None)
+        """Of a bottle that nobody told us about: a slot is an offset into the pools."""
+        known = self._bottles.get(slot)
+        if known is not None:
+            return known.addresses()
+        return tuple(pool[slot] for pool in self._own() if slot < pool.num_addresses)
 
     def apply(self, rules: BottleRules) -> None:
-        nft, _, conntrack, _ = self._open()
-        net, slot = self._nets[rules.slot], rules.slot
-        old = self._rules.get(slot)
+        if not 1 <= rules.epoch <= EPOCH_MASK:
+            raise ValueError(f"epoch {rules.epoch}: 1 to {EPOCH_MASK} exist")
+        bottle, edges = self._bottle(rules.slot), self._edges()
+        old, now = bottle.rules, now_ns()
         fresh = old is None or old.epoch != rules.epoch
-        ending: list[flows.Flow] = []
+        judge = Judge(rules, self._own())
+        segments = Segments() if fresh else bottle.segments.copy()
+        learned = segments.change(rules.learned, now)
+        before = bottle.still_learned(now)
+
+        def commands(slot: int | None, wanted: BottleRules) -> list[Part]:
+            return [
+                *render_bottle.static_sets(slot, wanted, old),
+                *(render_bottle.learned_flushed(slot) if fresh else []),
+                *render_bottle.learned_in(learned, slot, fresh=fresh),
+            ]
+
+        change = Transaction()
+        ending = rules.mode in {Mode.CUT, Mode.CLOSED}
+        living = listed(bottle, edges.conntrack) if fresh or ending else []
         if fresh:
-            for flow in self._live(slot):
-                if flows.permitted(flow, rules):
-                    conntrack.remark(flow, rules.epoch)
-                else:
-                    ending.append(flow)
-        nft.run(render.bottle_rules(net, rules, self._own(), fresh=fresh), f"rules of bottle {slot}")
-        self._inner[slot].run(render.inner_rules(rules, fresh=fresh), f"rules of bottle {slot} inside")
-        self._rules[slot] = rules
-        self._end(slot, ending)
+            kept = carried(living, judge)
+            for conntrack in (bottle.inner.conntrack, edges.conntrack):
+                change.add("carry live flows over", remarking(conntrack, kept), marks_undone(conntrack, kept))
+        inner = [*commands(None, rules), *render_bottle.inner_chain(rules)]
+        change.add(
+            f"rules of bottle {rules.slot} inside",
+            lambda: _inside(
+                bottle, inner, lambda: self._whole(rules, [*before, *rules.learned] if not fresh else rules.learned)
+            ),
+            lambda: bottle.inner.nft.run(self._whole(old, before), "take the bottle's own rules back"),
+        )
+        outer = [*commands(rules.slot, rules), *render_bottle.bottle_chain(bottle.net, rules, self._own())]
+        what = f"rules of bottle {rules.slot}"
+        change.add(what, lambda: edges.nft.run(outer, what))
+        change.run()
+        bottle.rules, bottle.judge, bottle.segments = rules, judge, segments
+        if fresh:
+            bottle.learned.clear()
+            bottle.epochs += 1
+        bottle.note(rules.learned, now)
+        if (fresh or ending) and not bottle.untouched:
+            end(bottle, edges.conntrack, refused(living, judge))
+        bottle.untouched = bottle.untouched and rules.mode is Mode.CLOSED
 
-    def _own(self) -> list[str]:
-        assert self._host is not None
-        return [str(p) for p in (self._host.pool4, self._host.pool6) if p is not None]
+    @staticmethod
+    def _whole(rules: BottleRules | None, learned: Sequence[Learned]) -> list[Part]:
+        """The bottle's own table from nothing."""
+        commands = render_bottle.inner_closed()
+        if rules is not None:
+            commands += render_bottle.static_sets(None, rules, None)
+            commands += render_bottle.learned_in(Segments().change(learned, now_ns()), None, fresh=True)
+            commands += render_bottle.inner_chain(rules)
+        return commands
 
-    def _end(self, slot: int, ending: Sequence[flows.Flow]) -> None:
-        conntrack = self._open()[2]
-        for flow in ending:
-            conntrack.delete(flow)
-        if ending:
-            flows.destroy_sockets(self._nets[slot].netns, ending)
+    def _bottle(self, slot: int) -> Bottle:
+        try:
+            return self._bottles[slot]
+        except KeyError:
+            raise KernelRefused(errno.ENOENT, f"bottle {slot}", "it was neither created nor adopted") from None
 
     def learn(self, slot: int, entries: Sequence[Learned]) -> None:
-        nft = self._open()[0]
-        self._inner[slot].run(render.learned_elements(0, entries), f"addresses of bottle {slot} inside")
-        nft.run(render.learned_elements(slot, entries), f"addresses of bottle {slot}")
+        bottle, edges = self._bottle(slot), self._edges()
+        now, segments = now_ns(), bottle.segments.copy()
+        change = segments.change(entries, now)
+        what = f"addresses of bottle {slot}"
+        try:
+            bottle.inner.elements.renew(render_bottle.exact_sets(change, None))
+            bottle.inner.nft.run(render_bottle.ranges(change, None), f"{what} inside")
+        except KernelRefused as e:
+            _unless_gone(e)  # root in the bottle flushed its table: back with it
+            everything = [*bottle.still_learned(now), *entries]
+            bottle.inner.nft.run(self._whole(bottle.rules, everything), f"restore the table of bottle {slot}")
+        edges.elements.renew(render_bottle.exact_sets(change, slot))
+        edges.nft.run(render_bottle.ranges(change, slot), what)
+        bottle.segments = segments
+        bottle.note(entries, now)
 
     def permit_service(self, entries: Sequence[Learned]) -> None:
-        self._open()[0].run(render.dial_elements(entries), "addresses of the service namespace")
+        edges, segments = self._edges(), self._dialled.copy()
+        change = segments.change(entries, now_ns())
+        edges.elements.renew(render.dial_sets(change))
+        edges.nft.run(render_bottle.range_pieces(change, "span%d"), "addresses of the service namespace")
+        self._dialled = segments
 
     def cut(self, slot: int) -> None:
-        net, rules = self._nets[slot], self._rules[slot]
-        self._open()[0].run(render.bottle_cut(net), f"cut bottle {slot}")
-        self._rules[slot] = replace(rules, mode=Mode.CUT)
+        self._edges().elements.put_device(render.CUT, f"{self._prefix}{slot}")
+        bottle = self._bottles.get(slot)
+        if bottle is not None and bottle.rules is not None:
+            bottle.rules = replace(bottle.rules, mode=Mode.CUT)
+            bottle.judge = Judge(bottle.rules, self._own())
 
     def end_refused(self, slot: int) -> int:
-        rules = self._rules[slot]
-        ending = [flow for flow in self._live(slot) if not flows.permitted(flow, rules)]
-        self._end(slot, ending)
-        return len(ending)
-
-    def _live(self, slot: int) -> list[flows.Flow]:
-        conntrack = self._open()[2]
-        return [flow for address in self._addresses(slot) for flow in conntrack.from_source(address)]
+        bottle, conntrack = self._bottle(slot), self._edges().conntrack
+        return end(bottle, conntrack, refused(listed(bottle, conntrack), bottle.judge))
 
     def destroy_flows(self, slot: int) -> int:
-        conntrack = self._open()[2]
-        gone = sum(conntrack.delete(flow) for flow in self._live(slot))
-        return gone + flows.destroy_sockets(f"{self._prefix}-{slot}", None)
+        conntrack, known = self._edges().conntrack, self._bottles.get(slot)
+        if known is not None:
+            return destroy(known, conntrack)
+        gone = conntrack.delete(conntrack.entries(self._addresses(slot)))
+        name = f"{self._prefix}-{slot}"
+        if not namespaces.exists(name):
+            return gone
+        return gone + namespaces.inside(name, lambda: _using(Sockets(), lambda s: s.destroy(lambda *_: True)))
 
     def refusals(self, slot: int) -> dict[str, int]:
-        counters = self._open()[3]
-        return {reason: counters.packets(f"c{slot}_{reason}") for reason in render.REASONS}
+        names = [render_bottle.counter_name(slot, reason) for reason in render_bottle.REASONS]
+        return dict(zip(render_bottle.REASONS, self._edges().elements.packets(names), strict=True))
 
     def slots(self) -> frozenset[int]:
-        names = [*netns.names(f"{self._prefix}-"), *(name for _, name in _devices())]
+        names = [*namespaces.names(f"{self._prefix}-"), *_devices()]
         with contextlib.suppress(KernelRefused):
-            listed = self._open()[0].listing("list chains inet")
-            table = render.TABLE.split()[1]
-            names += [f"{self._prefix}{c['name'][1:]}" for o in listed if (c := o.get("chain")) and c["table"] == table
-                      and re.fullmatch(r"[bk]\d+", c["name"])]  # fmt: skip
+            listed = self._edges().nft.listing(f"list chains {FAMILY}")
+            chains = (o["chain"] for o in listed if "chain" in o)
+            names += [f"{self._prefix}{c['name'][1:]}" for c in chains if c["table"] == TABLE and c["name"][0] == "b"]
         found = (re.fullmatch(rf"{re.escape(self._prefix)}-?(\d+)", name) for name in names)
         return frozenset(int(m.group(1)) for m in found if m)
 
-
-def _gateways(host: HostSpec) -> tuple[Address, ...]:
-    return tuple(a for a in (host.gateway4, host.gateway6) if a is not None)
-
-
-def _devices() -> list[tuple[int, str]]:
-    return socket.if_nameindex()
+    def _check_net(self, net: BottleNet) -> None:
+        wanted = (f"{self._prefix}{net.slot}", f"{self._prefix}-{net.slot}")
+        if (net.veth, net.netns) != wanted:
+            raise ValueError(f"bottle {net.slot}: device and namespace must be called {' and '.join(wanted)}")
 
 
-def _quietly(nft: Nft, text: str) -> None:
-    """Run what may find nothing to remove; a transaction that finds only a part is run line by line."""
+def _check_host(host: HostSpec) -> None:
+    """:raises ValueError: an address of ours outside the pool would neither be protected nor masqueraded."""
+    pools = {4: host.pool4, 6: host.pool6}
+    for address in (*pair(host.gateway4, host.gateway6), *host.service_addresses):
+        pool = pools[address.version]
+        if pool is None or address not in pool:
+            raise ValueError(f"address {address} lies outside the pool {pool}")
+
+
+def _devices() -> list[str]:
+    return [name for _, name in socket.if_nameindex()]
+
+
+def _quietly(nft: Nft, commands: Sequence[Part]) -> None:
+    """Run what may find nothing to remove; a transaction that finds only a part is run command by command."""
     try:
-        nft.run(text)
+        nft.run(commands, "remove")
     except KernelRefused as e:
-        if "\n" not in text:
-            if e.errno not in _GONE:
-                raise
-            return
-        for line in text.splitlines():
-            _quietly(nft, line)
+        if e.errno not in _GONE:
+            raise
+        if len(commands) > 1:
+            for command in commands:
+                _quietly(nft, [command])
+
+
+def _inside(bottle: Bottle, commands: Sequence[Part], whole: Callable[[], Sequence[Part]]) -> None:
+    """Change a bottle's own table, or where somebody in there flushed it, make it anew."""
+    what = f"rules of bottle {bottle.net.slot} inside"
+    try:
+        bottle.inner.nft.run(commands, what)
+    except KernelRefused as e:
+        _unless_gone(e)
+        bottle.inner.nft.run(whole(), what)
+
+
+def _unless_gone(e: KernelRefused) -> None:
+    if e.errno not in _GONE:
+        raise e
+
+
+def _using(sockets: Sockets, work: Callable[[Sockets], int]) -> int:
+    try:
+        return work(sockets)
+    finally:
+        sockets.close()

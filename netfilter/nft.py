@@ -7,43 +7,45 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
-from netfilter import netns
+from netfilter import language
 from netfilter.errors import KernelRefused, Missing
+from netfilter.language import Part
 
-_ERRNO = {
-    "No such file or directory": errno.ENOENT,
-    "File exists": errno.EEXIST,
-    "Operation not permitted": errno.EPERM,
-    "Device or resource busy": errno.EBUSY,
-    "Operation not supported": errno.EOPNOTSUPP,
-    "Invalid argument": errno.EINVAL,
-}
+# libnftables gives the kernel's answer as strerror(3)'s words only.
+_BY_WORDS = {os.strerror(number): number for number in errno.errorcode}
 
 
 class Nft:
-    """One context.
+    """One context, in the namespace of the calling thread.
 
-    :param namespace: name in /run/netns; "" is the caller's own.
     :raises Missing: no libnftables.
     """
 
-    def __init__(self, namespace: str = "") -> None:
-        self._context: Any = netns.inside(namespace, _context) if namespace else _context()
+    def __init__(self) -> None:
+        self._context = _context()
 
-    def run(self, text: str, what: str = "nft transaction") -> None:
-        """Apply `text` (nft(8) syntax) as one transaction: all of it, or nothing.
+    def run(self, commands: Iterable[Part], what: str) -> None:
+        """Apply `commands` as one transaction: all of it, or nothing.
 
         :raises KernelRefused: with the first line that nft complained about.
         """
+        text = language.text(commands)
+        if not text:
+            return
         status, _, complaint = self._context.cmd(text)
         if status != 0:
-            first = next((line for line in str(complaint).splitlines() if "rror" in line), str(complaint).strip())
-            found = re.search(r": ([A-Z][^:;]+)(?:;|$)", first)
-            number = _ERRNO.get(found.group(1).strip() if found else "", errno.EINVAL)
-            raise KernelRefused(number, what, first)
+            raise _refused(what, str(complaint))
+
+    def run_json(self, commands: Iterable[Part], what: str) -> None:
+        """The same through libnftables' JSON parser. :raises KernelRefused:"""
+        status, _, complaint = self._context.json_cmd(language.json(commands))
+        if status != 0:
+            raise _refused(what, str(complaint))
 
     def listing(self, text: str) -> list[dict[str, Any]]:
         """The objects that `list …` prints. Reads every set of the table: never on a hot path.
@@ -56,9 +58,16 @@ class Nft:
         finally:
             self._context.set_json_output(False)
         if status != 0:
-            raise KernelRefused(errno.ENOENT, text, str(complaint).strip().splitlines()[0] if complaint else "")
+            raise _refused(text, str(complaint))
         objects: list[dict[str, Any]] = json.loads(out)["nftables"] if out else []
         return objects
+
+
+def _refused(what: str, complaint: str) -> KernelRefused:
+    first = next((line for line in complaint.splitlines() if "rror" in line), complaint.strip())
+    words = re.split(r"[:;] *", first)
+    number = next((_BY_WORDS[w.strip()] for w in reversed(words) if w.strip() in _BY_WORDS), errno.EINVAL)
+    return KernelRefused(number, what, first)
 
 
 def _context() -> Any:

@@ -7,7 +7,7 @@ import ctypes
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,10 +17,7 @@ T = TypeVar("T")
 RUN = Path("/run/netns")
 _CLONE_NEWNET = 0x4000_0000
 _MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 0x1000, 0x4000, 1 << 20, 2
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+_LIBC = ctypes.CDLL(None, use_errno=True)  # os.setns and os.unshare come with Python 3.12
 
 
 def _check(result: int, operation: str) -> None:
@@ -54,23 +51,33 @@ def inside(name: str, work: Callable[[], T]) -> T:
     """
 
     def enter() -> T:
-        try:
-            fd = os.open(RUN / name, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as e:
-            raise KernelRefused(e.errno or errno.ENOENT, f"enter namespace {name}") from e
-        try:
-            _check(_libc().setns(fd, _CLONE_NEWNET), f"enter namespace {name}")
-        finally:
-            os.close(fd)
+        with handle(name) as fd:
+            _check(_LIBC.setns(fd, _CLONE_NEWNET), f"enter namespace {name}")
         return work()
 
     return in_thread(enter)
 
 
-def create(name: str) -> None:
-    """Make namespace `name`.
+@contextlib.contextmanager
+def handle(name: str) -> Iterator[int]:
+    """A descriptor of namespace `name`, closed afterwards.
 
-    :raises KernelRefused: EEXIST, the name is taken.
+    :raises KernelRefused: ENOENT, no such namespace.
+    """
+    try:
+        fd = os.open(RUN / name, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as e:
+        raise KernelRefused(e.errno or errno.ENOENT, f"enter namespace {name}") from e
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def create(name: str, first: Callable[[], T]) -> T:
+    """Make namespace `name` and run `first` in it.
+
+    :raises KernelRefused: EEXIST, the name is taken; whatever `first` raises, and then there is no such namespace.
     """
     _shared_directory()
     path = RUN / name
@@ -79,22 +86,23 @@ def create(name: str) -> None:
     except FileExistsError as e:
         raise KernelRefused(errno.EEXIST, f"create namespace {name}", "the name is taken") from e
 
-    def new() -> None:
-        _check(_libc().unshare(_CLONE_NEWNET), f"create namespace {name}")
+    def new() -> T:
+        _check(_LIBC.unshare(_CLONE_NEWNET), f"create namespace {name}")
         source = f"/proc/self/task/{threading.get_native_id()}/ns/net".encode()
-        _check(_libc().mount(source, str(path).encode(), b"none", _MS_BIND, None), f"bind namespace {name}")
+        _check(_LIBC.mount(source, str(path).encode(), b"none", _MS_BIND, None), f"bind namespace {name}")
+        return first()
 
     try:
-        in_thread(new)
-    except OSError:
-        path.unlink()
+        return in_thread(new)
+    except BaseException:
+        delete(name)
         raise
 
 
 def delete(name: str) -> None:
     """Unbind and unlink; idempotent. The namespace ends with its last process or socket."""
     path = RUN / name
-    _libc().umount2(str(path).encode(), _MNT_DETACH)
+    _LIBC.umount2(str(path).encode(), _MNT_DETACH)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
 
@@ -111,7 +119,7 @@ def names(prefix: str) -> list[str]:
 def _shared_directory() -> None:
     """/run/netns as a shared mount point, as ip-netns(8) makes it, so that both see each other's names."""
     RUN.mkdir(parents=True, exist_ok=True, mode=0o755)
-    libc, path = _libc(), str(RUN).encode()
-    if libc.mount(b"", path, b"none", _MS_SHARED | _MS_REC, None) != 0:
-        _check(libc.mount(path, path, b"none", _MS_BIND | _MS_REC, None), "make /run/netns a mount point")
-        _check(libc.mount(b"", path, b"none", _MS_SHARED | _MS_REC, None), "make /run/netns shared")
+    path = str(RUN).encode()
+    if _LIBC.mount(b"", path, b"none", _MS_SHARED | _MS_REC, None) != 0:
+        _check(_LIBC.mount(path, path, b"none", _MS_BIND | _MS_REC, None), "make /run/netns a mount point")
+        _check(_LIBC.mount(b"", path, b"none", _MS_SHARED | _MS_REC, None), "make /run/netns shared")

@@ -1,0 +1,142 @@
+"""What the host keeps open for one bottle: sockets in its namespace, the rules in force, what it has learned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from netfilter.elements import Segments
+from netfilter.language import TABLE
+from netfilter.netns import links, namespaces, sysctl
+from netfilter.netns.conntrack import Conntrack
+from netfilter.netns.sockets import Sockets
+from netfilter.netns.wire import ROUTE, Netlink, Request
+from netfilter.nfnetlink import Elements
+from netfilter.nft import Nft
+from netfilter.render_bottle import inner_closed
+from netfilter.spec import Address, BottleNet, BottleRules, Learned
+from netfilter.verdict import Judge
+
+_NS = 1_000_000_000
+_PRUNE_FROM = 4096
+
+
+class Inner:
+    """Sockets bound to a bottle's namespace. Made in a thread that is in there; they keep the namespace alive."""
+
+    def __init__(self) -> None:
+        self.nft = Nft()
+        self.elements = Elements(TABLE)
+        self.conntrack = Conntrack()
+        self.sockets = Sockets()
+
+    def close(self) -> None:
+        del self.nft
+        for edge in (self.elements, self.conntrack, self.sockets):
+            edge.close()
+
+
+@dataclass(slots=True)
+class Bottle:
+    net: BottleNet
+    inner: Inner
+    rules: BottleRules | None = None
+    judge: Judge | None = None
+    untouched: bool = False  # made by us and never open: nothing can have passed
+    epochs: int = 0  # how many it has had here
+    segments: Segments = field(default_factory=Segments)
+    learned: dict[Learned, int] = field(default_factory=dict)  # timeout_s 0 → end, for undoing a failed change
+
+    def addresses(self) -> tuple[Address, ...]:
+        return pair(self.net.addr4, self.net.addr6)
+
+    def note(self, entries: Iterable[Learned], now_ns: int) -> None:
+        """Remember until when each entry holds."""
+        for e in entries:
+            if e.timeout_s > 0:
+                key = Learned(e.address, e.proto, e.ports, 0)
+                self.learned[key] = max(now_ns + e.timeout_s * _NS, self.learned.get(key, 0))
+        if len(self.learned) > _PRUNE_FROM:
+            self.learned = {key: end for key, end in self.learned.items() if end > now_ns}
+
+    def still_learned(self, now_ns: int) -> tuple[Learned, ...]:
+        return tuple(
+            Learned(key.address, key.proto, key.ports, max(1, (end - now_ns) // _NS))
+            for key, end in self.learned.items()
+            if end > now_ns
+        )
+
+
+def pair(four: Address | None, six: Address | None) -> tuple[Address, ...]:
+    return tuple(a for a in (four, six) if a is not None)
+
+
+def now_ns() -> int:
+    return time.monotonic_ns()
+
+
+# ── pipes: what a bottle and the service namespace have in common ────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Pipe:
+    """A veth pair between the host (`veth`) and a namespace (eth0), both ends addressed and routed to each other,
+    with permanent neighbours: no ARP or neighbour discovery is ever needed."""
+
+    veth: str
+    namespace: str
+    mac_host: str
+    mac_inner: str
+    addresses: tuple[Address, ...]
+    gateways: tuple[Address, ...]
+
+    def make(self, route: Netlink) -> None:
+        """:raises KernelRefused: EEXIST, the device's name is taken."""
+        with namespaces.handle(self.namespace) as fd:
+            route.run([links.veth(self.veth, self.mac_host, self.mac_inner, fd)])
+
+    def set_up(self, route: Netlink) -> None:
+        """Address both ends; idempotent."""
+        number = links.index(self.veth)
+        requests = [links.no_link_local(number), *(links.address(number, g) for g in self.gateways), links.up(number)]
+        for address in self.addresses:
+            requests += [links.neighbour(number, address, self.mac_inner), links.route(number, address)]
+        route.run(requests)
+        sysctl.write(f"ipv4/conf/{self.veth}/forwarding", "1")
+        sysctl.write(f"ipv4/conf/{self.veth}/src_valid_mark", "1")
+        sysctl.write(f"ipv4/conf/{self.veth}/send_redirects", "0")
+        sysctl.write(f"ipv4/conf/{self.veth}/rp_filter", "1")  # a forged source stays out also without our table
+        namespaces.inside(self.namespace, self._inside)
+
+    def _inside(self) -> None:
+        route = Netlink(ROUTE)
+        try:
+            route.run(self._inner_requests(links.index(links.INNER)))
+        finally:
+            route.close()
+
+    def _inner_requests(self, number: int) -> Sequence[Request]:
+        requests = [links.up(1), links.no_link_local(number)]
+        requests += [links.address(number, a) for a in self.addresses]
+        requests.append(links.up(number))
+        for gateway in self.gateways:
+            source = next(a for a in self.addresses if a.version == gateway.version)
+            requests += [
+                links.neighbour(number, gateway, self.mac_host),
+                links.route(number, gateway),
+                links.default_route(number, gateway, source),
+            ]
+        return requests
+
+
+def bottle_pipe(net: BottleNet) -> Pipe:
+    addresses, gateways = pair(net.addr4, net.addr6), pair(net.gateway4, net.gateway6)
+    return Pipe(net.veth, net.netns, net.mac_host, net.mac_bottle, addresses, gateways)
+
+
+def first_inside() -> Inner:
+    """Run in a namespace just made: nothing gets in or out of it from here on."""
+    inner = Inner()
+    inner.nft.run(inner_closed(), "close the bottle's own table")
+    return inner

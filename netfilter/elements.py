@@ -1,0 +1,159 @@
+"""Set elements: static rules made disjoint, learned port ranges made disjoint over time. Pure.
+
+A concatenated interval set (nft_set_pipapo) refuses an element that overlaps one it holds, so what
+people write (10.0.0.0/8 and 10.1.0.0/16 on the same port) must be taken apart before.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import NamedTuple
+
+from netfilter.spec import Address, Direct, Learned, Network, Proto
+
+_NS = 1_000_000_000
+
+
+class Element(NamedTuple):
+    """Key of `addr . inet_proto . inet_service` sets; a /32 with lo == hi is exact."""
+
+    network: Network
+    proto: Proto
+    low: int
+    high: int
+
+    @property
+    def exact(self) -> bool:
+        return self.low == self.high and self.network.prefixlen == self.network.max_prefixlen
+
+
+Ranges = list[tuple[int, int]]
+
+
+def disjoint(entries: Iterable[Direct]) -> list[Element]:
+    """The same destinations and ports as `entries`, no two elements overlapping, in a fixed order."""
+    ports: dict[tuple[Proto, Network], Ranges] = {}
+    for e in entries:
+        ports.setdefault((e.proto, e.network), []).extend(e.ports)
+    lengths: dict[tuple[Proto, int], set[int]] = {}
+    for proto, network in ports:
+        lengths.setdefault((proto, network.version), set()).add(network.prefixlen)
+    found = []
+    for (proto, network), ranges in ports.items():
+        own = merged(ranges)
+        for length in lengths[proto, network.version]:
+            if length < network.prefixlen:
+                outer = ports.get((proto, network.supernet(new_prefix=length)))
+                own = own if outer is None else minus(own, merged(outer))
+        found += [Element(network, proto, low, high) for low, high in own]
+    return sorted(found, key=lambda e: (e.network.version, e.network, e.proto, e.low))
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """Sorted, neither overlapping nor touching."""
+    out: Ranges = []
+    for low, high in sorted(ranges):
+        if out and low <= out[-1][1] + 1:
+            out[-1] = (out[-1][0], max(out[-1][1], high))
+        else:
+            out.append((low, high))
+    return out
+
+
+def minus(ranges: Ranges, taken: Ranges) -> Ranges:
+    """`ranges` without the ports in `taken`; both merged."""
+    for low, high in taken:
+        rest = []
+        for a, b in ranges:
+            if b < low or a > high:
+                rest.append((a, b))
+                continue
+            rest += [(a, low - 1)] if a < low else []
+            rest += [(high + 1, b)] if b > high else []
+        ranges = rest
+    return ranges
+
+
+class Timed(NamedTuple):
+    """An element and for how long it is to stay."""
+
+    element: Element
+    timeout_s: int
+
+
+@dataclass(slots=True)
+class Change:
+    """What the learned sets need: exact elements renewed, range elements taken out and put in."""
+
+    exact: list[Timed] = field(default_factory=list)
+    remove: list[Element] = field(default_factory=list)
+    add: list[Timed] = field(default_factory=list)
+
+
+class Segments:
+    """Learned port ranges of one bottle as they stand in the kernel: per address disjoint pieces with their ends.
+
+    Exact ports need no memory: an element there is renewed by its key alone.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: dict[tuple[Address, Proto], list[tuple[int, int, int]]] = {}
+
+    def clear(self) -> None:
+        self._pieces.clear()
+
+    def copy(self) -> Segments:
+        """To work a change out on, and keep only if the kernel took it."""
+        other = Segments()
+        other._pieces.update(self._pieces)
+        return other
+
+    def change(self, entries: Iterable[Learned], now_ns: int) -> Change:
+        """Work `entries` in; entries that are over already (timeout 0) change nothing."""
+        change = Change()
+        exact: dict[Element, int] = {}
+        wide: dict[tuple[Address, Proto], list[tuple[int, int, int]]] = {}
+        for e in entries:
+            if e.timeout_s <= 0:
+                continue
+            for low, high in e.ports:
+                if low == high:
+                    element = Element(ip_network(e.address), e.proto, low, high)
+                    exact[element] = max(e.timeout_s, exact.get(element, 0))
+                else:
+                    end = now_ns + e.timeout_s * _NS
+                    wide.setdefault((e.address, e.proto), []).append((low, high, end))
+        change.exact = [Timed(element, timeout) for element, timeout in exact.items()]
+        for (address, proto), new in wide.items():
+            self._rewrite(change, address, proto, new, now_ns)
+        return change
+
+    def _rewrite(
+        self, change: Change, address: Address, proto: Proto, new: Sequence[tuple[int, int, int]], now_ns: int
+    ) -> None:
+        old = self._pieces.get((address, proto), [])
+        network = ip_network(address)
+        change.remove += [Element(network, proto, low, high) for low, high, _ in old]
+        pieces = pieced([*(p for p in old if p[2] > now_ns), *new])
+        self._pieces[address, proto] = pieces
+        for low, high, end in pieces:
+            timeout = max(1, -(-(end - now_ns) // _NS))
+            change.add.append(Timed(Element(network, proto, low, high), timeout))
+
+
+def pieced(spans: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Spans (low, high, end) as disjoint pieces; where they overlap the later end counts."""
+    cuts = sorted({low for low, _, _ in spans} | {high + 1 for _, high, _ in spans})
+    out: list[tuple[int, int, int]] = []
+    for low, after in itertools.pairwise(cuts):
+        ends = [end for a, b, end in spans if a <= low <= b]
+        if not ends:
+            continue
+        if out and out[-1][1] == low - 1 and out[-1][2] == max(ends):
+            out[-1] = (out[-1][0], after - 1, out[-1][2])
+        else:
+            out.append((low, after - 1, max(ends)))
+    return out

@@ -1,0 +1,112 @@
+"""Switches of the host's own devices: forwarding per device for IPv4, host-wide for IPv6; remembered and undone.
+
+Where a device checks the reverse path (rp_filter), it must do so with the packet's mark (src_valid_mark), else the
+routing backstop makes every answer look like one from nowhere.
+
+Where we are the ones who switched it on, the forward chain drops what is not to or from a bottle, so that
+the host does not become a router. Needs CAP_NET_ADMIN; the calling thread is in the host's namespace.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import socket
+import struct
+
+from netfilter.errors import KernelRefused
+from netfilter.language import FAMILY, TABLE, device, elements, flush_set
+from netfilter.netns import sysctl
+from netfilter.nft import Nft
+from netfilter.render import MARKED4, ROUTER, SWITCHED4, SWITCHED6, router6
+
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
+_CHECKING = {"1", "2"}  # rp_filter: strict, loose
+
+
+class Forwarding:
+    """:param ours: pattern of our devices' names."""
+
+    def __init__(self, nft: Nft, ours: str) -> None:
+        self._nft = nft
+        self._ours = re.compile(ours)
+        self._seen: set[tuple[int, str]] = set()
+        self._marked: set[tuple[int, str]] = set()
+
+    def ensure4(self) -> None:
+        """Let answers come in by every device that is up; cheap when no device has come since."""
+        router = sysctl.read("ipv4/conf/all/forwarding") == "1"
+        if router and self._elements(SWITCHED4):  # somebody made the host a router since: theirs to hold closed now
+            self._nft.run([flush_set(SWITCHED4)], "leave forwarding to the host")
+        devices = self._up()
+        for number, name in devices - self._seen:
+            if sysctl.read(f"ipv4/conf/{name}/forwarding") == "0":
+                self._switch(SWITCHED4, name, f"ipv4/conf/{name}/forwarding", "1")
+            self._seen.add((number, name))
+        everywhere = sysctl.read("ipv4/conf/all/rp_filter") in _CHECKING
+        for number, name in devices - self._marked:
+            if everywhere or sysctl.read(f"ipv4/conf/{name}/rp_filter") in _CHECKING:
+                self._mark_checks(name)
+                self._marked.add((number, name))
+
+    def _mark_checks(self, name: str) -> None:
+        path = f"ipv4/conf/{name}/src_valid_mark"
+        if sysctl.read(path) == "0":
+            self._switch(MARKED4, name, path, "1")
+
+    def _switch(self, noted_in: str, device_name: str, path: str, value: str) -> None:
+        """Note first: what is noted and was not switched is harmless."""
+        self._nft.run(elements("add", noted_in, [device(device_name)]), f"note {path}")
+        sysctl.write(path, value)
+
+    def ensure6(self) -> None:
+        """The same for IPv6, where forwarding also stops the host from listening to routers unless accept_ra is 2."""
+        if sysctl.read("ipv6/conf/all/forwarding") == "0":
+            self._nft.run(router6("add"), "hold IPv6 forwarding closed")
+        elif not self._elements(ROUTER, "map"):
+            return
+        for name in self._foreign():
+            if sysctl.read(f"ipv6/conf/{name}/accept_ra") == "1":
+                self._switch(SWITCHED6, name, f"ipv6/conf/{name}/accept_ra", "2")
+        sysctl.write("ipv6/conf/all/forwarding", "1")
+
+    def restore(self) -> None:
+        """Undo what the table says we did."""
+        for name in self._elements(SWITCHED4):
+            sysctl.write(f"ipv4/conf/{name}/forwarding", "0")
+        for name in self._elements(MARKED4):
+            sysctl.write(f"ipv4/conf/{name}/src_valid_mark", "0")
+        if self._elements(ROUTER, "map"):
+            sysctl.write("ipv6/conf/all/forwarding", "0")
+        for name in self._elements(SWITCHED6):
+            sysctl.write(f"ipv6/conf/{name}/accept_ra", "1")
+        self._seen.clear()
+        self._marked.clear()
+
+    def _up(self) -> set[tuple[int, str]]:
+        """Foreign devices that are up."""
+        now = {(n, name) for n, name in socket.if_nameindex() if name != "lo" and not self._ours.fullmatch(name)}
+        self._seen &= now
+        self._marked &= now
+        return {pair for pair in now if pair in self._seen or _is_up(pair[1])}
+
+    def _foreign(self) -> list[str]:
+        return [name for _, name in socket.if_nameindex() if name != "lo" and not self._ours.fullmatch(name)]
+
+    def _elements(self, name: str, kind: str = "set") -> list[str]:
+        try:
+            listed = self._nft.listing(f"list {kind} {FAMILY} {TABLE} {name}")
+        except KernelRefused:
+            return []  # no table, nothing switched
+        members = [e for o in listed for e in o.get(kind, {}).get("elem", [])]
+        return [str(e[0]) if isinstance(e, list) else str(e) for e in members]
+
+
+def _is_up(name: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        request = struct.pack("16sH14x", name.encode(), 0)
+        try:
+            answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, request)
+        except OSError:
+            return False  # gone meanwhile
+    return bool(struct.unpack_from("=H", answer, 16)[0] & _IFF_UP)
