@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -63,8 +64,11 @@ def _rules() -> Iterator[str]:
 
 
 def _routes() -> Iterator[str]:
+    """Without the kernel's own link-local and multicast routes: they come a moment after their link, and go with it."""
     yield from _output("ip", "-4", "route", "show", "table", "all")
-    yield from _output("ip", "-6", "route", "show", "table", "all")
+    for line in _output("ip", "-6", "route", "show", "table", "all"):
+        if not re.search(r"\b(fe80|ff00)::", line):
+            yield line
 
 
 def _nft() -> Iterator[str]:
@@ -104,8 +108,10 @@ def _cgroups() -> Iterator[str]:
 
 
 def _processes() -> Iterator[str]:
-    """Processes whose command line, or user, is ours; not this process and its ancestors."""
+    """Command lines of processes that are ours, by word or by user, the second of the same as "(2)"; not this process
+    and its ancestors. No ids: a service that was replaced by its like is not left over."""
     own = set(_ancestors(os.getpid()))
+    found: Counter[str] = Counter()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) in own:
             continue
@@ -115,7 +121,9 @@ def _processes() -> Iterator[str]:
         except OSError:  # gone meanwhile
             continue
         if _OURS.search(command) or uid in _service_uids():
-            yield f"{entry.name} {command.replace(bytes(1), b' ').decode(errors='replace').strip()[:160]}"
+            line = command.replace(bytes(1), b" ").decode(errors="replace").strip()[:160]
+            found[line] += 1
+            yield f"{line} ({found[line]})" if found[line] > 1 else line
 
 
 def _ancestors(pid: int) -> Iterator[int]:

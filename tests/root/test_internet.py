@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import ssl
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from http.client import HTTPException, HTTPSConnection
-from pathlib import Path
 from typing import Any
 
 import dns.message
@@ -20,7 +14,7 @@ import dns.query
 import dns.rcode
 import pytest
 
-from tests.internet import Internet, links, world
+from tests.internet import Internet, world
 
 pytestmark = pytest.mark.root
 
@@ -198,35 +192,3 @@ def test_two_certificates_are_bad(net: Internet) -> None:
     for name in (world.SELF_SIGNED, world.MISNAMED):
         with socket.create_connection((world.WEB[0], 443), 5) as plain, pytest.raises(ssl.SSLCertVerificationError):
             context.wrap_socket(plain, server_hostname=name)
-
-
-def test_a_killed_run_is_cleaned_up_by_the_next(tmp_path: Path, net: Internet) -> None:
-    """Not the module's one: it holds the lock, so a second start must wait, and its starter's death must end it."""
-    argv = [sys.executable, "-m", "tests.internet", str(tmp_path)]
-    second = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    assert second.stdout is not None
-    os.set_blocking(second.stdout.fileno(), False)
-    net.__exit__(None, None, None)
-    try:
-        wait_for(second.stdout.readline)
-        second.send_signal(signal.SIGKILL)
-        second.wait()
-        assert Path("/run/netns", world.NETNS).exists()
-    finally:
-        net.__enter__()
-        second.stdout.close()
-    assert ask(net, "www.allowed.example", "A").answer
-    second.stdin.close()  # type: ignore[union-attr]
-
-
-def test_the_second_of_two_gives_up_at_its_deadline(net: Internet) -> None:
-    with pytest.raises(links.Busy), links.only_one(0):
-        pass
-
-
-def wait_for(condition: Any, within_s: float = 15) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return value

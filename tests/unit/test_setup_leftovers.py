@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
+from pathlib import Path
 
 from agentmon.cli import leftovers
 
@@ -22,9 +24,15 @@ def test_a_host_nobody_changes_is_the_same_twice() -> None:
     }  # fmt: skip
 
 
-def test_this_process_and_its_parents_are_never_left_over() -> None:
-    found = {int(line.split()[0]) for line in leftovers.snapshot()["process"]}
-    assert not found & {os.getpid(), os.getppid()}
+def test_this_process_is_never_left_over_and_another_is_whoever_it_is() -> None:
+    own = Path("/proc/self/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()[:160]
+    argv = [sys.executable, "-c", "input()", "agentmon-of-a-test"]
+    line = " ".join(argv)
+    before = leftovers.snapshot()["process"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE), subprocess.Popen(argv, stdin=subprocess.PIPE):
+        after = leftovers.snapshot()["process"]
+    assert {line, f"{line} (2)"} <= after - before
+    assert own not in before | after
 
 
 def test_since_gives_cleaning_up_a_moment() -> None:
