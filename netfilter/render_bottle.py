@@ -68,6 +68,7 @@ REASONS = ("spoof", "protected", "deny", "policy", "cut", "closed")
 _COUNTERS = (*REASONS, "observed")
 _KEEP = 0xFFFF_FFFF & ~EPOCH_MASK
 _RST = 0x04
+_BARE = ((4, 40), (4, 52), (6, 60), (6, 72))  # IP and TCP headers, without and with the time stamp option
 _KINDS = {"s": (), "n": ("interval",), "l": ("timeout",), "r": ("interval", "timeout"), "d": ("interval",)}
 
 
@@ -207,10 +208,10 @@ def _current(epoch: int) -> list[Part]:
 
 
 def _farewell() -> list[Part]:
-    """A reset without a payload, of a connection that conntrack still knows: the far end of a flow that ends here
-    is told. Its entry is deleted next."""
+    """A reset of a connection that conntrack still knows, with no more than a time stamp in it: the far end of a flow
+    that ends here is told. Its entry is deleted next."""
     reset = equal(masked(field("tcp", "flags"), _RST), number(_RST))
-    bare = choice(joined(word(f"ipv{v}"), Part(str(n), n)) for v, n in ((4, 40), (6, 60)))
+    bare = choice(joined(word(f"ipv{v}"), Part(str(n), n)) for v, n in _BARE)
     return [reset, equal(joined(meta("nfproto"), meta("length")), bare), state("established")]
 
 
