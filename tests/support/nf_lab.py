@@ -20,15 +20,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
 from typing import Any, TypeVar
 
-from netfilter import netns
 from netfilter.host import HostNetfilter
 from netfilter.spec import BottleNet, BottleRules, Direct, Endpoint, HostSpec, Learned, Mode, Proto
 
 T = TypeVar("T")
+RUN = Path("/run/netns")
 POOL4, POOL6 = IPv4Network("10.213.0.0/16"), IPv6Network("fd61:6d6f:6e::/64")
 DNS, RELAY, PROXY = 2, 3, 4  # offsets
 UPLINK4, UPLINK6 = "203.0.113.1", "2001:db8:1::1"
@@ -92,6 +92,19 @@ def learned(address: str, port: int = 443, timeout_s: int = 60, proto: Proto = "
     return Learned(ip_address(address), proto, ((port, port),), timeout_s)
 
 
+def _inside(name: str, work: Callable[[], T]) -> T:
+    """In a thread that enters namespace `name` and ends with `work`."""
+
+    def enter() -> T:
+        with open(RUN / name) as file:
+            if _libc.setns(file.fileno(), _NEWNET):
+                raise OSError(ctypes.get_errno(), f"enter {name}")
+        return work()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(enter).result()
+
+
 def until(what: Callable[[], Any], seconds: float = 5.0, why: str = "it did not happen in time") -> Any:
     deadline = time.monotonic() + seconds
     while not (value := what()):
@@ -108,8 +121,8 @@ class Receiver:
         self.bytes: Counter[tuple[str, str, int]] = Counter()
         self.frames: Counter[tuple[str, int]] = Counter()  # (destination, protocol)
         self.sources: Counter[str] = Counter()
-        self.sizes: Counter[int] = Counter()
         self.accepted: list[socket.socket] = []
+        self.resets: list[tuple[str, int, int | None]] = []  # (address, port, errno) of connections that broke
         self._selector = selectors.DefaultSelector()
         for address in addresses:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -147,29 +160,37 @@ class Receiver:
         self._watch(client, self._stream)
 
     def _stream(self, sock: socket.socket) -> None:
+        name = sock.getsockname()
         try:
             data = sock.recv(1 << 16)
-        except ConnectionError:
-            data = b""
-        if not data:
-            self._selector.unregister(sock)
-            sock.close()
+            self.bytes["tcp", name[0], name[1]] += len(data)
+            if data:
+                sock.send(data)
+                return
+        except BlockingIOError:
             return
-        name = sock.getsockname()
-        self.bytes["tcp", name[0], name[1]] += len(data)
-        sock.send(data)
+        except OSError as e:
+            self.resets.append((name[0], name[1], e.errno))
+        self._selector.unregister(sock)
+        sock.close()
 
     def _datagram(self, sock: socket.socket) -> None:
         data, peer = sock.recvfrom(1 << 16)
         name = sock.getsockname()
         self.bytes["udp", name[0], name[1]] += len(data)
-        sock.sendto(data, peer)
+        with contextlib.suppress(OSError):  # the answer may be refused: that is counted elsewhere
+            sock.sendto(data, peer)
 
     def _frame(self, sock: socket.socket) -> None:
-        data, (_, ethertype, kind, *_) = sock.recvfrom(1 << 16)
+        try:
+            data, (_, ethertype, kind, *_) = sock.recvfrom(1 << 16)
+        except OSError as e:
+            if e.errno == errno.ENETDOWN:  # the bottle and its device have been deleted
+                self._selector.unregister(sock)
+                sock.close()
+            return
         if kind == socket.PACKET_OUTGOING:
             return
-        self.sizes[len(data)] += 1
         if ethertype == 0x0800:
             self.frames[socket.inet_ntop(socket.AF_INET, data[16:20]), data[9]] += 1
             self.sources[socket.inet_ntop(socket.AF_INET, data[12:16])] += 1
@@ -213,11 +234,11 @@ class Lab:
         return self
 
     def _build(self) -> None:
-        os.makedirs(netns.RUN, exist_ok=True)
+        os.makedirs(RUN, exist_ok=True)
         for result in (
             _libc.unshare(_NEWNET | _NEWNS),
             _libc.mount(b"none", b"/", None, _PRIVATE_REC, None),
-            _libc.mount(b"none", str(netns.RUN).encode(), b"tmpfs", 0, None),
+            _libc.mount(b"none", str(RUN).encode(), b"tmpfs", 0, None),
         ):
             if result:
                 raise OSError(ctypes.get_errno(), "lab")
@@ -240,7 +261,7 @@ class Lab:
             "-6 route add default via 2001:db8:1::1 dev eth0",
             netns="world",
         )
-        self.world = netns.inside("world", lambda: Receiver([a for a in WORLD if a not in METADATA], tap="eth0"))
+        self.world = _inside("world", lambda: Receiver([a for a in WORLD if a not in METADATA], tap="eth0"))
         self._open.append(self.world)
         self.nf = HostNetfilter()
 
@@ -263,7 +284,7 @@ class Lab:
 
     def inside(self, name: str, work: Callable[[], T]) -> T:
         """In namespace `name`; "" is the lab's host."""
-        return self.run(netns.inside, name, work) if name else self.run(work)
+        return self.run(_inside, name, work) if name else self.run(work)
 
     def receiver(self, name: str, addresses: Iterable[str], ports: Iterable[int] = PORTS, tap: str = "") -> Receiver:
         found = self.inside(name, lambda: Receiver(addresses, ports, tap))
@@ -346,7 +367,3 @@ def _with_checksum6(packet: bytes) -> bytes:
     body = packet[40:]
     pseudo = packet[8:40] + struct.pack(">II", len(body), 17) + body
     return packet[:46] + struct.pack(">H", _sum(pseudo)) + packet[48:]
-
-
-def without(found: BottleRules, **more: Any) -> BottleRules:
-    return replace(found, **more)
