@@ -1,0 +1,94 @@
+"""Measure agentmon beside its peers on this machine: a table on stdout, bench/results/latest.json. Root.
+
+    .venv/bin/python bench/run.py [--only GROUP]... [--quick]
+
+Every ratio comes from one run, rounds interleaved. With --only, the figures of other groups in latest.json stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.figure import Figure  # noqa: E402
+
+GROUPS = ("start", "cutoff", "proxy", "bulk", "connect", "ledger", "names")
+RESULTS = ROOT / "bench/results/latest.json"
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(prog="bench/run.py", description=(__doc__ or "").partition("\n")[0])
+    words.add_argument("--only", action="append", choices=GROUPS, help="measure this group; repeatable")
+    words.add_argument("--quick", action="store_true", help="fewer rounds: whether it works, not what it costs")
+    chosen = words.parse_args()
+    if os.geteuid() != 0:
+        print("error: namespaces, cgroups and BPF programs are measured; only root can make them", file=sys.stderr)
+        print("hint: sudo make bench", file=sys.stderr)
+        return 4
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    kept = _kept() if chosen.only else []
+    done: list[dict[str, Any]] = []
+    failed = 0
+    for group in chosen.only or GROUPS:
+        try:
+            figures = _measure(group, chosen.quick)
+        except Exception as error:  # noqa: BLE001 - one group that fails must not cost the others
+            print(f"error: {group}: {type(error).__name__}: {error}", file=sys.stderr)
+            failed = 1
+            continue
+        done += [figure.as_json() | {"group": group} for figure in figures]
+        new = {f["id"] for f in done}
+        _write([f for f in kept if f["id"] not in new and f.get("group") != group] + done)
+    missed = [f["id"] for f in done if f["met"] is False]
+    print(f"\n{len(done)} figures, {len(missed)} below their goal{': ' + ', '.join(missed) if missed else ''}")
+    return failed
+
+
+def _measure(group: str, quick: bool) -> list[Figure]:
+    began = time.monotonic()
+    print(f"── {group}", flush=True)
+    with tempfile.TemporaryDirectory(prefix=f"agentmon-bench-{group}-") as tmp:
+        figures: list[Figure] = importlib.import_module(f"bench.{group}").measure(Path(tmp), quick)
+    for figure in figures:
+        figure.command = figure.command or f".venv/bin/python bench/run.py --only {group}"
+        print(figure.as_line())
+    print(f"   {time.monotonic() - began:.0f} s", flush=True)
+    return figures
+
+
+def _kept() -> list[dict[str, Any]]:
+    if not RESULTS.exists():
+        return []
+    figures: list[dict[str, Any]] = json.loads(RESULTS.read_text())["figures"]
+    return figures
+
+
+def _write(figures: list[dict[str, Any]]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    value = {"machine": _machine(), "figures": figures}
+    RESULTS.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def _machine() -> dict[str, Any]:
+    cpu = next((x.partition(":")[2].strip() for x in Path("/proc/cpuinfo").open() if x.startswith("model name")), "")
+    memory = next(int(x.split()[1]) for x in Path("/proc/meminfo").open() if x.startswith("MemTotal"))
+    return {
+        "cpu": cpu, "cores": os.cpu_count(), "memory_mb": memory >> 10, "kernel": platform.release(),
+        "python": platform.python_version(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "load": os.getloadavg()[0],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
