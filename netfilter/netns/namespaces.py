@@ -44,6 +44,11 @@ def in_thread(work: Callable[[], T]) -> T:
     return done[0]
 
 
+def unshare() -> None:
+    """Put the calling thread into a namespace without a name, which ends with it: for `in_thread`."""
+    _check(_LIBC.unshare(_CLONE_NEWNET), "make a network namespace")
+
+
 def inside(name: str, work: Callable[[], T]) -> T:
     """Run `work` in namespace `name`; sockets that it opens stay bound to it.
 

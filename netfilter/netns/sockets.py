@@ -36,13 +36,17 @@ class Sockets:
 
     def destroy(self, ends: Callable[[Address, int], bool]) -> int:
         """Kill each connected socket for whose peer `ends(address, port)` says so; loopback is left alone. How many."""
+        return self._destroy(lambda a, port: not a.is_loopback and not a.is_unspecified and ends(a, port))
+
+    def destroy_at(self, address: str, port: int) -> int:
+        """Kill the sockets connected to this one peer, loopback or not. How many."""
+        return self._destroy(lambda a, p: (str(a), p) == (address, port))
+
+    def _destroy(self, ends: Callable[[Address, int], bool]) -> int:
         requests = []
         for family in (AF_INET, AF_INET6):
             for body in self._wire.dump(_listing(family)):
-                if body[0] != family:
-                    continue
-                address, port = _peer(family, body[_ID])
-                if not address.is_loopback and not address.is_unspecified and ends(address, port):
+                if body[0] == family and ends(*_peer(family, body[_ID])):
                     requests.append(_destroying(family, body[_ID]))
         return self._wire.run(requests)
 
