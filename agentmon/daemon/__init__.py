@@ -3,6 +3,6 @@
 __main__/app.py   one asyncio loop: control socket, services, BPF events ─▶ control.step ─▶ applier
 applier.py        one method per action (kernel.py for nft, BPF and cgroups; jobs.py for what is launched)
 ops.py            requests of the command line        services.py   resolver, relay, proxy, ledger
-commits.py        names that the resolver proposes     eventlog.py   events: store, followers, counters
+commits.py        names that the resolver proposes     reports.py sightings.py whose.py eventlog.py   events and their processes
 cgroups.py files.py persist.py netns_cookie.py        one edge each
 """

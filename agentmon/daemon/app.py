@@ -28,7 +28,7 @@ from agentmon.addresses import FIRST_SLOT
 from agentmon.control import actions as a
 from agentmon.control import events as e
 from agentmon.control.state import Bottle, Host, Phase
-from agentmon.daemon import files, persist, specs, whose
+from agentmon.daemon import files, persist, specs
 from agentmon.daemon.applier import Applier
 from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.clients import Clients
@@ -37,6 +37,7 @@ from agentmon.daemon.eventlog import EventLog
 from agentmon.daemon.kernel import Kernel, mode_of
 from agentmon.daemon.ledger_link import LedgerLink
 from agentmon.daemon.ops import Ops
+from agentmon.daemon.reports import Reports
 from agentmon.daemon.runner import Runner
 from agentmon.daemon.services import Service
 from agentmon.daemon.sightings import Sightings
@@ -71,6 +72,7 @@ class Daemon:
         host = Host(FIRST_SLOT, self.pool.last_slot, persist.load_epoch())
         self.runner = Runner(host, Applier(self).apply, self.clients, self._look_idle)
         self.log = EventLog(str(paths.EVENTS), max_bytes=settings.events_bytes, max_age_s=settings.events_age_s)
+        self._reports = Reports(lambda: self.host.bottles, tree.processes, self.log.add)
         self.ledger: LedgerLink
         self.ops = Ops(self)
         self.probed: dict[int, int] = {}  # slot → packets of the bottle's own test that the host side refused
@@ -254,16 +256,7 @@ class Daemon:
             service.channel.send(answer)
 
     async def _report(self, service: Service, message: wire.Report) -> None:
-        event = message.event
-        known = {k: v for k, v in event.items() if k in Event.__struct_fields__}
-        slot = message.slot or event.get("slot")
-        if "bottle" not in known and isinstance(slot, int) and slot in self.host.bottles:
-            known["bottle"] = self.host.bottles[slot].name
-        if message.port and message.slot in self.host.bottles:
-            pids = self.kernel.tree.processes(message.slot)
-            known |= await asyncio.to_thread(whose.process, pids, message.proto, message.port)
-        with contextlib.suppress(TypeError):  # a service's event without a kind is no event
-            self.log.add(Event(**known))
+        await self._reports.take(message)
         if message.id and service.channel is not None:
             service.channel.send(wire.Ack(message.id))
 
