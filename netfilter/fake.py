@@ -94,8 +94,9 @@ class FakeNetfilter:
         bottle.rules = replace(bottle.rules, mode=Mode.CUT)
 
     def end_refused(self, slot: int) -> int:
-        judge = self._judge(slot)
-        return self._end(slot, lambda f: not judge.verdict(f.destination, _NUMBERS[f.proto], f.port).passes)
+        bottle, judge = self._bottle(slot), self._judge(slot)
+        learned = (*bottle.rules.learned, *bottle.learned)  # a live flow outlasts its address
+        return self._end(slot, lambda f: not judge.verdict(f.destination, _NUMBERS[f.proto], f.port, learned).passes)
 
     def destroy_flows(self, slot: int) -> int:
         return self._end(slot, lambda _: True) if slot in self.bottles else 0
