@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, NamedTuple
 
 from netfilter.elements import Element
@@ -74,9 +75,10 @@ def named(set_name: str) -> Part:
 
 
 def network(net: IPv4Network | IPv6Network) -> Part:
+    base = inet_ntop(AF_INET if net.version == 4 else AF_INET6, net.network_address.packed)  # str differs by Python
     if net.prefixlen == net.max_prefixlen:
-        return word(str(net.network_address))
-    return Part(str(net), {"prefix": {"addr": str(net.network_address), "len": net.prefixlen}})
+        return word(base)
+    return Part(f"{base}/{net.prefixlen}", {"prefix": {"addr": base, "len": net.prefixlen}})
 
 
 def choice(members: Iterable[Part]) -> Part:
