@@ -277,6 +277,9 @@ class HostNetfilter:
 
     def end_refused(self, slot: int) -> int:
         bottle, conntrack = self._bottle(slot), self._edges().conntrack
+        if bottle.rules is not None:  # what was learned since the rules were applied, flows may have been opened to
+            known = replace(bottle.rules, learned=(*bottle.rules.learned, *bottle.learned))
+            bottle.judge = Judge(known, self._own())
         return end(bottle, conntrack, refused(listed(bottle, conntrack), bottle.judge))
 
     def destroy_flows(self, slot: int) -> int:
