@@ -81,8 +81,9 @@ def _write(figures: list[dict[str, Any]]) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    cpu = next((x.partition(":")[2].strip() for x in Path("/proc/cpuinfo").open() if x.startswith("model name")), "")
-    memory = next(int(x.split()[1]) for x in Path("/proc/meminfo").open() if x.startswith("MemTotal"))
+    cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((x.partition(":")[2].strip() for x in cpus if x.startswith("model name")), "")
+    memory = int(Path("/proc/meminfo").read_text().split()[1])  # MemTotal comes first
     return {
         "cpu": cpu, "cores": os.cpu_count(), "memory_mb": memory >> 10, "kernel": platform.release(),
         "python": platform.python_version(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
