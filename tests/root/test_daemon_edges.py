@@ -37,7 +37,7 @@ def tree() -> Iterator[Tree]:
 
 def sleeper(leaf: Path) -> subprocess.Popen[bytes]:
     """A process that forks, in `leaf`."""
-    script = f"echo $$ > {leaf}/cgroup.procs; sleep 1000 & sleep 1000"
+    script = f"echo $$ > {leaf}/cgroup.procs; sleep 1000 & wait"
     return subprocess.Popen(["sh", "-c", script])
 
 
