@@ -82,8 +82,8 @@ def test_a_good_run_has_no_problems_and_the_contracts_keys() -> None:
     assert set(result["calls"][0]) == {"client", "host", "streamed", "status", "input", "output"}
     assert [r["attempt"] for r in result["refused"]] == ["curl", "ctypes-connect", "udp-sendto", "dns"]
     assert all(r["receiver_bytes"] == 0 and r["event"]["comm"] == "curl" for r in result["refused"])
-    assert {"scope", "budget", "used", "latency_ms", "status", "type", "resumed"} <= set(result["cutoff"])
-    assert (result["cutoff"]["latency_ms"], result["cutoff"]["resumed"]) == (4.2, True)
+    assert {"scope", "budget", "used", "latency_ns", "status", "type", "resumed"} <= set(result["cutoff"])
+    assert (result["cutoff"]["latency_ns"], result["cutoff"]["resumed"]) == (4_200_000, True)
     assert result["ledger"]["tokens"] == result["ledger"]["provider_tokens"] == 303
     assert "All as it should be." in show.text(seen, [])
 

@@ -46,7 +46,8 @@ def _budget(seen: Seen, cutoff: dict[str, Any]) -> Iterator[str]:
     stream = cutoff["stream"] or {}
     calls, end = seen.cut.get("calls"), stream.get("type") or stream.get("error")
     yield f"  spent {cutoff['used']} of {cutoff['budget']} tokens ({cutoff['scope']}) after {calls} calls"
-    yield f"  cut off within {cutoff['latency_ms']} ms; stream in flight ended with {end}"
+    took = "an unknown time" if cutoff["latency_ns"] is None else f"{cutoff['latency_ns'] / 1e6:.1f} ms"
+    yield f"  cut off within {took}; stream in flight ended with {end}"
     yield f"  next call: {cutoff['status']} {cutoff['type']} after {cutoff['refused_after_ms']} ms"
     yield f"  after agentmon resume {seen.bottle}: {seen.resumed.get('status')}"
 
