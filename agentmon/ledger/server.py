@@ -28,12 +28,17 @@ from agentmon.ledger.worker import Worker
 _UNANSWERED = 4096  # questions of one connection; above that it is not read
 _PROXY = (wire.Reserve, wire.Settle, wire.Progress, wire.Release, wire.Totals)
 _DAEMON = (*_PROXY, wire.OpenRun, wire.CloseRun, wire.SetBudget, wire.Enforced, wire.Audit)
+_MAY_ASK: dict[str, tuple[type[Asked], ...]] = {"daemon": _DAEMON, "proxy": _PROXY, "nobody": ()}
 
 
 class Role(Enum):
-    DAEMON = _DAEMON
-    PROXY = _PROXY
-    NOBODY = ()
+    DAEMON = "daemon"
+    PROXY = "proxy"
+    NOBODY = "nobody"
+
+    @property
+    def may_ask(self) -> tuple[type[Asked], ...]:
+        return _MAY_ASK[self.value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,7 @@ class _Connection(asyncio.Protocol):
             return
         asked: list[Asked] = []
         for message in messages:
-            if isinstance(message, self._role.value):
+            if isinstance(message, self._role.may_ask):
                 asked.append(message)
             elif (id := getattr(message, "id", None)) is not None:
                 what = f"{type(message).__name__} is not for this peer"

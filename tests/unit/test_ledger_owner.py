@@ -32,5 +32,5 @@ def test_another_process_with_its_pid_or_another_boot_is_not_it() -> None:
 def test_roles_by_uid() -> None:
     roles = Roles(frozenset({0}), frozenset({990}))
     assert [roles.of(uid) for uid in (0, 990, 1000)] == [Role.DAEMON, Role.PROXY, Role.NOBODY]
-    assert set(Role.PROXY.value) < set(Role.DAEMON.value)
-    assert Role.NOBODY.value == ()
+    assert set(Role.PROXY.may_ask) < set(Role.DAEMON.may_ask)
+    assert Role.NOBODY.may_ask == ()
