@@ -144,7 +144,7 @@ class HostNetfilter:
         change.add(f"address {net.veth} and eth0", lambda: pipe.set_up(edges.route))
         change.add("forwarding of new devices", self._forward)
         change.run()
-        self._bottles[net.slot] = Bottle(net, made[0], untouched=True)
+        self._bottles[net.slot] = Bottle(net, made[0], BottleRules(net.slot, 0, Mode.CLOSED), untouched=True)
 
     def adopt_bottle(self, net: BottleNet) -> None:
         self._check_net(net)
@@ -215,7 +215,7 @@ class HostNetfilter:
             ),
             lambda: bottle.inner.nft.run(self._whole(old, before), "take the bottle's own rules back"),
         )
-        outer = [*commands(rules.slot, rules), *render_bottle.bottle_chain(bottle.net, rules, self._own())]
+        outer = [*commands(rules.slot, rules), *render_bottle.bottle_chain(bottle.net, rules, self._own(), old)]
         what = f"rules of bottle {rules.slot}"
         change.add(what, lambda: edges.nft.run(outer, what))
         change.run()

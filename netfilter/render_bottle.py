@@ -97,18 +97,21 @@ def bottle_closed(net: BottleNet) -> list[Part]:
     ]
 
 
-def bottle_chain(net: BottleNet, rules: BottleRules, own: Iterable[Network]) -> list[Part]:
-    """The chain written anew, and the element that cuts put in or taken out."""
+def bottle_chain(
+    net: BottleNet, rules: BottleRules, own: Iterable[Network], before: BottleRules | None = None
+) -> list[Part]:
+    """The chain written anew, and the element that cuts put in or taken out.
+
+    An element that stays is left alone: for any `add element`, libnftables 1.0.6 reads the elements of every set.
+    """
     name = f"b{net.slot}"
     judged = _closed(net) if rules.mode is Mode.CLOSED else _judged(net.slot, rules, own)
+    chain_now = [chain("flush", name), *(rule(name, *parts) for parts in [*_spoof(net), *judged])]
+    if before is not None and (before.mode is Mode.CUT) is (rules.mode is Mode.CUT):
+        return chain_now
     veth = [device(net.veth)]
     uncut = [] if rules.mode is Mode.CUT else elements("delete", CUT, veth)
-    return [
-        chain("flush", name),
-        *(rule(name, *parts) for parts in [*_spoof(net), *judged]),
-        *elements("add", CUT, veth),
-        *uncut,
-    ]
+    return [*chain_now, *elements("add", CUT, veth), *uncut]
 
 
 def bottle_deleted(slot: int, veth: str) -> list[list[Part]]:

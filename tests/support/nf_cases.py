@@ -48,7 +48,7 @@ def applied(rules: BottleRules, before: BottleRules | None, *, six: bool = True)
             commands += render_bottle.inner_chain(rules)
         else:
             own = own_networks(host_spec(six=six))
-            commands += render_bottle.bottle_chain(net(slot, six=six), rules, own)
+            commands += render_bottle.bottle_chain(net(slot, six=six), rules, own, before)
     return commands
 
 
