@@ -14,17 +14,15 @@ systemctl disable --now agentmon.service >/dev/null 2>&1 || true
 rm -f /etc/systemd/system/agentmon.service
 
 say "ending what still runs in agentmon's cgroups and as its users"
-mount=$(cgroup2_mount)
-if [ -n "$mount" ]; then
-    find "$mount" -maxdepth 3 -type d -name 'agentmon*' -prune | while read -r cgroup; do
-        echo 1 >"$cgroup/cgroup.kill" || true
-        tries=50
-        while [ -d "$cgroup" ] && [ $tries -gt 0 ]; do
-            find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.1
-            tries=$((tries - 1))
-        done
-        [ ! -d "$cgroup" ] || say "could not remove $cgroup"
+cgroup=$(cgroup2_mount)/agentmon
+if [ -d "$cgroup" ]; then
+    echo 1 >"$cgroup/cgroup.kill"
+    tries=50
+    while [ -d "$cgroup" ] && [ $tries -gt 0 ]; do
+        find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.1
+        tries=$((tries - 1))
     done
+    [ ! -d "$cgroup" ] || say "could not remove $cgroup"
 fi
 users="agentmon-resolver agentmon-relay agentmon-proxy agentmon-ledger agentmon-job"
 for user in $users; do
@@ -37,9 +35,11 @@ ip -o netns list 2>/dev/null | awk '{ print $1 }' | grep '^am-' | while read -r 
 ip -o link 2>/dev/null | sed 's/^[0-9]*: \([^:@]*\).*/\1/' | grep -E '^am([0-9]+|-svc)$' | while read -r link; do
     ip link delete "$link" 2>/dev/null || true
 done
-for family in -4 -6; do
-    ip "$family" rule | sed -n 's/^\([0-9]*\):.*from \(10\.213\.0\.0\/16\|fd61:6d6f:6e::\/64\) .*/\1/p' | while read -r priority; do
-        ip "$family" rule delete priority "$priority"
+for family in -4 -6; do # the backstop: the rule with agentmon's mark says which pool the others are for
+    ip "$family" rule | sed -n 's/^.*from \([^ ]*\) fwmark 0x1000000\/0x1000000 lookup main.*/\1/p' | sort -u | while read -r pool; do
+        ip "$family" rule | sed -n "s|^\([0-9]*\):.*from $pool .*|\1|p" | while read -r priority; do
+            ip "$family" rule delete from "$pool" priority "$priority" # never by priority alone: 0 is the kernel's
+        done
     done
 done
 nft list tables 2>/dev/null | sed -n 's/^table \([a-z0-9]* agentmon[a-z0-9_-]*\)$/\1/p' | while read -r table; do
