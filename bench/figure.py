@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -63,7 +63,7 @@ def _round(value: Any) -> Any:
     return [_round(v) for v in value] if isinstance(value, list) else value
 
 
-def interleaved(rounds: int, work: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+def interleaved(rounds: int, work: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
     """Each of `work` once a round, in turn, the order reversed every other round: what drifts, drifts for all."""
     got: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds):
