@@ -140,11 +140,17 @@ class HostNetfilter:
             lambda: edges.nft.run(render_bottle.bottle_closed(net), f"close bottle {net.slot}"),
             lambda: self._remove_rules(net.slot),
         )
+        change.add(f"lead {net.veth} there", lambda: self._lead(net))
         change.add(f"make device {net.veth}", lambda: pipe.make(edges.route), unlink)
         change.add(f"address {net.veth} and eth0", lambda: pipe.set_up(edges.route))
         change.add("forwarding of new devices", self._forward)
         change.run()
         self._bottles[net.slot] = Bottle(net, made[0], BottleRules(net.slot, 0, Mode.CLOSED), untouched=True)
+
+    def _lead(self, net: BottleNet) -> None:
+        elements = self._edges().elements
+        elements.take_device(render.CUT, net.veth)  # a cut that came after the last tenant's end
+        elements.lead(render.BOTTLES, net.veth, f"b{net.slot}")
 
     def adopt_bottle(self, net: BottleNet) -> None:
         self._check_net(net)
@@ -153,12 +159,12 @@ class HostNetfilter:
 
     def delete_bottle(self, slot: int) -> None:
         edges, name, veth = self._edges(), f"{self._prefix}-{slot}", f"{self._prefix}{slot}"
-        first, *rest = render_bottle.bottle_deleted(slot, veth)
-        _quietly(edges.nft, first)
+        edges.elements.lead_elsewhere(render.BOTTLES, veth, render.REFUSE)
         edges.conntrack.delete(self._remaining(slot))
-        for commands in rest:
-            _quietly(edges.nft, commands)
+        _quietly(edges.nft, render_bottle.bottle_deleted(slot))
         edges.route.run([links.delete(veth)])
+        for holder in (render.BOTTLES, render.CUT):  # only now: a device that is led nowhere is nobody's
+            edges.elements.take_device(holder, veth)
         bottle = self._bottles.pop(slot, None)
         if bottle is not None:
             bottle.inner.close()
@@ -172,8 +178,9 @@ class HostNetfilter:
         return conntrack.entries(self._addresses(slot)) if conntrack.count() else []
 
     def _remove_rules(self, slot: int) -> None:
-        for commands in render_bottle.bottle_deleted(slot, f"{self._prefix}{slot}"):
-            _quietly(self._edges().nft, commands)
+        """Of a bottle whose device is not there, or no longer."""
+        self._edges().elements.take_device(render.BOTTLES, f"{self._prefix}{slot}")
+        _quietly(self._edges().nft, render_bottle.bottle_deleted(slot))
 
     def _addresses(self, slot: int) -> tuple[Address, ...]:
         """Of a bottle that nobody told us about: a slot is an offset into the pools."""

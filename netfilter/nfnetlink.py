@@ -7,6 +7,7 @@ Formats: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -25,7 +26,8 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NEWSETELEM, _DELSETELEM, _GETOBJ = 12, 14, 19
 _SUBSYSTEM = 10
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
-_KEY, _TIMEOUT, _VALUE = 1, 4, 1
+_KEY, _DATA, _TIMEOUT, _VALUE = 1, 2, 4, 1
+_VERDICT, _CODE, _CHAIN, _GOTO = 2, 1, 2, -4
 _OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA, _COUNTER, _PACKETS = 2, 3, 4, 1, 2
 _PROTOCOLS = {"tcp": 6, "udp": 17}
 _IFNAMSIZ = 16
@@ -61,8 +63,27 @@ class Elements:
 
     def put_device(self, set_name: str, device: str) -> None:
         """One device name into a set of them; fine if it is there."""
-        key = device.encode().ljust(_IFNAMSIZ, b"\0")
-        self._transact([(_NEWSETELEM, set_name, [_nested(1, _key(key))])], f"add {device} to {set_name}")
+        self._transact([(_NEWSETELEM, set_name, [_device(device)])], f"add {device} to {set_name}")
+
+    def lead(self, map_name: str, device: str, chain: str) -> None:
+        """Packets that come in by a device go to a chain: its element in a verdict map."""
+        self._transact([(_NEWSETELEM, map_name, [_leading(device, chain)])], f"lead {device} to {chain}")
+
+    def lead_elsewhere(self, map_name: str, device: str, chain: str) -> None:
+        """The same for a device that is led somewhere already, in one step; one that is not stays so."""
+        steps = [(_DELSETELEM, map_name, [_device(device)]), (_NEWSETELEM, map_name, [_leading(device, chain)])]
+        self._if_there(steps, f"lead {device} to {chain}")
+
+    def take_device(self, set_name: str, device: str) -> None:
+        """One device name out of a set or map; fine if it is not there."""
+        self._if_there([(_DELSETELEM, set_name, [_device(device)])], f"take {device} out of {set_name}")
+
+    def _if_there(self, steps: Iterable[tuple[int, str, list[bytes]]], what: str) -> None:
+        try:
+            self._transact(steps, what)
+        except KernelRefused as e:
+            if e.errno != errno.ENOENT:
+                raise
 
     def _transact(self, steps: Iterable[tuple[int, str, list[bytes]]], what: str) -> None:
         parts = [self._batch(_BATCH_BEGIN)]
@@ -140,6 +161,15 @@ def _element(element: Element, timeout_s: int) -> bytes:
     key = packed + struct.pack(">BxxxHxx", _PROTOCOLS[element.proto], element.low)
     timeout = _attribute(_TIMEOUT, struct.pack(">Q", timeout_s * 1000)) if timeout_s else b""
     return _nested(1, _key(key) + timeout)
+
+
+def _device(name: str, data: bytes = b"") -> bytes:
+    return _nested(1, _key(name.encode().ljust(_IFNAMSIZ, b"\0")) + data)
+
+
+def _leading(device: str, chain: str) -> bytes:
+    verdict = _attribute(_CODE, struct.pack(">i", _GOTO)) + _string(_CHAIN, chain)
+    return _device(device, _nested(_DATA, _nested(_VERDICT, verdict)))
 
 
 def _key(data: bytes) -> bytes:

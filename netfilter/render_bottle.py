@@ -36,7 +36,6 @@ from netfilter.language import (
     flush_set,
     goto,
     joined,
-    leads_to,
     masked,
     meta,
     named,
@@ -50,7 +49,6 @@ from netfilter.language import (
     word,
 )
 from netfilter.render import (
-    BOTTLES,
     CUT,
     FAMILIES,
     FILTER,
@@ -85,7 +83,7 @@ def counter_name(slot: int, reason: str) -> str:
 
 
 def bottle_closed(net: BottleNet) -> list[Part]:
-    """Chain, counters and sets of a new bottle, closed, and the element that sends its packets there."""
+    """Chain, counters and sets of a new bottle, closed. An element of BOTTLES then sends its packets there."""
     s = net.slot
     return [
         *(counter("add", counter_name(s, reason)) for reason in _COUNTERS),
@@ -93,7 +91,6 @@ def bottle_closed(net: BottleNet) -> list[Part]:
         chain("add", f"b{s}"),
         chain("flush", f"b{s}"),
         *(rule(f"b{s}", *parts) for parts in [*_spoof(net), [counted(counter_name(s, "closed")), goto(REFUSE)]]),
-        *elements("add", BOTTLES, [leads_to(device(net.veth), goto(f"b{s}"))]),
     ]
 
 
@@ -114,13 +111,11 @@ def bottle_chain(
     return [*chain_now, *elements("add", CUT, veth), *uncut]
 
 
-def bottle_deleted(slot: int, veth: str) -> list[list[Part]]:
-    """Transactions that remove what is left of a bottle, closing it first; each may find nothing to do."""
+def bottle_deleted(slot: int) -> list[Part]:
+    """Removes what `bottle_closed` made, once no element leads there any more; may find nothing to do."""
     things = [chain("flush", f"b{slot}"), chain("delete", f"b{slot}")]
     things += [delete_set(set_name(kind, v, slot)) for kind in _KINDS for v in FAMILIES]
-    things += [counter("delete", counter_name(slot, reason)) for reason in _COUNTERS]
-    key = [device(veth)]
-    return [elements("delete", BOTTLES, key), [*elements("add", CUT, key), *elements("delete", CUT, key)], things]
+    return things + [counter("delete", counter_name(slot, reason)) for reason in _COUNTERS]
 
 
 def _spoof(net: BottleNet) -> list[list[Part]]:

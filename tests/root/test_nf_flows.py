@@ -257,3 +257,11 @@ def test_modes_change_live_flows(lab: Lab, mode: Mode) -> None:
     sock = lab.connect(name, WEB4)
     lab.run(lab.nf.apply, rules(16, 2, mode=mode))
     assert goes_on(sock) is (mode is Mode.OBSERVE)
+
+
+def test_a_late_cut_does_not_reach_the_next_tenant(lab: Lab) -> None:
+    lab.bottle(16, only(WEB4), epoch=1)
+    lab.run(lab.nf.delete_bottle, 16)
+    lab.run(lab.nf.cut, 16)
+    name = lab.bottle(16, only(WEB4), epoch=2)
+    lab.connect(name, WEB4).close()

@@ -81,6 +81,4 @@ CASES["mode-enforce-ipv4"] = (
 _more = replace(RULES, allow=(*RULES.allow[1:], direct("192.168.7.0/24")), learned=NAMES[:3])
 CASES["same-epoch"] = ([*CASES["mode-enforce"][0], *CASES["mode-enforce"][1]], applied(_more, RULES))
 CASES["next-epoch"] = (CASES["same-epoch"][0], applied(replace(_more, epoch=8, deny=()), RULES))
-CASES["deleted"] = (
-    CREATED, [command for commands in render_bottle.bottle_deleted(16, "am16") for command in commands],
-)  # fmt: skip
+CASES["deleted"] = (CREATED, render_bottle.bottle_deleted(16))
