@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agentmon.daemon.cgroups import find_v2
+from agentmon.daemon.cgroups import Tree
 from tests.support.live import Job, World, until
 
 pytestmark = pytest.mark.e2e
@@ -160,7 +160,7 @@ def test_an_operator_cuts_resumes_and_freezes(world: World) -> None:
 
 
 def _cgroup_events(slot: int) -> str:
-    return (find_v2() / "agentmon" / f"b{slot}" / "job" / "cgroup.events").read_text()
+    return (Tree().job(slot) / "cgroup.events").read_text()
 
 
 def test_a_spent_budget_cuts_and_resume_lets_it_go_on(world: World) -> None:

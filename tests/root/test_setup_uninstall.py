@@ -44,7 +44,7 @@ echo netns: $(ip netns | cut -d' ' -f1)
 echo links: $(ip -o link | cut -d' ' -f2 | sort)
 echo tables: $(nft list tables)
 echo rules: $(ip rule; ip -6 rule)
-cd /; echo left: $(ls -d run/agentmon var/lib/agentmon etc/agentmon sys/fs/bpf/agentmon "$unified/agentmon" "$checkout/.venv")
+cd /; echo left: $(ls -d run/agentmon var/lib/agentmon etc/agentmon sys/fs/bpf/agentmon "$3/agentmon" "$1/.venv")
 """
 
 
