@@ -163,8 +163,8 @@ class HostNetfilter:
         edges.conntrack.delete(self._remaining(slot))
         _quietly(edges.nft, render_bottle.bottle_deleted(slot))
         edges.route.run([links.delete(veth)])
-        for holder in (render.BOTTLES, render.CUT):  # only now: a device that is led nowhere is nobody's
-            edges.elements.take_device(holder, veth)
+        edges.elements.lead_nowhere(render.BOTTLES, veth)  # only now: a device that is led nowhere is nobody's
+        edges.elements.take_device(render.CUT, veth)
         bottle = self._bottles.pop(slot, None)
         if bottle is not None:
             bottle.inner.close()
@@ -179,7 +179,7 @@ class HostNetfilter:
 
     def _remove_rules(self, slot: int) -> None:
         """Of a bottle whose device is not there, or no longer."""
-        self._edges().elements.take_device(render.BOTTLES, f"{self._prefix}{slot}")
+        self._edges().elements.lead_nowhere(render.BOTTLES, f"{self._prefix}{slot}")
         _quietly(self._edges().nft, render_bottle.bottle_deleted(slot))
 
     def _addresses(self, slot: int) -> tuple[Address, ...]:

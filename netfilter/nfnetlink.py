@@ -74,9 +74,17 @@ class Elements:
         steps = [(_DELSETELEM, map_name, [_device(device)]), (_NEWSETELEM, map_name, [_leading(device, chain)])]
         self._if_there(steps, f"lead {device} to {chain}")
 
+    def lead_nowhere(self, map_name: str, device: str) -> None:
+        """A device's element out of a verdict map; fine if it is not there."""
+        self._if_there([(_DELSETELEM, map_name, [_device(device)])], f"take {device} out of {map_name}")
+
     def take_device(self, set_name: str, device: str) -> None:
-        """One device name out of a set or map; fine if it is not there."""
-        self._if_there([(_DELSETELEM, set_name, [_device(device)])], f"take {device} out of {set_name}")
+        """One device name out of a set of them; fine if it is not there, or there is no such set.
+
+        Put in first: a transaction that is refused waits for every processor (10 ms), one that is carried out does not.
+        """
+        steps = [(_NEWSETELEM, set_name, [_device(device)]), (_DELSETELEM, set_name, [_device(device)])]
+        self._if_there(steps, f"take {device} out of {set_name}")
 
     def _if_there(self, steps: Iterable[tuple[int, str, list[bytes]]], what: str) -> None:
         try:
