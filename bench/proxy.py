@@ -25,6 +25,7 @@ from tests.support import proxy_rig
 JOBS = Path(__file__).parent / "jobs"
 SNI = "api.anthropic.com"
 KINDS = {"c1": ("json", 1), "c16": ("json", 16), "sse": ("sse", 1), "paced": ("paced", 4)}
+STREAMS = 200  # at once, for the memory they need
 WAYS = ("direct", "mitmdump", "agentmon")
 _ADDON = "def responseheaders(flow):\n    flow.response.stream = True\n"
 
@@ -52,16 +53,39 @@ def measure(tmp: Path, quick: bool) -> list[Figure]:
             }  # fmt: skip
             return _load(options, pids[way])
 
+        def memory() -> dict[str, float]:
+            return {way: memory_mb(pids[way][0], "Pss") for way in WAYS if pids[way]}
+
         for way in WAYS:
             load("c16", way, 0.5)
+        idle, full = memory(), {}
+        for way in idle:
+            options = {"to": to[way], "source": rig.source, "connect": f"{upstream}:443" if way == "mitmdump" else "",
+                       "ca": str(ca), "sni": SNI, "kind": "slow", "clients": STREAMS, "seconds": 0.1}  # fmt: skip
+            full[way] = _load(options, (), partial(memory_mb, pids[way][0], "Pss"))["during"]
         seen: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for kind in KINDS:
             rounds = (1 if kind == "paced" else 2) if quick else (3 if kind == "paced" else 5)
             seen[kind] = _rounds(rounds, partial(load, kind))
-        memory = memory_mb(rig.proxy.pid, "Pss")
+        after = memory()
         if rig.nothing_held() is False:
             raise Failed("holds are left: not every request was settled")
-    return [*_json(seen), *_streams(seen), Figure("proxy.pss_mb", memory, "MB", "<= 110", note="after the load")]
+    return [
+        *_json(seen),
+        *_streams(seen),
+        *_memory(idle, full, after, sum(r["requests"] for r in seen["c16"]["agentmon"])),
+    ]
+
+
+def _memory(idle: dict[str, float], full: dict[str, float], after: dict[str, float], requests: int) -> list[Figure]:
+    def beside(id: str, values: dict[str, float], goal: str, note: str) -> Figure:
+        return Figure(id, values["agentmon"], "MB", goal, {"mitmdump": values["mitmdump"]}, note=note)
+
+    return [
+        beside("proxy.pss_mb", idle, "", "proportional set size of the worker, after a few requests"),
+        beside("proxy.pss_200_mb", full, "<= 110", f"with {STREAMS} slow streams under way"),
+        beside("proxy.pss_after_mb", after, "", f"after all of this load, {requests} requests at c=16 among it"),
+    ]
 
 
 def _rounds(rounds: int, load: Callable[[str], dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -174,8 +198,11 @@ def _listens(address: str, port: int) -> bool:
         return sock.connect_ex((address, port)) == 0
 
 
-def _load(options: dict[str, Any], pids: tuple[int, ...]) -> dict[str, Any]:
-    """What jobs/load.py measured, and the CPU milliseconds of each process in its window."""
+def _load(options: dict[str, Any], pids: tuple[int, ...], during: Callable[[], float] | None = None) -> dict[str, Any]:
+    """What jobs/load.py measured, and the CPU milliseconds of each process in its window.
+
+    :param during: called two seconds into the window.
+    """
     process = subprocess.Popen(
         [sys.executable, str(JOBS / "load.py"), json.dumps(options)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -185,11 +212,14 @@ def _load(options: dict[str, Any], pids: tuple[int, ...]) -> dict[str, Any]:
         if process.stdout.readline() != "go\n":
             raise Failed(f"load: {process.stderr.read().strip()[-600:]}")
         before = [cpu_ms(pid) for pid in pids]
+        if during is not None:
+            time.sleep(2.0)
+        value = during() if during is not None else 0.0
         line = process.stdout.readline()
         after = [cpu_ms(pid) for pid in pids]
         if not line:
             raise Failed(f"load: {process.stderr.read().strip()[-600:]}")
         result: dict[str, Any] = json.loads(line)
-        return result | {"cpu_ms": [b - a for a, b in zip(before, after, strict=True)]}
+        return result | {"during": value, "cpu_ms": [b - a for a, b in zip(before, after, strict=True)]}
     finally:
         end(process)

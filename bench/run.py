@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.figure import Figure  # noqa: E402
 
-GROUPS = ("start", "cutoff", "proxy", "bulk", "connect", "live", "ledger")
+GROUPS = ("start", "cutoff", "proxy", "bulk", "connect", "live", "ledger", "nft")
 RESULTS = ROOT / "bench/results/latest.json"
 
 

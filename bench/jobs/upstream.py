@@ -20,7 +20,6 @@ BODY = json.dumps(
 ).encode()
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-ZEROS = bytes(1 << 20)
 
 
 def event(kind: str, **data: object) -> bytes:
@@ -46,14 +45,6 @@ class Server(asyncio.Protocol):
         self.transport = transport
         self.buffer = b""
         self.work: set[asyncio.Task[None]] = set()
-        self.writable = asyncio.Event()
-        self.writable.set()
-
-    def pause_writing(self) -> None:
-        self.writable.clear()
-
-    def resume_writing(self) -> None:
-        self.writable.set()
 
     def connection_lost(self, _why: Exception | None) -> None:
         for task in self.work:
@@ -66,14 +57,14 @@ class Server(asyncio.Protocol):
             length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
             if len(self.buffer) < end + 4 + length:
                 return
-            body, line = self.buffer[end + 4 : end + 4 + length], head.split(b" ", 2)[1]
+            body = self.buffer[end + 4 : end + 4 + length]
             self.buffer = self.buffer[end + 4 + length :]
-            if line.startswith(b"/bulk?n="):
-                self.start(self.bulk(int(line[8:])))
-            elif b"bench-sse" in body:
+            if b"bench-sse" in body:
                 self.sse()
             elif b"bench-paced" in body:
-                self.start(self.paced())
+                self.start(self.paced(100, 0.02))
+            elif b"bench-slow" in body:
+                self.start(self.paced(4, 1.0))
             else:
                 self.transport.write(ANSWER)
 
@@ -91,19 +82,12 @@ class Server(asyncio.Protocol):
         write(LAST)
         write(STOP)
 
-    async def paced(self) -> None:
+    async def paced(self, deltas: int, pause_s: float) -> None:
         self.transport.write(HEAD + FIRST + START)
-        for _ in range(100):
+        for _ in range(deltas):
             self.transport.write(delta(f"t={time.monotonic_ns()};"))
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(pause_s)
         self.transport.write(LAST + STOP)
-
-    async def bulk(self, size: int) -> None:
-        self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
-        while size > 0:
-            await self.writable.wait()
-            self.transport.write(ZEROS[: min(size, len(ZEROS))])
-            size -= len(ZEROS)
 
 
 async def main() -> None:
