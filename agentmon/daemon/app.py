@@ -79,7 +79,7 @@ class Daemon:
         self._summaries: dict[int, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._end = asyncio.Event()
-        self._keep = False  # leave bottles in force at the end
+        self.keeping = False  # leave bottles in force at the end
         self._quiet_since = time.monotonic()
         self._used = False
 
@@ -109,7 +109,7 @@ class Daemon:
 
     def stop(self, keep: bool) -> None:
         """End the loop; `keep`: running bottles stay in force for the next daemon."""
-        self._keep = keep
+        self.keeping = keep
         self._end.set()
 
     async def _open(self) -> None:
@@ -151,8 +151,8 @@ class Daemon:
     async def _close(self) -> None:
         """Let go of bottles (keep) or remove everything; a step that fails is told and the next one is done."""
         bottles = self.host.bottles
-        self._keep = self._keep and bool(bottles)
-        if not self._keep:
+        self.keeping = self.keeping and bool(bottles)
+        if not self.keeping:
             for bottle in tuple(bottles.values()):
                 self.runner.dispatch(e.ClientGone(bottle.slot))
             await self.runner.drained()
@@ -164,7 +164,7 @@ class Daemon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         paths.CONTROL_SOCKET.unlink(missing_ok=True)
         await self._step("let go of the spawner", self.spawner.close())
-        if self._keep:
+        if self.keeping:
             print(f"agentmon: {len(bottles)} bottles stay in force; the next daemon adopts them", file=sys.stderr)
             for service in self.services.values():
                 service.detach()
@@ -174,7 +174,7 @@ class Daemon:
             await self._step("remove rules, programs and cgroups", self.in_kernel(self.kernel.close))
         self._kernel_thread.shutdown()
         self.log.close()
-        if not self._keep:
+        if not self.keeping:
             files.remove_all()
 
     async def _step(self, what: str, work: Coroutine[Any, Any, Any]) -> None:

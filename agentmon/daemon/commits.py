@@ -53,15 +53,20 @@ class Commits:
         """What the names that the policy still allows had resolved to, with the time that is left: for a new epoch.
         An address whose time is over opens nothing (timeout 0), but its live flows are still allowed."""
         policies, now = self._policies(bottle), time.monotonic()
+        held = self._held(bottle.slot, now)
         nft: list[Learned] = []
         bpf: list[Entry] = []
         for name, addresses in self._opened.get(bottle.slot, {}).items():
             for address, until in addresses.items():
                 left_s = max(0, int(until - now))
-                more_nft, more_bpf = learned(policies, name, (address,), left_s)
+                more_nft, more_bpf = learned(policies, name, (address,), left_s, held=held)
                 nft += more_nft
                 bpf += more_bpf if left_s else []
         return nft, bpf
+
+    def _held(self, slot: int, now: float) -> set[IPv4Address | IPv6Address]:
+        """Addresses that a name or inspected rule of the bottle resolves to: never opened as direct (DESIGN 3)."""
+        return {address for address, until in self._served.get(slot, {}).items() if until >= now}
 
     def commit(self, bottle: Bottle | None, message: wire.Commit) -> wire.Committed:
         """Open what may be opened; the answer names exactly that. Committed in nft and BPF when it returns.
@@ -82,7 +87,7 @@ class Commits:
         if decision.allowed and decision.depth is not Depth.DIRECT:
             return wire.Committed(message.id, (), "answered with the service address")
         now = time.monotonic()
-        held = {address for address, until in self._served.get(bottle.slot, {}).items() if until >= now}
+        held = self._held(bottle.slot, now)
         usable = tuple(address for address in usable if address not in held)
         if decision.allowed:  # otherwise observe mode: the kernel layers relax the allowlist themselves
             timeout_s = _timeout(message.ttl_s)

@@ -58,7 +58,8 @@ class Ops:
                         self._d.spawn(self._one(connection, message), message.op)
         finally:
             for slot in self._d.clients.gone(connection):
-                self._d.runner.dispatch(e.ClientGone(slot))
+                if not self._d.keeping:  # an ending daemon leaves its bottles to the next one
+                    self._d.runner.dispatch(e.ClientGone(slot))
             await connection.close()
 
     async def _one(self, connection: Connection, request: wire.Request) -> None:

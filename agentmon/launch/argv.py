@@ -145,11 +145,11 @@ def shown_paths(spec: LaunchSpec) -> dict[str, str]:
     """Path to option. The working directory is writable unless `ro` names it; it is left out where showing it would
     show the real HOME, or a directory that is private inside."""
     for path in (*spec.ro, *spec.rw):
-        if not _bindable(path):
+        if not bindable(path):
             hint = "name the file or directory below it"
             raise BadInput(f'"{path}" cannot be shown to a bottle: it is private inside', hint)
     shown: dict[str, str] = {}
-    if _bindable(spec.cwd) and not _below(spec.home, spec.cwd) and not _below(spec.cwd, "/usr"):
+    if bindable(spec.cwd) and not _below(spec.home, spec.cwd) and not _below(spec.cwd, "/usr"):
         shown[spec.cwd] = "--bind-fd"
     return shown | dict.fromkeys(spec.rw, "--bind-fd") | dict.fromkeys(spec.ro, "--ro-bind-fd")
 
@@ -185,7 +185,8 @@ def _with_parents(mounts: list[_Mount]) -> list[str]:
     return words
 
 
-def _bindable(path: str) -> bool:
+def bindable(path: str) -> bool:
+    """Whether a host path may be shown at all; asked of what was written, and of where symbolic links led."""
     return str(PurePosixPath(path)) not in _PRIVATE and not any(_below(path, hidden) for hidden in _HIDDEN)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from agentmon.errors import AgentmonError, BadInput
 from agentmon.launch import messages
-from agentmon.launch.argv import BWRAP, HostLayout, bwrap_options, inner_command, shown_paths
+from agentmon.launch.argv import BWRAP, HostLayout, bindable, bwrap_options, inner_command, shown_paths
 from agentmon.launch.seccomp import filter_bytes
 from agentmon.launch.spec import LaunchSpec
 from agentmon.launch.stdio import Stdio
@@ -92,12 +92,18 @@ def _shown(spec: LaunchSpec) -> dict[str, int]:
 
 
 def _open_path(path: str) -> int:
+    """An earlier job may have left a symbolic link in place of a directory: where it leads must be showable too."""
     try:
-        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as e:
         raise BadInput(
             f'"{path}" cannot be shown to the bottle: {e.strerror}', "check --ro, --rw and where you are"
         ) from e
+    real = os.readlink(f"/proc/self/fd/{fd}")
+    if not bindable(real):
+        os.close(fd)
+        raise BadInput(f'"{path}" leads to {real}, which is private inside', "name the directory itself, not a link")
+    return fd
 
 
 def _host_files(layout: HostLayout) -> dict[str, int]:

@@ -87,6 +87,32 @@ def test_a_killed_daemon_leaves_the_job_held_and_is_replaced(world: World) -> No
     assert not any(world.counters()["forbidden"].values())
 
 
+def test_a_terminated_daemon_leaves_its_bottles_to_the_next(world: World) -> None:
+    """An upgrade: SIGTERM, another daemon, and the command line, the job and its exit status go through."""
+    job = shell(world, "upgrade")
+    assert world.daemon is not None
+    world.daemon.terminate()
+    assert world.daemon.wait(20) == 0
+    assert "1 bottles stay in force" in world.log()
+    assert ask(job, "echo on") == "on"
+    world.start_daemon()
+    row = until(lambda: next((r for r in world.rows("ps") if r["bottle"] == "upgrade"), None))
+    assert row["phase"] == "running"
+    assert ask(job, FETCH) == "200"
+    told = world.rows("events", "--kind", "daemon")
+    assert any(e.get("reason") == "adopted" and e.get("bottle") == "upgrade" for e in told)
+    job.say("exit 7")
+    assert job.end()[0] == 7
+
+
+@pytest.mark.parametrize("target", ["/run", "/"])
+def test_a_link_out_of_what_may_be_shown_is_refused(world: World, tmp_path: Path, target: str) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    done = world.agentmon("run", "--rw", str(link), "--", "true", check=False)
+    assert done.returncode == 125 and "private inside" in done.stderr and "hint:" in done.stderr
+
+
 def test_the_client_that_dies_takes_its_bottle_along(world: World) -> None:
     job = shell(world, "lonely")
     job.process.kill()

@@ -106,7 +106,7 @@ def counted() -> dict[str, dict[str, int]]:
 
 
 def _all_nets() -> tuple[str, ...]:
-    return world.OPEN_NETS + world.FORBIDDEN_NETS
+    return world.OPEN_NETS + world.FORBIDDEN_NETS + world.NOWHERE_NETS
 
 
 def _make() -> None:

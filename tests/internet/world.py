@@ -23,6 +23,7 @@ FORBIDDEN = ("203.0.113.10", "2001:db8:2::10")
 
 OPEN_NETS = ("198.51.100.0/24", "2001:db8:1::/64")
 FORBIDDEN_NETS = ("203.0.113.0/24", "2001:db8:2::/64")
+NOWHERE_NETS = ("10.99.0.0/16", "fd99::/64")  # what private names answer with: unreachable while the stand-in runs
 
 TLS_PORTS = (443, 8443)
 HTTP_PORTS = (80, 8080)
@@ -61,7 +62,7 @@ NAMES: dict[str, Name] = {
     "silent.allowed.example": Name(fault="silent"),
     "loopback.allowed.example": Name(("127.0.0.1", "::1")),
     "metadata.allowed.example": Name(("169.254.169.254", "fd00:ec2::254")),
-    "private.allowed.example": Name(("10.99.0.1", "fc00::1")),
+    "private.allowed.example": Name(("10.99.0.1", "fd99::1")),
     "mapped.allowed.example": Name(("::ffff:127.0.0.1",)),
     "untrusted.allowed.example": Name(WEB),  # its certificate is signed by nobody
     "wrongname.allowed.example": Name(WEB),  # its certificate is for another name

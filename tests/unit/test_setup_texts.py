@@ -27,7 +27,12 @@ def test_every_target_of_the_contract_is_there() -> None:
 
 def test_every_target_but_uninstall_sets_up_first() -> None:
     rules = dict(re.findall(r"^([a-z-]+):(.*)##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert {target for target, needs in rules.items() if "setup" not in needs} == {"help", "setup", "uninstall"}
+    assert {target for target, needs in rules.items() if "setup" not in needs} == {
+        "help",
+        "setup",
+        "test-kernels",
+        "uninstall",
+    }
 
 
 def test_ci_runs_setup_lint_and_tests_without_stdin() -> None:
