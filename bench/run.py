@@ -3,6 +3,7 @@
     .venv/bin/python bench/run.py [--only GROUP]... [--quick]
 
 Every ratio comes from one run, rounds interleaved. With --only, the figures of other groups in latest.json stay.
+--quick writes quick.json instead: it says whether measuring works, not what things cost.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from bench.figure import Figure  # noqa: E402
 
 GROUPS = ("start", "cutoff", "proxy", "bulk", "connect", "live", "ledger", "nft")
-RESULTS = ROOT / "bench/results/latest.json"
+RESULTS = ROOT / "bench/results"
 
 
 def main() -> int:
@@ -37,7 +38,8 @@ def main() -> int:
         print("hint: sudo make bench", file=sys.stderr)
         return 4
     os.environ["PATH"] += ":/usr/sbin:/sbin"
-    kept = _kept() if chosen.only else []
+    results = RESULTS / ("quick.json" if chosen.quick else "latest.json")
+    kept = _kept(results) if chosen.only else []
     done: list[dict[str, Any]] = []
     failed = 0
     for group in chosen.only or GROUPS:
@@ -49,7 +51,7 @@ def main() -> int:
             continue
         done += [figure.as_json() | {"group": group} for figure in figures]
         new = {f["id"] for f in done}
-        _write([f for f in kept if f["id"] not in new and f.get("group") != group] + done)
+        _write(results, [f for f in kept if f["id"] not in new and f.get("group") != group] + done)
     missed = [f["id"] for f in done if f["met"] is False]
     print(f"\n{len(done)} figures, {len(missed)} below their goal{': ' + ', '.join(missed) if missed else ''}")
     return failed
@@ -67,17 +69,17 @@ def _measure(group: str, quick: bool) -> list[Figure]:
     return figures
 
 
-def _kept() -> list[dict[str, Any]]:
-    if not RESULTS.exists():
+def _kept(results: Path) -> list[dict[str, Any]]:
+    if not results.exists():
         return []
-    figures: list[dict[str, Any]] = json.loads(RESULTS.read_text())["figures"]
+    figures: list[dict[str, Any]] = json.loads(results.read_text())["figures"]
     return figures
 
 
-def _write(figures: list[dict[str, Any]]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
+def _write(results: Path, figures: list[dict[str, Any]]) -> None:
+    results.parent.mkdir(exist_ok=True)
     value = {"machine": _machine(), "figures": figures}
-    RESULTS.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    results.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def _machine() -> dict[str, Any]:
