@@ -115,13 +115,18 @@ def _operator(host: Host, event: e.Operator) -> Step:
         targets = tuple(host.bottles.values())
     actions: tuple[a.Action, ...] = ()
     done: list[str] = []
+    refused: list[dict[str, str]] = []
     for bottle in targets:
         host, more = _OPERATOR[event.verb](host, bottle, event)
-        if len(targets) == 1 and more and isinstance(more[0], a.Fail):
+        failed = next((m for m in more if isinstance(m, a.Fail)), None)
+        if failed is None:
+            actions += more
+            done.append(bottle.name)
+        elif event.bottle:
             return host, more
-        actions += tuple(m for m in more if not isinstance(m, a.Fail))
-        done.append(bottle.name)
-    return host, (*actions, a.Answer(0, event.request, {"bottles": done}))
+        else:
+            refused.append({"bottle": bottle.name, "message": failed.message, "hint": failed.hint})
+    return host, (*actions, a.Answer(0, event.request, {"bottles": done, "refused": refused}))
 
 
 def _operator_cut(host: Host, bottle: Bottle, event: e.Operator) -> Step:
@@ -182,6 +187,9 @@ def _cannot(event: e.Operator, bottle: Bottle) -> a.Fail:
 
 def _policy(host: Host, event: e.PolicyChanged) -> Step:
     old = host.bottles.get(event.slot)
+    if old is not None and old.phase is Phase.STARTING and not event.request:  # the daemon's own: behind the start
+        host = replace(host, epoch=host.epoch + 1)
+        return host.put(replace(old, epoch=host.epoch)), (a.ApplyRules(old.slot, old),)
     if old is None or old.phase in {Phase.STOPPING, Phase.STARTING}:
         return host, (a.Fail(0, event.request, "BadInput", "the bottle is starting or has ended", "agentmon ps"),)
     epoch = old.epoch

@@ -66,7 +66,7 @@ class Daemon:
         self.kernel = Kernel(nft, bpf, tree, self.pool)
         self._kernel_thread = ThreadPoolExecutor(1, "kernel")
         self.clients = Clients()
-        self.commits = Commits(nft, bpf.learn)
+        self.commits = Commits(nft, bpf.learn, self._refence)
         self.spawner = Spawner(path=paths.SVC / "spawner.sock")
         self.services: dict[str, Service] = {}
         host = Host(FIRST_SLOT, self.pool.last_slot, persist.load_epoch())
@@ -74,6 +74,7 @@ class Daemon:
         self.log = EventLog(str(paths.EVENTS), max_bytes=settings.events_bytes, max_age_s=settings.events_age_s)
         self._reports = Reports(lambda: self.host.bottles, tree.processes, self.log.add)
         self.ledger: LedgerLink
+        self._loop: asyncio.AbstractEventLoop
         self.ops = Ops(self)
         self.probed: dict[int, int] = {}  # slot → packets of the bottle's own test that the host side refused
         self._summaries: dict[int, dict[str, Any]] = {}
@@ -94,7 +95,7 @@ class Daemon:
 
         :raises AgentmonError: it could not start; what it had opened is closed again.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop, not self.until_idle)
         loop.add_signal_handler(signal.SIGINT, self.stop, False)
         loop.add_signal_handler(signal.SIGHUP, lambda: None)
@@ -212,7 +213,14 @@ class Daemon:
         reading the state and applying it but a cut, which comes after and wins."""
         bottle = self.host.bottles.get(slot)
         if bottle is not None and bottle.phase is not Phase.STOPPING:
-            self.kernel.apply(bottle, mode_of(bottle), *self.commits.carried(bottle))
+            fenced = self.commits.fenced(slot)
+            self.kernel.apply(bottle, mode_of(bottle), *self.commits.carried(bottle), fenced)
+
+    def _refence(self, bottle: Bottle) -> None:
+        """From the kernel thread: the same policy in a new epoch, so that flows to what is fenced now end too."""
+        what = "an address that a direct rule opens is held by a deeper rule: denied as direct"
+        event = e.PolicyChanged(0, bottle.slot, bottle.policy, True, 0, what)
+        self._loop.call_soon_threadsafe(self.runner.dispatch, event)
 
     # ── services ──
 

@@ -109,10 +109,8 @@ class Applier:
     async def _probe(self, action: a.Probe) -> None:
         """An allowed path works and a forbidden one is refused by each layer, seen from the sibling leaf."""
         slot = action.slot
-        if self._bottle(slot).policy.observe:
-            return  # in observe mode nothing is refused by policy: there is nothing to prove
         before = await self._d.in_kernel(self._d.kernel.nft.refusals, slot)
-        result = await self._d.spawner.probe(jobs.probe_spec(slot, self._d.kernel, self._bottle(slot).worker))
+        result = await self._d.spawner.probe(jobs.probe_spec(self._bottle(slot), self._d.kernel))
         problems = list(result.problems)
         if result.frame == "sent" and not await self._counted(slot, before):
             problems.append("the host-side rules did not count the frame that was sent past the other layers")
@@ -146,20 +144,20 @@ class Applier:
         await self._d.in_kernel(self._d.kernel.cut, action.slot)
 
     async def _close_streams(self, action: a.CloseStreams) -> None:
-        """Ends streams, then records the enforcement: time from the crossing commit to the last closed stream."""
+        """Ends streams, then records the enforcement: time from the crossing commit to the last of all flows ended."""
         slot = action.slot
         began_ns = action.crossed_ns or time.monotonic_ns()
         asks = [self._cut_service(name, action) for name in ("proxy", "relay", "resolver")]
+        ending = asyncio.ensure_future(self._d.in_kernel(self._d.kernel.nft.end_refused, slot))
         closed, late = 0, False
         try:
             acks = await asyncio.wait_for(asyncio.gather(*asks), STREAM_GRACE_S)
             closed = sum(ack.closed for ack in acks)
-            ended_ns = max([time.monotonic_ns() if not ack.at_ns else ack.at_ns for ack in acks[:1]])
         except (TimeoutError, AgentmonError):
             late = True
             await self._d.in_kernel(self._d.kernel.nft.destroy_flows, slot)
-            ended_ns = time.monotonic_ns()
-        await self._d.in_kernel(self._d.kernel.nft.end_refused, slot)
+        await ending
+        ended_ns = time.monotonic_ns()
         result = f"{closed} streams closed" if not late else "flows destroyed in the kernel after the grace"
         row = (action.policy, action.trigger, action.by, max(0, ended_ns - began_ns), result)
         await self._d.ledger.enforced(action.bottle, *row)

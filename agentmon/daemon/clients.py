@@ -26,6 +26,7 @@ class Clients:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
         self._runs: dict[int, _Waiting] = {}  # slot → the `run` request it answers
+        self._failed: dict[int, str] = {}  # request → message, until the audit has it
         self._spawned: dict[int, Spawned] = {}
 
     def add(self, connection: Connection, request: wire.Request) -> int:
@@ -46,7 +47,12 @@ class Clients:
     def fail(self, number: int, error: str, message: str, hint: str) -> None:
         waiting = self._waiting.pop(number, None)
         if waiting is not None:
+            self._failed[number] = message
             waiting.connection.send(wire.Reply(waiting.request.id, None, error_dict(error, message, hint)))
+
+    def outcome(self, number: int) -> str:
+        """How an answered request ended: "done", or the message of its error. Can be asked once."""
+        return self._failed.pop(number, "done")
 
     def hold(self, slot: int, spawned: Spawned) -> None:
         """Keep a launched job's descriptors until its bottle is open."""

@@ -29,11 +29,14 @@ class Commits:
     """Decides and applies proposals.
 
     :param bpf_learn: the eBPF side's learn().
+    :param refence: called when an address that is open as direct turns out to be held: put the rules in force anew.
     """
 
-    def __init__(self, netfilter: Netfilter, bpf_learn: Callable[..., None]) -> None:
+    def __init__(self, netfilter: Netfilter, bpf_learn: Callable[..., None], refence: Callable[[Bottle], None]) -> None:
         self._netfilter = netfilter
         self._bpf_learn = bpf_learn
+        self._refence = refence
+        self._fenced: dict[int, set[IPv4Address | IPv6Address]] = {}  # slot → held addresses that a direct rule covers
         self._served: dict[int, dict[IPv4Address | IPv6Address, float]] = {}  # slot → address of a relayed name → until
         self._sets: dict[int, tuple[EffectivePolicy, PolicySet]] = {}  # slot → its policy, made ready to be asked
         self._opened: dict[int, dict[str, dict[IPv4Address | IPv6Address, float]]] = {}  # slot → direct name → until
@@ -41,6 +44,7 @@ class Commits:
     def forget(self, slot: int) -> None:
         self._served.pop(slot, None)
         self._opened.pop(slot, None)
+        self._fenced.pop(slot, None)
         self._sets.pop(slot, None)
 
     def _policies(self, bottle: Bottle) -> PolicySet:
@@ -119,8 +123,36 @@ class Commits:
         until = time.monotonic() + timeout_s
         for address in usable:
             served[address] = until
+        self._fence(bottle, policies, usable)
         self._netfilter.permit_service([Learned(address, "tcp", ports, timeout_s) for address in usable])
         return wire.Committed(message.id, tuple(map(str, usable)), "" if usable else "no usable address")
+
+    def _fence(self, bottle: Bottle, policies: PolicySet, addresses: tuple[IPv4Address | IPv6Address, ...]) -> None:
+        """Deny what a direct rule, or a direct name's answer, would open although a deeper rule holds it."""
+        opened = {a for known in self._opened.get(bottle.slot, {}).values() for a in known}
+        fenced = self._fenced.setdefault(bottle.slot, set())
+        new = {a for a in addresses if a in opened or _directly(policies, a)} - fenced
+        if new:
+            fenced |= new
+            for known in self._opened.get(bottle.slot, {}).values():
+                for address in new:
+                    known.pop(address, None)
+            self._refence(bottle)
+
+    def fenced(self, slot: int) -> frozenset[IPv4Address | IPv6Address]:
+        """Addresses to be denied beside the policy's own denies."""
+        return frozenset(self._fenced.get(slot, ()))
+
+
+def _directly(policies: PolicySet, address: IPv4Address | IPv6Address) -> bool:
+    """Whether a network rule opens any port of `address`."""
+    return any(
+        rule.network is not None
+        and not rule.deny
+        and address.version == rule.network.version
+        and address in rule.network
+        for rule in policies.rules
+    )
 
 
 def _timeout(ttl_s: int) -> int:

@@ -19,6 +19,7 @@ from agentmon.launch.etc import etc_files
 from agentmon.launch.spec import CA_BUNDLES, LaunchSpec, ProbeSpec
 from agentmon.providers.declaration import Provider
 
+PROTECTED4 = "169.254.1.1"
 _NOWHERE = frozenset({"/", "/nonexistent", "/dev/null", "/bin", "/usr/sbin"})
 
 
@@ -88,16 +89,20 @@ def launch_spec(bottle: Bottle, leaf: Path, trust: Path, pool: Pool, providers: 
     return spec
 
 
-def probe_spec(slot: int, kernel: Kernel, worker: int) -> ProbeSpec:
-    net = kernel.net(slot)
+def probe_spec(bottle: Bottle, kernel: Kernel) -> ProbeSpec:
+    """What the bottle's test tries. In observe mode only protected destinations are refused: a link-local one stands
+    for them."""
+    net = kernel.net(bottle.slot)
     spec = ProbeSpec(
-        slot=slot,
+        slot=bottle.slot,
         netns=net.netns,
-        cgroup=str(kernel.tree.probe(slot)),
+        cgroup=str(kernel.tree.probe(bottle.slot)),
         resolver=str(kernel.pool.resolver.v4),
-        proxy=str(kernel.pool.proxy(worker).v4),
+        proxy=str(kernel.pool.proxy(bottle.worker).v4),
         mac_bottle=net.mac_bottle,
         mac_host=net.mac_host,
         addr4=str(net.addr4),
     )
+    if bottle.policy.observe:
+        return msgspec.structs.replace(spec, forbidden4=PROTECTED4, forbidden6="")
     return spec if net.addr6 is not None else msgspec.structs.replace(spec, forbidden6="")

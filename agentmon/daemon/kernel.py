@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 
 import ebpf.spec
@@ -29,6 +30,13 @@ def mode_of(bottle: Bottle) -> str:
     if bottle.phase in {Phase.CUT, Phase.FROZEN}:
         return "cut"
     return "observe" if bottle.policy.observe else "enforce"
+
+
+ALL_PORTS = ((1, 65535),)
+
+
+def _covers(wide: IPv4Network | IPv6Network, narrow: IPv4Network | IPv6Network) -> bool:
+    return wide.version == narrow.version and narrow.subnet_of(wide)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
@@ -111,12 +119,26 @@ class Kernel:
         mode: str,
         nft_learned: Sequence[netfilter.spec.Learned] = (),
         bpf_learned: Sequence[ebpf.spec.Entry] = (),
+        fenced: Iterable[IPv4Address | IPv6Address] = (),
     ) -> None:
         """Both layers to `mode` with the bottle's policy and what its names had resolved to; nft first, so that BPF's
-        consent meets open rules."""
+        consent meets open rules.
+
+        :param fenced: addresses denied beside the policy's own: a deeper rule holds them.
+        """
         compiled = self.compiled(bottle, mode)
-        self.nft.apply(replace(compiled.rules, learned=tuple(nft_learned)))
-        self.bpf.apply(replace(compiled.bpf, allow=(*compiled.bpf.allow, *bpf_learned)))
+        rules, bpf = compiled.rules, compiled.bpf
+        for address in sorted(fenced, key=str):
+            network = ip_network(address)
+            for proto in ("tcp", "udp"):
+                if any(d.proto == proto and _covers(d.network, network) and d.ports == ALL_PORTS for d in rules.deny):
+                    continue
+                rules = replace(rules, deny=(*rules.deny, netfilter.spec.Direct(network, proto, ALL_PORTS)))
+                bpf = replace(
+                    bpf, deny=(*bpf.deny, ebpf.spec.Entry(network, proto, ALL_PORTS, len(bottle.policy.rules)))
+                )
+        self.nft.apply(replace(rules, learned=tuple(nft_learned)))
+        self.bpf.apply(replace(bpf, allow=(*bpf.allow, *bpf_learned)))
 
     def apply_bpf_closed(self, bottle: Bottle) -> None:
         self.bpf.apply(self.compiled(bottle, "closed").bpf)

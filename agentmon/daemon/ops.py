@@ -98,7 +98,7 @@ class Ops:
                     )
                 return
             raise Refused(f"bottle {bottle.name} was started by uid {bottle.job.owner}", "use sudo")
-        raise Refused(f"uid {peer.uid} may not {request.op}", "use sudo")
+        raise Refused(f"uid {peer.uid} may not use {request.op.replace('_', ' ')} here", "use sudo")
 
     def _in_bottle(self, pid: int) -> bool:
         try:
@@ -130,6 +130,12 @@ class Ops:
         job = requests.job(request.args, connection.peer)
         number = self._d.clients.add(connection, request)
         self._d.runner.dispatch(e.RunRequested(number, policy, job, uuid.uuid4().hex, time.time_ns()))
+        await self._audit(
+            connection.peer.uid,
+            "run",
+            policy.bottle,
+            {"command": job.argv[0], "as": job.uid, "result": self._d.clients.outcome(number)},
+        )
 
     async def _reattach(self, connection: Connection, request: wire.Request) -> None:
         bottle = self._owned(int(request.args["slot"]), connection)
@@ -148,8 +154,12 @@ class Ops:
         tokens, provider = requests.budget(args.get("budget"))
         number = self._d.clients.add(connection, request)
         uid = connection.peer.uid
-        self._d.runner.dispatch(e.Operator(number, request.op, name, uid, tokens, provider))
-        await self._audit(uid, request.op, name or "all", {"budget": tokens} if tokens else {})
+        done = self._d.runner.dispatch(e.Operator(number, request.op, name, uid, tokens, provider))
+        if done is not None:
+            await done
+        result = self._d.clients.outcome(number)
+        detail = {"budget": tokens, "result": result} if tokens else {"result": result}
+        await self._audit(uid, request.op, name or "all", detail)
 
     async def _rule(self, connection: Connection, request: wire.Request) -> None:
         bottle = self._bottle(str(request.args["bottle"]))
@@ -157,8 +167,11 @@ class Ops:
         policy, removal = requests.with_rule(bottle.policy, text, deny=request.op == "deny")
         number = self._d.clients.add(connection, request)
         uid, what = connection.peer.uid, f"{request.op} {text}"
-        self._d.runner.dispatch(e.PolicyChanged(number, bottle.slot, policy, removal, uid, what))
-        await self._audit(uid, request.op, bottle.name, {"rule": text})
+        done = self._d.runner.dispatch(e.PolicyChanged(number, bottle.slot, policy, removal, uid, what))
+        if done is not None:
+            await done
+        result = self._d.clients.outcome(number)
+        await self._audit(uid, request.op, bottle.name, {"rule": text, "result": result})
 
     async def _audit(self, uid: int, action: str, target: str, detail: dict[str, Any]) -> None:
         await self._d.ledger.audit(uid, action, target, detail)
@@ -219,6 +232,8 @@ class Ops:
         args = request.args
         bottle = self._bottle(str(args["bottle"]))
         tokens, provider = requests.budget(args["budget"])
+        if provider and provider not in self._d.providers and provider != "*":
+            raise BadInput(f"there is no provider {provider!r}", f"known: {', '.join(sorted(self._d.providers))}")
         await self._d.ledger.set_budget(bottle, provider, tokens, connection.peer.uid)
         connection.send(wire.Reply(request.id, await self._d.ledger.totals(bottle.slot)))
 

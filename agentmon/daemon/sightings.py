@@ -10,8 +10,6 @@ from agentmon.control.state import Bottle, Phase
 from agentmon.daemon import whose
 from agentmon.events import Event
 
-_REASONS = {"deny": "deny", "default": "policy", "cut": "budget"}
-
 
 class Sightings:
     """:param bottles: the current bottles by slot."""
@@ -38,6 +36,13 @@ class Sightings:
             self._lost = lost
 
 
+def _reason(seen: str, bottle: Bottle | None) -> str:
+    """A cut is the budget's only where a budget was spent; else an operator's."""
+    if seen == "cut" and bottle is not None and (bottle.spent or {}).get("used"):
+        return "budget"
+    return seen
+
+
 def describe(seen: ebpf.spec.Event, bottle: Bottle | None, to_real_ns: int) -> Event:
     """One event; process details come from /proc if the process still lives."""
     who = whose.describe(seen.tgid)
@@ -48,7 +53,7 @@ def describe(seen: ebpf.spec.Event, bottle: Bottle | None, to_real_ns: int) -> E
         kind=seen.kind,
         verdict=seen.verdict,
         bottle=bottle.name if bottle else "",
-        reason=_REASONS.get(seen.reason, seen.reason),
+        reason=_reason(seen.reason, bottle),
         layer="bpf",
         pid=seen.pid,
         tgid=seen.tgid,

@@ -14,6 +14,7 @@ from agentmon.reporting import Reporter
 from agentmon.resolver.commits import Commits
 from agentmon.resolver.config import Config, convert
 from agentmon.resolver.desk import Desk
+from agentmon.resolver.fences import Fences
 from agentmon.resolver.lookups import LookupDesk, LookupServer
 from agentmon.resolver.resolve import Resolve
 from agentmon.resolver.server import Server, listen
@@ -51,18 +52,20 @@ class Resolver:
         resolve = Resolve(Upstream(config.upstream.servers, config.upstream.suffixes), now_ns)
         commits = Commits(self.control, now_ns)
         strip = Strip(config.own)
-        self.desk = Desk(self.views, resolve, commits, strip, self.reporter, config.internal, now_ns)
         self.lookups = LookupDesk(self.views, resolve, commits, strip, self.reporter, now_ns)
+        self.fences = Fences(self.lookups.looked)
+        self.desk = Desk(self.views, resolve, commits, strip, self.reporter, config.internal, now_ns, self.fences.known)
 
     async def told(self, message: Any, channel: Channel) -> wire.Message | None:
         match message:
             case wire.SetBottle():
                 try:
-                    self.views.set(message.view)
+                    self.fences.set(self.views.set(message.view))
                 except RuleError as e:
                     return wire.Ack(message.id, error=f"rule of bottle {message.view.bottle}: {e.message}")
             case wire.DropBottle():
                 self.views.drop(message.slot)
+                self.fences.drop(message.slot)
                 self.desk.forget(message.slot)
                 self.reporter.drop(message.slot)
             case wire.CutBottle():

@@ -41,7 +41,8 @@ class _Seat:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """:param internal: agentmon's own names → service, as in the configuration."""
+    """:param internal: agentmon's own names → service, as in the configuration.
+    :param fenced: awaited with the slot before a direct name is opened (fences.Fences.known)."""
 
     views: Views
     resolve: Resolve
@@ -50,6 +51,7 @@ class Desk:
     reporter: Reporter
     internal: Mapping[str, str]
     now_ns: Callable[[], int]
+    fenced: Callable[[int], Awaitable[None]] | None = None
     _seats: dict[int, _Seat] = field(default_factory=dict)
 
     def forget(self, slot: int) -> None:
@@ -119,6 +121,8 @@ class Desk:
         seat.pending += 1
         try:
             found = await self.resolve.find(query.name, query.rdtype)
+            if self.fenced is not None:
+                await self.fenced(view.slot)
             if plan.observed:
                 self.reporter.note(view.slot, _event(view, "observed", "default", query.name))
             if not found.exists:

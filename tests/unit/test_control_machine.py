@@ -183,6 +183,24 @@ def test_cut_all_takes_every_running_bottle_and_answers_once() -> None:
     assert {b.phase for b in after.bottles.values()} == {Phase.CUT}
 
 
+def test_all_says_which_ones_were_refused() -> None:
+    before = host(one=Phase.CUT, two=Phase.CUT)
+    before = before.put(replace(before.bottles[16], spent={"scope": "bottle", "name": "one", "provider": "claude",
+                                                           "tokens": 1, "used": 2, "per": "run"}))  # fmt: skip
+    after, actions = step(before, e.Operator(3, "resume", "", 0))
+    answer = actions[-1]
+    assert isinstance(answer, a.Answer) and answer.value["bottles"] == ["two"]
+    assert [r["bottle"] for r in answer.value["refused"]] == ["one"] and answer.value["refused"][0]["hint"]
+    assert (after.bottles[16].phase, after.bottles[17].phase) == (Phase.CUT, Phase.RUNNING)
+
+
+def test_a_fence_found_while_starting_comes_behind_the_start() -> None:
+    before = host(one=Phase.STARTING)
+    after, actions = step(before, e.PolicyChanged(0, 16, policy(), removal=True, uid=0, what="fence"))
+    assert names(actions) == ["ApplyRules"]
+    assert (after.bottles[16].phase, after.bottles[16].epoch) == (Phase.STARTING, before.epoch + 1)
+
+
 def test_kill_records_the_enforcement_after_the_last_process() -> None:
     _, actions = step(host(one=Phase.RUNNING), e.Operator(3, "kill", "16", 0))
     assert names(actions)[:3] == ["KillAll", "Enforced", "Emit"] and names(actions)[-2:] == ["Ended", "Answer"]

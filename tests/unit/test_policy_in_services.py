@@ -26,7 +26,7 @@ def test_a_denied_address_is_not_dialled_for_a_permitted_name():
     job = Job(("true",), (), "/", 1000, 1000, (), False)
     bottle = Bottle(16, "b", "r", Phase.RUNNING, EffectivePolicy("b", rules), job, 1)
     seen = Recorder()
-    commits = Commits(seen, lambda *_: None)
+    commits = Commits(seen, lambda *_: None, lambda _: None)
     addresses = ("203.0.113.9", "198.51.100.9")
     answer = commits.commit(bottle, wire.Commit(1, 16, "h.example", addresses, 60, purpose="service", ports=(443,)))
     assert answer.addresses == ("198.51.100.9",)
