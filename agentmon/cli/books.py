@@ -1,18 +1,28 @@
-"""What the command line reads from the ledger's file by itself, read-only: it works without a daemon."""
+"""What the command line reads by itself, read-only, from the files of ledger and events: it works without a daemon."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agentmon import paths
-from agentmon.ledger import report
+from agentmon import events, paths
+from agentmon.ledger import events_store, report
 from agentmon.ledger.reader import Reader
 
 
 def usage_rows(by: str, since_ns: int) -> list[dict[str, Any]]:
     """:raises AgentmonError: there is no ledger that this user can read."""
     return report.usage(by, since_ns=since_ns)
+
+
+def stored_events(bottle: str, kind: str, since_ns: int) -> Iterator[dict[str, Any]]:
+    """The contract's JSON objects, oldest first.
+
+    :raises AgentmonError: there are no events that this user can read; while iterating.
+    """
+    for _, event in events_store.read(str(paths.EVENTS), bottle=bottle, kind=kind, since_ns=since_ns):
+        yield events.to_dict(event)
 
 
 def budget_rows() -> list[dict[str, Any]]:

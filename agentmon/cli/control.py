@@ -36,6 +36,18 @@ def connect() -> BlockingChannel:
         raise DaemonUnreachable("no agentmon daemon is running", start) from None
 
 
+def reachable() -> bool:
+    """Whether a daemon answers.
+
+    :raises Refused: this user may not speak to it.
+    """
+    try:
+        connect().close()
+    except DaemonUnreachable:
+        return False
+    return True
+
+
 def connect_or_start() -> BlockingChannel:
     """As connect(), but root gets a daemon that ends after its last bottle.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from agentmon.cli.console import emit, emit_json, example
-from agentmon.cli.control import ask, stream
+from agentmon.cli.control import ask, reachable, stream
 from agentmon.cli.when import since_ns
 from agentmon.events import rfc3339
 from agentmon.render.bottles import bottles_table
@@ -42,15 +43,24 @@ def ps(as_json: bool) -> None:
 @_SINCE
 @click.option("--json", "as_json", is_flag=True, help="One object per line.")
 def events(follow: bool, bottle: str | None, kind: str | None, since: str | None, as_json: bool) -> None:
-    """Show what happened: what was refused, to whom, by which layer, why, and the command that would allow it."""
-    args = {"bottle": bottle, "kind": kind, "since_ns": since_ns(since, time.time_ns()), "follow": follow}
-    for event in stream("events", **args):
+    """Show what happened: what was refused, to whom, by which layer, why, and the command that would allow it. Works
+    without a daemon, but for -f."""
+    for event in _events(follow, bottle or "", kind or "", since_ns(since, time.time_ns())):
         if not isinstance(event, dict) or "kind" not in event:
             continue  # the reply at the end
         if as_json:
             emit_json(event)
         else:
             emit(paragraph(event))
+
+
+def _events(follow: bool, bottle: str, kind: str, since: int) -> Iterator[Any]:
+    """From the daemon, or from what the last one stored."""
+    if follow or reachable():
+        return stream("events", bottle=bottle, kind=kind, since_ns=since, follow=follow)
+    from agentmon.cli.books import stored_events
+
+    return stored_events(bottle, kind, since)
 
 
 @click.command(epilog=example("agentmon usage", "agentmon usage --by model --since 7d --csv"))

@@ -15,6 +15,8 @@ import pytest
 from agentmon.cli import main as cli
 from agentmon.cli.when import since_ns
 from agentmon.errors import BadInput
+from agentmon.events import Event
+from agentmon.ledger.events_store import EventStore
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [name for name in cli.agentmon.list_commands(click.Context(cli.agentmon)) if name != "demo"]
@@ -92,6 +94,8 @@ def test_help_imports_no_command() -> None:
         (["policy", "check", "/nosuch.yml"], 2, "/nosuch.yml", "path"),
         (["ps"], 5, "no agentmon daemon is running", "agentmon daemon"),
         (["usage"], 1, "ledger.db", ""),
+        (["events"], 1, "events.db", "agentmon daemon"),
+        (["events", "-f"], 5, "no agentmon daemon is running", "agentmon daemon"),
         (["run"], 125, "Missing argument", "agentmon run --help"),
         (["run", "--wrong", "--", "true"], 125, "No such option", "agentmon run --help"),
         (["run", "--root", "--", "true"], 125, "--root is not there yet", "leave it out"),
@@ -177,6 +181,20 @@ def test_policies_are_checked_explained_and_compared_without_a_daemon(tmp_path: 
     assert json.loads(agentmon(tmp_path, "policy", "diff", str(file), str(other), "--json").stdout)["added"] == [
         "b.example:443"
     ]
+
+
+def test_events_are_read_without_a_daemon(tmp_path: Path) -> None:
+    directory = tmp_path / "var/lib/agentmon/events"
+    directory.mkdir(parents=True)
+    store = EventStore(str(directory / "events.db"))
+    told = [Event("dns", "refused", name, "default", "resolver", host="x.example", ts_ns=10**18) for name in "ab"]
+    store.append(told)
+    store.close()
+    done = agentmon(tmp_path, "events", "--bottle", "a", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["bottle"] for line in done.stdout.splitlines()] == ["a"]
+    assert agentmon(tmp_path, "events", "--kind", "connect").stdout == ""
+    assert "asked for x.example: refused by the resolver" in agentmon(tmp_path, "events").stdout
 
 
 HOUR_NS = 3_600_000_000_000
