@@ -1,6 +1,6 @@
 """Measure agentmon beside its peers on this machine: a table on stdout, bench/results/latest.json. Root.
 
-    .venv/bin/python bench/run.py [--only GROUP]... [--quick]
+    .venv/bin/python bench/run.py [--only GROUP]... [--quick] [--markdown]
 
 Every ratio comes from one run, rounds interleaved. With --only, the figures of other groups in latest.json stay.
 --quick writes quick.json instead: it says whether measuring works, not what things cost.
@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.figure import Figure  # noqa: E402
+from bench.figure import Figure, show  # noqa: E402
 
 GROUPS = ("start", "cutoff", "proxy", "bulk", "connect", "live", "ledger", "nft")
 RESULTS = ROOT / "bench/results"
@@ -32,7 +32,11 @@ def main() -> int:
     words = argparse.ArgumentParser(prog="bench/run.py", description=(__doc__ or "").partition("\n")[0])
     words.add_argument("--only", action="append", choices=GROUPS, help="measure this group; repeatable")
     words.add_argument("--quick", action="store_true", help="fewer rounds: whether it works, not what it costs")
+    words.add_argument("--markdown", action="store_true", help="measure nothing; print latest.json as a table")
     chosen = words.parse_args()
+    if chosen.markdown:
+        print("\n".join(_rows(_kept(RESULTS / "latest.json"))))
+        return 0
     if os.geteuid() != 0:
         print("error: namespaces, cgroups and BPF programs are measured; only root can make them", file=sys.stderr)
         print("hint: sudo make bench", file=sys.stderr)
@@ -67,6 +71,17 @@ def _measure(group: str, quick: bool) -> list[Figure]:
         print(figure.as_line())
     print(f"   {time.monotonic() - began:.0f} s", flush=True)
     return figures
+
+
+def _rows(figures: list[dict[str, Any]]) -> list[str]:
+    """The table of docs/benchmarks.md."""
+    rows = ["| figure | value | min..max | goal | beside it |", "|---|---|---|---|---|"]
+    for f in sorted(figures, key=lambda f: GROUPS.index(f["group"])):
+        goal = f"{f['goal']}, {'met' if f['met'] else '**missed**'}" if f["goal"] else ""
+        beside = ", ".join(f"{name} {show(value)}" for name, value in f["peers"].items())
+        spread = "..".join(show(v) for v in f["spread"])
+        rows.append(f"| `{f['id']}` | {show(f['value'])} {f['unit']} | {spread} | {goal} | {beside} |")
+    return rows
 
 
 def _kept(results: Path) -> list[dict[str, Any]]:
