@@ -112,6 +112,8 @@ class Applier:
         before = await self._d.in_kernel(self._d.kernel.nft.refusals, slot)
         result = await self._d.spawner.probe(jobs.probe_spec(self._bottle(slot), self._d.kernel))
         problems = list(result.problems)
+        if self._bottle(slot).policy.observe:  # the bottle's own table relaxes all there; the host's and BPF do not
+            problems = [p for p in problems if not p.startswith("bottle-nft")]
         if result.frame == "sent" and not await self._counted(slot, before):
             problems.append("the host-side rules did not count the frame that was sent past the other layers")
         self._d.probed[slot] = sum((await self._d.in_kernel(self._d.kernel.nft.refusals, slot)).values())

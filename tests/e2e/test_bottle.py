@@ -222,3 +222,15 @@ def test_the_jobs_own_exit_status_and_output_pass_through(world: World) -> None:
         and told["error"] is None
         and {"bottle", "started", "ended", "refused", "usage"} <= set(told)
     )
+
+
+def test_observe_relaxes_the_allowlist_and_nothing_else(world: World) -> None:
+    shell = Shell(world, "watched", "--observe")
+    assert shell.status("https://www.allowed.example/") == "200"  # no rule names it
+    for protected in ("http://169.254.1.1/", "http://10.213.0.1/", "http://[fd61:6d6f:6e::1]/"):
+        assert shell.status(protected) == "000", protected
+    row = next(r for r in world.rows("ps") if r["bottle"] == "watched")
+    assert row["observe"] is True and "OBSERVE" in world.agentmon("ps").stdout
+    assert until(lambda: world.events("watched", verdict="observed", host="www.allowed.example"))
+    assert until(lambda: world.events("watched", verdict="refused", dst="169.254.1.1"))[0]["reason"] == "protected"
+    assert shell.end() == 0
