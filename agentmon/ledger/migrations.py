@@ -40,7 +40,26 @@ def _first(db: apsw.Connection) -> None:
     db.execute(_SCHEMA)
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(1, "first schema", _first),)
+_HAVE_KEY = {
+    "usage": "id = NEW.id OR (provider = NEW.provider AND request_id = NEW.request_id) OR hold = NEW.hold",
+    "enforcement": "id = NEW.id",
+    "audit": "id = NEW.id",
+}
+
+
+def _no_replacing(db: apsw.Connection) -> None:
+    """INSERT OR REPLACE deletes the row in its way without its DELETE trigger (unless PRAGMA recursive_triggers)."""
+    for table, same in _HAVE_KEY.items():
+        db.execute(
+            f"CREATE TRIGGER {table}_replace BEFORE INSERT ON {table} WHEN EXISTS (SELECT 1 FROM {table} WHERE {same})"
+            f" BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        )
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(1, "first schema", _first),
+    Migration(2, "rows of record cannot be replaced", _no_replacing),
+)
 
 
 def version_of(db: apsw.Connection) -> int:

@@ -126,6 +126,7 @@ CREATE TABLE approvals (
     decided_ns INTEGER
 );
 
+-- Since version 2 also …_replace BEFORE INSERT of a key that is there (migrations.py): INSERT OR REPLACE is refused.
 CREATE TRIGGER usage_update BEFORE UPDATE ON usage BEGIN SELECT RAISE(ABORT, 'usage is append-only'); END;
 CREATE TRIGGER usage_delete BEFORE DELETE ON usage BEGIN SELECT RAISE(ABORT, 'usage is append-only'); END;
 CREATE TRIGGER enforcement_update BEFORE UPDATE ON enforcement BEGIN SELECT RAISE(ABORT, 'enforcement is append-only'); END;
