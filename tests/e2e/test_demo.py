@@ -25,6 +25,8 @@ def test_everything_is_as_it_should_be() -> None:
     done = subprocess.run([*DEMO, "--json"], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
+    assert list(result["start"]) == ["netns", "veth", "tables", "rules", "programs", "services", "probe"]
+    assert all(result["start"].values()), result["start"]
     assert [call["status"] for call in result["calls"]] == [200] * 5
     assert [(r["attempt"], r["receiver_bytes"]) for r in result["refused"]] == [
         ("curl", 0),

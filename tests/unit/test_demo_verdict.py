@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentmon.cli.demo import show, verdict
+from agentmon.cli.demo import look, show, verdict
 from agentmon.cli.demo.play import BUDGET, Seen
 
 
@@ -54,6 +54,7 @@ def good() -> Seen:
     return Seen(
         bottle="demo-1",
         ready_ms=300.0,
+        start=dict.fromkeys(look.NAMES, "there"),
         calls=calls,
         attempts=attempts,
         cut={
@@ -78,7 +79,7 @@ def test_a_good_run_has_no_problems_and_the_contracts_keys() -> None:
     seen = good()
     assert verdict.problems(seen) == []
     result = json.loads(json.dumps(verdict.as_json(seen)))
-    assert {"ready_ms", "calls", "refused", "cutoff", "ledger", "leftovers"} <= set(result)
+    assert {"ready_ms", "start", "calls", "refused", "cutoff", "ledger", "leftovers"} <= set(result)
     assert set(result["calls"][0]) == {"client", "host", "streamed", "status", "input", "output"}
     assert [r["attempt"] for r in result["refused"]] == ["curl", "ctypes-connect", "udp-sendto", "dns"]
     assert all(r["receiver_bytes"] == 0 and r["event"]["comm"] == "curl" for r in result["refused"])
@@ -101,6 +102,8 @@ def change_at(name: str, index: int, **data: Any) -> Callable[[Seen], None]:
 
 
 FAULTS: list[tuple[Callable[[Seen], None], str]] = [
+    (set_("start", {}), "its netns could not be seen"),
+    (change("start", programs=False), "its programs could not be seen"),
     (set_("calls", []), "expected 5 calls"),
     (change_at("calls", 2, status=403, error="denied"), "openai to h.example: status 403"),
     (set_("attempts", []), "expected 4 attempts"),

@@ -1,6 +1,7 @@
 """`agentmon demo`: the whole product on this host, against a stand-in internet of network namespaces.
 
     stage   the stand-in internet, an ordinary daemon, a bottle: processes that end when the demo does
+    look    what the kernel and the system show of the bottle's start
     play    what happens, in order, and what was seen of it ─▶ Seen
     verdict Seen ─▶ the contract's JSON, and what is not as it should be (pure)
     show    the same for people (pure)

@@ -15,7 +15,7 @@ from typing import Any
 
 from agentmon import paths
 from agentmon.cli import leftovers
-from agentmon.cli.demo import stage
+from agentmon.cli.demo import look, stage
 from agentmon.errors import AgentmonError, HostLacks
 from agentmon.ledger.reader import Reader
 
@@ -30,6 +30,7 @@ class Seen:
 
     bottle: str
     ready_ms: float = 0.0
+    start: look.Facts = field(default_factory=dict)
     calls: list[dict[str, Any]] = field(default_factory=list)
     attempts: list[dict[str, Any]] = field(default_factory=list)
     cut: dict[str, Any] = field(default_factory=dict)  # what the agent saw
@@ -82,6 +83,8 @@ def _take(step: dict[str, Any], seen: Seen, bottle: stage.Bottle, say: stage.Say
     if kind == "started":
         seen.ready_ms = round((time.monotonic() - started) * 1000, 1)
         say(f"the bottle is ready, {seen.ready_ms:.0f} ms after its command line")
+        rows = stage.agentmon("ps", "--json")
+        seen.start = next((look.start(row) for row in rows if row["bottle"] == seen.bottle), {})
     elif kind == "call":
         say(f"{step['client']} {step['host']}: {step['status']}")
         seen.calls.append(step)

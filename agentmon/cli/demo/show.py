@@ -13,7 +13,7 @@ from agentmon.render.events import sentence
 def text(seen: Seen, problems: Sequence[str]) -> str:
     """The five points, in order; `problems` only changes the last line."""
     result = as_json(seen)
-    lines = [f"Bottle {seen.bottle}: ready after {result['ready_ms']:.0f} ms", ""]
+    lines = [f"Bottle {seen.bottle}: ready after {result['ready_ms']:.0f} ms", _start(result["start"]), ""]
     lines += ["Allowed", *map(_call, result["calls"]), ""]
     lines += ["Refused", *_refusals(seen), ""]
     lines += ["Budget", *_budget(seen, result["cutoff"]), ""]
@@ -23,6 +23,10 @@ def text(seen: Seen, problems: Sequence[str]) -> str:
     lines += [f"Left on this host: {len(seen.leftovers) or 'nothing'}"]
     lines += ["", "All as it should be." if not problems else f"NOT as it should be, {len(problems)} findings:"]
     return "\n".join(lines)
+
+
+def _start(facts: dict[str, Any]) -> str:
+    return "In force: " + "; ".join(f"{name} {fact or 'MISSING'}" for name, fact in facts.items())
 
 
 def _call(call: dict[str, Any]) -> str:

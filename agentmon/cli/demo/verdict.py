@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from agentmon.cli.demo import look
 from agentmon.cli.demo.play import BUDGET, Seen
 
 CUT_WITHIN_MS = 20.0
@@ -18,6 +19,7 @@ def as_json(seen: Seen) -> dict[str, Any]:
     detail = seen.cut.get("detail") or {}
     return {
         "ready_ms": seen.ready_ms,
+        "start": seen.start,
         "calls": [_call(call) for call in seen.calls],
         "refused": [refusal(seen, attempt) for attempt in seen.attempts],
         "cutoff": {
@@ -102,12 +104,19 @@ def _tokens(row: dict[str, Any]) -> int:
 def problems(seen: Seen) -> list[str]:
     """One sentence for everything that is not as it should be."""
     return [
+        *_start(seen),
         *_calls(seen),
         *_attempts(seen),
         *_cutoff(seen),
         *_books(seen),
         *(f"left behind: {x}" for x in seen.leftovers),
     ]
+
+
+def _start(seen: Seen) -> Iterator[str]:
+    for name in look.NAMES:
+        if not seen.start.get(name):
+            yield f"while the bottle ran its {name} could not be seen on this host"
 
 
 def _calls(seen: Seen) -> Iterator[str]:
