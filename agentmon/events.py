@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import UTC, datetime
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
 import msgspec
+
+from agentmon.addresses import Pool
+
+Own = tuple[IPv4Network | IPv6Network, ...]
+OWN: Own = tuple(network for network in (Pool().v4, Pool().v6) if network is not None)
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # what may stand in a command that people copy
+# The reasons for which a command helps. All others (deny, protected, inspected, not-tls, method, limit …) are refusals
+# that no allow rule changes; a reason that is not known here gets no command.
+_NO_RULE = frozenset({"default", "policy"})
+_CUT = frozenset({"budget", "cut"})
+_TEXTS = {
+    "expired": "an address is open while the answer that named it is valid: the client has to look the name up again",
+}
 
 
 class Event(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -64,19 +80,49 @@ def destination(event: Event) -> str:
     return f"{where}:{event.port}" if event.port and where else where
 
 
-def allow_hint(event: Event) -> str:
-    """The command that would permit what was refused; "" where no rule could (protected destination, spent budget)."""
+def hint(event: Event, own: Own = OWN) -> str:
+    """What an operator can do about it: the command that would permit what was refused, where one would (a missing
+    rule, a cut), else what the event itself says; "" where nothing helps (a deny, a protected destination …).
+
+    :param own: the networks of the bottles and services: no rule opens these.
+    """
     if event.verdict != "refused" or not event.bottle:
-        return ""
-    if event.reason == "budget":
-        return f"agentmon resume {event.bottle} --budget TOKENS"
-    if event.reason in {"protected", "spoof", "family", "netns", "closed"}:
-        return ""
+        return event.hint
+    if event.reason in _CUT:
+        return _resume(event)
+    if event.reason in _NO_RULE:
+        return _allow(event, own) or event.hint
+    return event.hint or _TEXTS.get(event.reason, "")
+
+
+def is_command(text: str) -> bool:
+    """Whether a hint is a command, to be typed as it stands."""
+    return text.startswith("agentmon ")
+
+
+def _resume(event: Event) -> str:
+    """Without a figure `resume` says which budget it needs, if it needs one."""
+    used = event.detail.get("used")
+    more = f" --budget {used * 2}" if event.reason == "budget" and isinstance(used, int) and used > 0 else ""
+    return f"agentmon resume {event.bottle}{more}"
+
+
+def _allow(event: Event, own: Own) -> str:
     if event.host:
+        if not _NAME.fullmatch(event.host):
+            return ""
         rule = event.host if event.kind == "dns" or event.port in {0, 80} else f"{event.host}:{event.port}"
-    elif event.dst:
-        scheme = "udp" if event.proto == "udp" else "tcp"
-        rule = f"{scheme}://{destination(event)}"
+    elif event.dst and event.port and event.proto in {"tcp", "udp", ""} and not _inside(event.dst, own):
+        rule = f"{event.proto or 'tcp'}://{destination(event)}"
     else:
         return ""
     return f"agentmon allow {event.bottle} {rule}"
+
+
+def _inside(text: str, own: Own) -> bool:
+    """Also true of what is no address: no rule can be written for it."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return True
+    return any(address in network for network in own)

@@ -9,13 +9,11 @@ from typing import Any
 
 import msgspec
 
-from agentmon.events import Event, allow_hint, now_ns
+from agentmon import events
+from agentmon.events import Event, now_ns
 from agentmon.repeats import Repeats
 
 SendOf = Callable[[dict[str, Any], int, str, int], Awaitable[None]]
-
-# No allow rule would help.
-_NO_HINT = frozenset({"deny", "inspected", "direct", "bad-name", "not-tls", "bad-sni", "slow", "rate", "limit"})
 
 
 class Reporter:
@@ -45,8 +43,7 @@ class Reporter:
         return self._send_of(msgspec.to_builtins(first), slot, proto, port)
 
     def _first(self, slot: int, event: Event) -> Event | None:
-        hint = event.hint or ("" if event.reason in _NO_HINT else allow_hint(event))
-        event = msgspec.structs.replace(event, ts_ns=now_ns(), hint=hint)
+        event = msgspec.structs.replace(event, ts_ns=now_ns(), hint=events.hint(event))
         key = (event.kind, event.verdict, event.reason, event.host, event.dst, event.port)
         return self._repeats.note(slot, key, event, time.monotonic_ns())
 

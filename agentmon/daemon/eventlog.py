@@ -39,8 +39,8 @@ class EventLog:
         """Complete (time, hint), count, store and show one event; returns it as stored."""
         if not event.ts_ns:
             event = msgspec.structs.replace(event, ts_ns=events.now_ns())
-        if not event.hint:
-            event = msgspec.structs.replace(event, hint=events.allow_hint(event))
+        if (hint := events.hint(event)) != event.hint:
+            event = msgspec.structs.replace(event, hint=hint)
         if event.verdict == "refused" and event.bottle and event.layer not in {"daemon", ""}:
             self.refused.setdefault(event.bottle, Counter())[event.layer] += max(event.count, 1)
         try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from agentmon.events import Event
+import pytest
+
+from agentmon.daemon.eventlog import EventLog
+from agentmon.events import Event, hint
 from agentmon.repeats import MAX_KEYS, PERIOD_NS, Repeats
 from agentmon.reporting import Reporter
 
@@ -55,3 +59,55 @@ def test_reporter_adds_time_and_hint() -> None:
     assert "hint" not in sent[1]
     reporter.drop(16)
     assert sent[2]["count"] == 1
+
+
+def refused(reason: str, **fields: Any) -> Event:
+    return Event("connect", "refused", "b", reason, "bpf", **{"proto": "tcp", "port": 443, **fields})
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (refused("policy", dst="198.51.100.7"), "agentmon allow b tcp://198.51.100.7:443"),
+        (refused("default", dst="2001:db8::7", proto="udp", port=53), "agentmon allow b udp://[2001:db8::7]:53"),
+        (refused("default", host="x.example"), "agentmon allow b x.example:443"),
+        (refused("default", host="x.example", port=80), "agentmon allow b x.example"),
+        (refused("default", host="$(reboot)"), ""),
+        (refused("default", dst="10.213.0.2"), ""),  # the services' own
+        (refused("default", dst="fd61:6d6f:6e::2"), ""),
+        (refused("default", dst="198.51.100.7", proto="icmp", port=0), ""),
+        (refused("default", dst="not an address"), ""),
+        (refused("default"), ""),
+        (refused("budget", dst="198.51.100.7"), "agentmon resume b"),
+        (refused("budget", detail={"used": 500, "tokens": 400}), "agentmon resume b --budget 1000"),
+        (refused("cut", hint="agentmon resume BOTTLE"), "agentmon resume b"),
+        (refused("method", host="x.example", hint="add it"), "add it"),
+        (Event("request", "observed", "b", "client-tls", hint="roots"), "roots"),
+        (Event("daemon", "refused", "", "default", host="x.example"), ""),
+    ],
+)
+def test_a_hint_is_a_command_only_where_one_helps(event: Event, expected: str) -> None:
+    assert hint(event) == expected
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("deny", "inspected", "direct", "not-tls", "no-sni", "sni", "bad-sni", "bad-name", "slow", "rate", "limit"),
+        *("closed", "protected", "spoof", "family", "netns", "unknown", "method", "path", "endpoint", "host", "plain"),
+        *("credential", "upgrade"),
+    ],
+)
+def test_no_rule_is_proposed_for_what_no_rule_changes(tmp_path: Path, reason: str) -> None:
+    sent: list[dict[str, Any]] = []
+    Reporter(sent.append).note(16, refused(reason, host="x.example", dst="198.51.100.7"))
+    assert "hint" not in sent[0]
+    log = EventLog(str(tmp_path / "events.db"), max_bytes=1 << 20, max_age_s=60)
+    try:
+        assert log.add(Event(**sent[0])).hint == ""
+    finally:
+        log.close()
+
+
+def test_an_expired_address_has_a_hint_that_is_no_command() -> None:
+    assert "look the name up again" in hint(refused("expired", dst="198.51.100.7"))
