@@ -124,10 +124,10 @@ def test_table_aligns_and_counts_terminal_columns() -> None:
                 "reason": "budget",
                 "detail": {"by": "bottle:b", "used": 1200, "tokens": 1000, "latency_ns": 3_100_000},
             },
-            "cutoff: its token budget is spent, by bottle:b, 1,200 of 1,000 tokens used, after 3.1 ms",
+            "the bottle was cut: its token budget is spent (1,200 of 1,000 tokens), after 3.1 ms",
         ),
-        ({"kind": "lost", "count": 40}, "lost (40 events)"),
-        ({"kind": "policy", "verdict": "refused", "reason": "bad file"}, "policy refused: bad file"),
+        ({"kind": "lost", "count": 40}, "40 events were lost"),
+        ({"kind": "policy", "verdict": "refused", "reason": "bad file"}, "policy not changed: bad file"),
         (
             {"kind": "connect", "verdict": "refused", "dst": "::1", "reason": ""},
             "a process tried to connect to [::1]: refused, no reason given",
@@ -136,6 +136,102 @@ def test_table_aligns_and_counts_terminal_columns() -> None:
 )
 def test_sentences(event: dict[str, Any], text: str) -> None:
     assert sentence(event) == text
+
+
+SPENT = {"scope": "bottle", "name": "b", "provider": "claude", "tokens": 20_000, "used": 20_360, "per": "run"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "text"),
+    [
+        (
+            "cutoff",
+            {"reason": "budget", "detail": {"by": "bottle:b", **SPENT}},
+            "the bottle was cut: its token budget is spent (20,360 of 20,000 claude tokens)",
+        ),
+        (
+            "freeze",
+            {"reason": "budget", "detail": {"by": "agent:a", **SPENT, "scope": "agent", "name": "a"}},
+            "the bottle was frozen: the token budget of agent a is spent (20,360 of 20,000 claude tokens)",
+        ),
+        ("cutoff", {"reason": "operator", "detail": {"by": "uid:0", **SPENT}}, "the bottle was cut by uid 0"),
+        ("kill", {"reason": "operator", "detail": {"by": "uid:0"}}, "the bottle was ended by uid 0"),
+        ("kill", {"reason": "too late"}, "the bottle was ended: too late"),
+        ("resume", {"reason": "operator", "detail": {"by": "uid:0", "tokens": 0}}, "the bottle was resumed by uid 0"),
+        (
+            "resume",
+            {"reason": "operator", "detail": {"by": "uid:7", "tokens": 400000}},
+            "the bottle was resumed by uid 7, with a budget of 400,000 tokens",
+        ),
+        (
+            "threshold",
+            {"reason": "80% of bottle b", "detail": SPENT},
+            "80% of the budget of bottle b is used (20,360 of 20,000 claude tokens)",
+        ),
+        (
+            "policy",
+            {"verdict": "observed", "reason": "deny x.example", "detail": {"by": "uid:0"}},
+            "policy changed: deny x.example by uid 0",
+        ),
+        (
+            "usage",
+            {"detail": {"provider": "claude", "model": "m", "input": 1200, "output": 0, "cache_read": 5}},
+            "used 1,200 input, 5 cache-read and 0 output tokens of claude m",
+        ),
+        (
+            "usage",
+            {"detail": {"input": 1, "output": 2, "source": "estimate", "complete": False}},
+            "used 1 input and 2 output tokens (estimated and cut short)",
+        ),
+        ("usage", {}, "used tokens"),
+        ("lost", {"reason": "settle: no ledger"}, "something could not be recorded: settle: no ledger"),
+        ("daemon", {"reason": "ready", "pid": 7}, "the daemon is ready (pid 7)"),
+        ("daemon", {"reason": "adopted"}, "taken over from an earlier daemon"),
+        ("daemon", {"reason": "not committed", "host": "x.example"}, "x.example: not committed"),
+        ("tamper", {"verdict": "refused", "reason": "rules", "count": 2}, "tamper refused: rules (2 times)"),
+    ],
+)
+def test_states_have_their_own_verbs(kind: str, fields: dict[str, Any], text: str) -> None:
+    assert sentence({"kind": kind, "layer": "daemon", **fields}) == text
+
+
+@pytest.mark.parametrize("kind", ["connect", "send", "packet", "dns", "request", "websocket", "socket", "escape"])
+def test_a_refusal_without_a_destination_is_a_sentence_too(kind: str) -> None:
+    for detail in ({}, {"others": True}):
+        text = sentence({"kind": kind, "verdict": "refused", "layer": "relay", "reason": "limit", "detail": detail})
+        assert " to:" not in text and " for:" not in text and "  " not in text
+        assert text.endswith(": refused by the relay, a limit of the bottle is reached")
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("default", "policy", "deny", "cut", "closed", "protected", "family", "expired", "spoof", "netns", "budget"),
+        *("unknown", "no-sni", "bad-sni", "sni", "not-tls", "bad-name", "inspected", "direct", "slow", "limit"),
+        *("method", "path", "endpoint", "host", "plain", "credential", "upgrade", "rate"),
+    ],
+)
+def test_every_reason_reads_as_english(reason: str) -> None:
+    said = sentence({"kind": "request", "verdict": "refused", "layer": "proxy", "reason": reason, "host": "x.example"})
+    why = said.partition("refused by the proxy, ")[2]
+    assert len(why.split()) > 2, why
+
+
+def test_what_a_layer_cannot_know_is_not_said() -> None:
+    event = {"kind": "connect", "verdict": "refused", "layer": "bpf", "reason": "budget", "dst": "203.0.113.1"}
+    assert sentence(event).endswith("refused by bpf, the bottle is cut off")
+
+
+def test_not_every_observed_event_is_of_observe_mode() -> None:
+    event = {"kind": "request", "verdict": "observed", "layer": "proxy", "reason": "client-tls", "host": "x.example"}
+    assert sentence(event) == (
+        "a process broke off its TLS handshake with the proxy for x.example: "
+        "it does not trust the proxy's certificate, or gave up"
+    )
+    event = {"kind": "connect", "verdict": "allowed", "layer": "relay", "reason": "unreachable", "host": "x.example"}
+    assert sentence(event) == (
+        "a process tried to connect to x.example: allowed by the relay, but the destination cannot be reached"
+    )
 
 
 def test_paragraph_ends_with_the_command_that_would_allow_it() -> None:
@@ -154,7 +250,9 @@ def test_paragraph_ends_with_the_command_that_would_allow_it() -> None:
         "03:04:05 b: curl asked for a.example: refused by the resolver, no rule allows it\n"
         "    allow it: agentmon allow b a.example\n"
     )
-    assert paragraph({"kind": "daemon"}, UTC).endswith(" -: daemon\n")
+    assert paragraph({"kind": "daemon"}, UTC).endswith(" -: the daemon says nothing more\n")
+    told = paragraph(event | {"hint": "add the method"}, UTC)
+    assert told.endswith("\n    hint: add the method\n")
 
 
 BUDGETS = [
