@@ -6,23 +6,40 @@ from typing import Any
 
 import click
 
-from agentmon.cli.console import emit, emit_json, example
+from agentmon.cli.console import complain, emit, emit_json, example
 from agentmon.cli.control import ask
-from agentmon.errors import BadInput
+from agentmon.errors import BadInput, Refused
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Data instead of text.")
 _ALL = click.option("--all", "every", is_flag=True, help="Every running bottle.")
 _DONE = {"cut": "cut", "freeze": "frozen", "resume": "resumed", "kill": "ended"}
 
 
-def _operate(verb: str, bottle: str | None, every: bool, as_json: bool, **args: Any) -> None:
+def _operate(verb: str, bottle: str | None, every: bool, as_json: bool, **args: Any) -> int:
     if bool(bottle) == every:
-        raise BadInput("name one bottle, or say --all", f"agentmon {verb} BOTTLE")
+        raise BadInput(
+            "name one bottle, or say --all", f"agentmon ps lists them; agentmon {verb} --all takes every one"
+        )
     value = ask(verb, **({"all": True} if every else {"bottle": bottle}), **args)
+    return report(verb, bottle, value, as_json)
+
+
+def report(verb: str, bottle: str | None, value: Any, as_json: bool) -> int:
+    """Print what the daemon answered; the exit status, 3 if it refused one of several.
+
+    :param bottle: the one that was named, None: every.
+    """
+    refused = value.get("refused") or [] if isinstance(value, dict) else []
     if as_json:
         emit_json(value if isinstance(value, dict) else {"bottle": bottle, "result": value})
+    elif bottle:
+        emit(f"{bottle}: {_DONE[verb]}{_how(value)}")
     else:
-        emit(f"{bottle or 'every bottle'}: {_DONE[verb]}{_how(value)}")
+        done = value.get("bottles") or [] if isinstance(value, dict) else []
+        emit("\n".join(f"{name}: {_DONE[verb]}" for name in done) or ("" if refused else "no bottle is running"))
+    for one in refused:
+        complain(f"{one['bottle']}: {one['message']}", str(one.get("hint") or ""))
+    return Refused.exit_code if refused else 0
 
 
 def _how(value: Any) -> str:
@@ -34,18 +51,18 @@ def _how(value: Any) -> str:
 @click.argument("bottle", required=False)
 @_ALL
 @_JSON
-def cut(bottle: str | None, every: bool, as_json: bool) -> None:
+def cut(bottle: str | None, every: bool, as_json: bool) -> int:
     """Cut BOTTLE off: from now on it reaches only its proxy and resolver, which refuse. Its processes go on."""
-    _operate("cut", bottle, every, as_json)
+    return _operate("cut", bottle, every, as_json)
 
 
 @click.command(epilog=example("agentmon freeze build-17"))
 @click.argument("bottle", required=False)
 @_ALL
 @_JSON
-def freeze(bottle: str | None, every: bool, as_json: bool) -> None:
+def freeze(bottle: str | None, every: bool, as_json: bool) -> int:
     """Cut BOTTLE and stop every process in it, until `agentmon resume`."""
-    _operate("freeze", bottle, every, as_json)
+    return _operate("freeze", bottle, every, as_json)
 
 
 @click.command(
@@ -55,18 +72,18 @@ def freeze(bottle: str | None, every: bool, as_json: bool) -> None:
 @_ALL
 @click.option("--budget", metavar="TOKENS|P=TOKENS", help="The bottle's new budget, in all, not in addition.")
 @_JSON
-def resume(bottle: str | None, every: bool, budget: str | None, as_json: bool) -> None:
+def resume(bottle: str | None, every: bool, budget: str | None, as_json: bool) -> int:
     """Let a cut or frozen BOTTLE go on. After a spent budget it needs a larger one."""
-    _operate("resume", bottle, every, as_json, **({"budget": budget} if budget else {}))
+    return _operate("resume", bottle, every, as_json, **({"budget": budget} if budget else {}))
 
 
 @click.command(epilog=example("agentmon kill build-17", "agentmon kill --all"))
 @click.argument("bottle", required=False)
 @_ALL
 @_JSON
-def kill(bottle: str | None, every: bool, as_json: bool) -> None:
+def kill(bottle: str | None, every: bool, as_json: bool) -> int:
     """End every process of BOTTLE at once; nothing is saved."""
-    _operate("kill", bottle, every, as_json)
+    return _operate("kill", bottle, every, as_json)
 
 
 def _rule(verb: str, bottle: str, rule: str, as_json: bool) -> None:

@@ -13,6 +13,7 @@ import click
 import pytest
 
 from agentmon.cli import main as cli
+from agentmon.cli import operator
 from agentmon.cli.when import since_ns
 from agentmon.errors import BadInput
 from agentmon.events import Event
@@ -88,8 +89,8 @@ def test_help_imports_no_command() -> None:
         (["ps", "--wrong"], 2, "No such option", "agentmon ps --help"),
         (["events", "--kind", "x"], 2, "Invalid value for '--kind'", "agentmon events --help"),
         (["events", "--since", "soon"], 2, '--since "soon" is no time', "write 15m"),
-        (["cut"], 2, "name one bottle, or say --all", "agentmon cut BOTTLE"),
-        (["kill", "b", "--all"], 2, "name one bottle", "agentmon kill BOTTLE"),
+        (["cut"], 2, "name one bottle, or say --all", "agentmon cut --all"),
+        (["kill", "b", "--all"], 2, "name one bottle", "agentmon kill --all"),
         (["budget", "set", "b", "claude", "0"], 2, "Invalid value for 'TOKENS'", "agentmon budget set --help"),
         (["policy", "check", "/nosuch.yml"], 2, "/nosuch.yml", "path"),
         (["ps"], 5, "no agentmon daemon is running", "agentmon daemon"),
@@ -195,6 +196,37 @@ def test_events_are_read_without_a_daemon(tmp_path: Path) -> None:
     assert [json.loads(line)["bottle"] for line in done.stdout.splitlines()] == ["a"]
     assert agentmon(tmp_path, "events", "--kind", "connect").stdout == ""
     assert "asked for x.example: refused by the resolver" in agentmon(tmp_path, "events").stdout
+
+
+REFUSED = {"bottle": "b", "message": "its budget is spent", "hint": "agentmon resume b --budget 400"}
+
+
+@pytest.mark.parametrize(
+    ("bottle", "value", "status", "out", "err"),
+    [
+        (None, {"bottles": [], "refused": []}, 0, "no bottle is running\n", ""),
+        (None, {"bottles": ["a", "c"]}, 0, "a: resumed\nc: resumed\n", ""),
+        (
+            None,
+            {"bottles": ["a"], "refused": [REFUSED]},
+            3,
+            "a: resumed\n",
+            "error: b: its budget is spent\nhint: agentmon resume b --budget 400\n",
+        ),
+        (None, {"bottles": [], "refused": [REFUSED | {"hint": ""}]}, 3, "", "error: b: its budget is spent\n"),
+        ("a", {"bottles": ["a"]}, 0, "a: resumed\n", ""),
+        ("a", {"bottles": ["a"], "result": "thawed"}, 0, "a: resumed (thawed)\n", ""),
+        ("a", None, 0, "a: resumed\n", ""),
+    ],
+)
+def test_what_became_of_each_bottle_is_said(
+    bottle: str | None, value: object, status: int, out: str, err: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert operator.report("resume", bottle, value, False) == status
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (out, err)
+    assert operator.report("resume", bottle, value, True) == status
+    assert json.loads(capsys.readouterr().out) == (value or {"bottle": "a", "result": None})
 
 
 HOUR_NS = 3_600_000_000_000
