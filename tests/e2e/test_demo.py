@@ -40,6 +40,7 @@ def test_everything_is_as_it_should_be() -> None:
     assert (cutoff["status"], cutoff["type"], cutoff["resumed"]) == (403, "budget_exhausted", True)
     assert cutoff["used"] >= cutoff["budget"]
     assert cutoff["latency_ns"] <= 20_000_000
+    assert 0 <= cutoff["stream_ended_ns_after"] <= 250_000_000
     assert result["ledger"]["tokens"] == result["ledger"]["provider_tokens"] > cutoff["budget"]
     assert result["leftovers"] == []
 

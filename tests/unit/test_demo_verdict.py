@@ -26,7 +26,9 @@ def event(**data: Any) -> dict[str, Any]:
 
 def row(call: dict[str, Any], **data: Any) -> dict[str, Any]:
     keys = ("input", "cache_read", "cache_write", "output", "complete")
-    return {key: call[key] for key in keys} | {"request_id": call["id"], "source": "wire"} | data
+    number = int(call["id"].removeprefix("msg_"))
+    mine = {"id": number, "ts_ns": 10**18 + number * 10**6, "provider": "claude", "weighted": BUDGET // 3}
+    return mine | {key: call[key] for key in keys} | {"request_id": call["id"], "source": "wire"} | data
 
 
 def good() -> Seen:
@@ -59,7 +61,7 @@ def good() -> Seen:
         attempts=attempts,
         cut={
             "status": 403, "type": "budget_exhausted", "detail": detail, "calls": 6, "refused_after_ms": 12.0,
-            "stream": {"type": "budget_exhausted"},
+            "stream": {"type": "budget_exhausted", "ended_ns": 10**18 + 12 * 10**6},
         },
         resumed={"status": 200},
         events=[
@@ -85,6 +87,7 @@ def test_a_good_run_has_no_problems_and_the_contracts_keys() -> None:
     assert all(r["receiver_bytes"] == 0 and r["event"]["comm"] == "curl" for r in result["refused"])
     assert {"scope", "budget", "used", "latency_ns", "status", "type", "resumed"} <= set(result["cutoff"])
     assert (result["cutoff"]["latency_ns"], result["cutoff"]["resumed"]) == (4_200_000, True)
+    assert result["cutoff"]["stream_ended_ns_after"] == 9_000_000  # BUDGET // 3 thrice is less: the fourth row crosses
     assert result["ledger"]["tokens"] == result["ledger"]["provider_tokens"] == 303
     assert "All as it should be." in show.text(seen, [])
 
@@ -120,6 +123,10 @@ FAULTS: list[tuple[Callable[[Seen], None], str]] = [
     (change("cut", refused_after_ms=9000.0), "went on for 9000.0 ms"),
     (set_("enforcement", []), "no row of the cut"),
     (change_at("enforcement", 0, latency_ns=21_000_000), "took 21.0 ms"),
+    (change("cut", stream={"type": "budget_exhausted", "ended_ns": 0}), "cannot be compared"),
+    (lambda seen: seen.usage.clear(), "cannot be compared"),
+    (change("cut", stream={"type": "budget_exhausted", "ended_ns": 10**18 + 254 * 10**6}), "251.0 ms after the row"),
+    (change("cut", stream={"type": "budget_exhausted", "ended_ns": 10**18}), "-3.0 ms after the row"),
     (set_("resumed", {"status": 403, "error": "no"}), "after resume: 403 no"),
     (change_at("usage", 1, output=7), "msg_1: the provider counts 101 tokens, the ledger 107"),
     (change_at("usage", 3, input=1), "msg_3: the provider counts 100 input tokens, the ledger 1"),

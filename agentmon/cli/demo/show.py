@@ -51,7 +51,9 @@ def _budget(seen: Seen, cutoff: dict[str, Any]) -> Iterator[str]:
     calls, end = seen.cut.get("calls"), stream.get("type") or stream.get("error")
     yield f"  spent {cutoff['used']} of {cutoff['budget']} tokens ({cutoff['scope']}) after {calls} calls"
     took = "an unknown time" if cutoff["latency_ns"] is None else f"{cutoff['latency_ns'] / 1e6:.1f} ms"
-    yield f"  cut off within {took}; stream in flight ended with {end}"
+    after = cutoff["stream_ended_ns_after"]
+    seen_after = "" if after is None else f", which the job saw {after / 1e6:.1f} ms after the row that crossed"
+    yield f"  cut off within {took}; stream in flight ended with {end}{seen_after}"
     yield f"  next call: {cutoff['status']} {cutoff['type']} after {cutoff['refused_after_ms']} ms"
     yield f"  after agentmon resume {seen.bottle}: {seen.resumed.get('status')}"
 

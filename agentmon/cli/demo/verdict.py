@@ -9,6 +9,7 @@ from agentmon.cli.demo import look
 from agentmon.cli.demo.play import BUDGET, Seen
 
 CUT_WITHIN_MS = 20.0
+SEEN_WITHIN_MS = 250.0  # by the job itself, which needs a turn on a processor to notice
 GIVE_UP_WITHIN_MS = 2000.0
 _CALLS = [("anthropic", False), ("anthropic", True), ("openai", True), ("curl", False), ("curl", False)]
 _ATTEMPTS = ["curl", "ctypes-connect", "udp-sendto", "dns"]
@@ -27,6 +28,7 @@ def as_json(seen: Seen) -> dict[str, Any]:
             "budget": detail.get("tokens"),
             "used": detail.get("used"),
             "latency_ns": latency_ns(seen),
+            "stream_ended_ns_after": stream_ended_ns_after(seen),
             "status": seen.cut.get("status"),
             "type": seen.cut.get("type"),
             "stream": seen.cut.get("stream"),
@@ -79,6 +81,18 @@ def latency_ns(seen: Seen) -> int | None:
         row["latency_ns"] for row in seen.enforcement if row["policy"] == "cutoff" and row["latency_ns"] is not None
     ]
     return int(took[0]) if took else None
+
+
+def stream_ended_ns_after(seen: Seen) -> int | None:
+    """From the usage row that crossed the budget to the end of the stream in flight, by the job's own clock. Both are
+    CLOCK_REALTIME of this host."""
+    ended = (seen.cut.get("stream") or {}).get("ended_ns")
+    used = 0
+    for row in sorted(seen.usage, key=lambda row: int(row["id"])):
+        used += row["weighted"] if row["provider"] == "claude" else 0
+        if used >= BUDGET:
+            return int(ended - row["ts_ns"]) if ended else None
+    return None
 
 
 def ledger(seen: Seen) -> dict[str, Any]:
@@ -156,10 +170,18 @@ def _cutoff(seen: Seen) -> Iterator[str]:
         yield "the ledger has no row of the cut with its latency"
     elif took > CUT_WITHIN_MS * 1_000_000:
         yield f"the cut took {took / 1e6} ms, more than {CUT_WITHIN_MS}"
+    yield from _stream_end(stream_ended_ns_after(seen))
     if gave_up >= GIVE_UP_WITHIN_MS:
         yield f"the SDK went on for {gave_up} ms after the cut"
     if seen.resumed.get("status") != 200:
         yield f"after resume: {seen.resumed.get('status')} {seen.resumed.get('error', '')}"
+
+
+def _stream_end(after_ns: int | None) -> Iterator[str]:
+    if after_ns is None:
+        yield "when the stream in flight ended cannot be compared with the row that crossed the budget"
+    elif not 0 <= after_ns <= SEEN_WITHIN_MS * 1_000_000:
+        yield f"the job saw its stream end {after_ns / 1e6} ms after the row that crossed, not within {SEEN_WITHIN_MS}"
 
 
 def _books(seen: Seen) -> Iterator[str]:
