@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import apsw
+
 from agentmon import events, paths
+from agentmon.errors import AgentmonError, BadInput
 from agentmon.ledger import events_store, report
 from agentmon.ledger.reader import Reader
 
@@ -40,6 +43,15 @@ def check_ledger() -> list[str]:
 
 
 def back_up_ledger(to: Path) -> None:
-    """:raises AgentmonError: no ledger, or `to` cannot be written."""
+    """:raises BadInput: `to` cannot be written. :raises AgentmonError: no ledger, or the disk is full."""
     with Reader(str(paths.LEDGER)) as reader:
-        reader.backup(str(to))
+        if to.exists() and not to.is_file():
+            raise BadInput(f"{to} is no file", "name a file to copy to")
+        try:
+            reader.backup(str(to))
+        except AgentmonError as e:
+            if isinstance(e.__cause__, apsw.CantOpenError | apsw.ReadOnlyError | apsw.NotADBError):
+                raise BadInput(
+                    f"{to} cannot be written: {e.__cause__}", "name a new file in a directory of yours"
+                ) from e
+            raise

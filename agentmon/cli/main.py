@@ -74,6 +74,9 @@ def main(argv: list[str] | None = None) -> int:
         result: Any = agentmon.main(args=args, prog_name="agentmon", standalone_mode=False)
     except click.exceptions.Exit as e:
         return e.exit_code
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message(), err=True)
+        return own_failure or 2
     except click.UsageError as e:
         hint = f"{e.ctx.command_path} --help" if e.ctx else "agentmon --help"
         return _failed(e.format_message(), hint, own_failure or 2)

@@ -56,9 +56,9 @@ def run(command: tuple[str, ...], json_summary: Path | None, **options: Any) -> 
     """
     started = now_ns()
     name = options["name"] or ("" if options["policy"] else _made_up_name(command[0]))
+    if json_summary is not None:
+        _check_writable(json_summary)
     try:
-        if json_summary is not None:
-            _check_writable(json_summary)
         outcome = _run(_arguments(command, name, options))
     except AgentmonError as e:
         _summarise(json_summary, name, started, EXIT_OWN, {"error": {"class": e.kind, "message": e.message}})

@@ -18,6 +18,7 @@ from agentmon.cli.when import since_ns
 from agentmon.errors import BadInput
 from agentmon.events import Event
 from agentmon.ledger.events_store import EventStore
+from agentmon.ledger.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [name for name in cli.agentmon.list_commands(click.Context(cli.agentmon)) if name != "demo"]
@@ -136,6 +137,37 @@ def test_run_failing_writes_its_summary_with_every_key(tmp_path: Path) -> None:
     value = json.loads(file.read_text())
     assert list(value) == ["bottle", "exit", "error", "started", "ended", "refused", "usage", "cut"]
     assert value["error"] == {"class": "HostLacks", "message": "--root is not there yet"} and value["bottle"] == "n"
+
+
+def test_a_summary_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    done = agentmon(tmp_path, "run", "--json-summary", "/nosuch/dir/x", "--root", "--", "true")
+    assert done.returncode == 125 and done.stderr.count("error:") == 1 and done.stderr.count("--json-summary") == 1
+
+
+@pytest.mark.parametrize("path", [[], ["policy"], ["budget"], ["ledger"]], ids=" ".join)
+def test_a_group_without_a_command_shows_its_help(tmp_path: Path, path: list[str]) -> None:
+    done = agentmon(tmp_path, *path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(" ".join(["Usage: agentmon", *path])) and "error:" not in done.stderr
+    assert "Example:" in done.stderr
+
+
+def test_a_backup_is_made_or_says_which_file_is_wrong(tmp_path: Path) -> None:
+    directory = tmp_path / "var/lib/agentmon/ledger"
+    directory.mkdir(parents=True)
+    store = Store(str(directory / "ledger.db"))
+    store.open()
+    store.close()
+    good = tmp_path / "copy.db"
+    done = agentmon(tmp_path, "ledger", "backup", str(good))
+    assert done.returncode == 0 and str(good) in done.stdout and good.stat().st_size > 0
+    text = tmp_path / "text"
+    text.write_text("this is no database, and long enough to be looked at as one. " * 100)
+    for bad in (tmp_path, tmp_path / "no/such/dir/x", Path("/dev/null"), text):
+        done = agentmon(tmp_path, "ledger", "backup", str(bad))
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith(f"error: {bad} ") and "hint: " in done.stderr
+    assert text.read_text().startswith("this is no database")
 
 
 def test_version(tmp_path: Path) -> None:
