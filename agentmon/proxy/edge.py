@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 
 from mitmproxy import http, tls
@@ -74,7 +74,10 @@ class Hooks:
             self._finish(live)
 
     def failed(self, connection: Connection, what: str, error: str) -> None:
-        self.sightings.ended(connection.slot, connection.sni or "", connection.port, what, error)
+        host = connection.sni or ""
+        named = self.sightings.ended(connection.slot, connection.source, host, connection.port, what, error)
+        if named is not None:
+            self.accounts.spawn(_wait(named))
 
     def on_next_layer(self, connection: Connection, nextlayer: layer.NextLayer) -> None:
         context = nextlayer.context
@@ -85,7 +88,7 @@ class Hooks:
 
     # ── TLS ──
 
-    def on_tls_clienthello(self, connection: Connection, data: tls.ClientHelloData) -> None:
+    async def on_tls_clienthello(self, connection: Connection, data: tls.ClientHelloData) -> None:
         bottle = self.bottles.at(connection.slot)
         try:
             host = canonical_host(data.client_hello.sni or "")
@@ -94,7 +97,10 @@ class Hooks:
         said = bottle.policy.decide_name(host, connection.port) if bottle and host else None
         observe = bottle is not None and bottle.view.mode == "observe" and said is not None and said.reason == "default"
         if said is None or not (said.allowed or observe):
-            self.sightings.hello(connection.slot, host, connection.port, "sni" if said is None else said.reason)
+            reason = "sni" if said is None else said.reason
+            named = self.sightings.hello(connection.slot, connection.source, host, connection.port, reason)
+            if named is not None:
+                await named
             connection.abort()
             return
         connection.sni = host
@@ -169,7 +175,9 @@ class Hooks:
         streams = False
         if isinstance(verdict, Refuse):
             live.refusal = (verdict.status, verdict.error)
-            self.sightings.refused(connection.slot, verdict, facts)
+            named = self.sightings.refused(connection.slot, connection.source, verdict, facts)
+            if named is not None:
+                await named
         elif isinstance(verdict, Allow):
             self.sightings.allowed(bottle, verdict, facts)
             _clean(flow.request, verdict)
@@ -301,6 +309,10 @@ class Hooks:
         """The bottle is gone: so are its connections."""
         for connection in list(self.connections.get(slot, ())):
             connection.abort()
+
+
+async def _wait(named: Awaitable[None]) -> None:
+    await named
 
 
 def _clean(request: http.Request, verdict: Allow) -> None:

@@ -57,6 +57,7 @@ class Connection(LiveConnectionHandler):
         self.hooks = hooks
         self.slot = slot
         self.port = port
+        self.source = int(self.client.peername[1])  # the client's port: names its process
         self.sni: str | None = None  # canonical, once the hello was read
         self.streaming = 0  # requests whose bodies pass through
         self.buffering = 0  # requests whose bodies are collected

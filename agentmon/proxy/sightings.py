@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from agentmon.events import Event
 from agentmon.proxy.bottles import Bottle, Bottles
 from agentmon.proxy.decide import Allow, Facts, Refuse
@@ -9,23 +11,27 @@ from agentmon.reporting import Reporter
 
 
 class Sightings:
-    """As much as the bottle's `log` says: off | blocks | full. Never bodies, queries or header values."""
+    """As much as the bottle's `log` says: off | blocks | full. Never bodies, queries or header values.
+
+    A refusal names the process that holds `source`, the client's port: what it returns is to be awaited while the
+    connection is open; None: nothing to wait for."""
 
     def __init__(self, bottles: Bottles, reporter: Reporter) -> None:
         self._bottles = bottles
         self._reporter = reporter
 
-    def hello(self, slot: int, host: str, port: int, reason: str) -> None:
+    def hello(self, slot: int, source: int, host: str, port: int, reason: str) -> Awaitable[None] | None:
         """A TLS hello for a name that is not allowed, or for none."""
-        self._note(slot, Event("request", "refused", reason=reason, layer="proxy", proto="tcp", host=host, port=port))
+        event = Event("request", "refused", reason=reason, layer="proxy", proto="tcp", host=host, port=port)
+        return self._note_of(slot, source, event)
 
-    def refused(self, slot: int, verdict: Refuse, facts: Facts) -> None:
+    def refused(self, slot: int, source: int, verdict: Refuse, facts: Facts) -> Awaitable[None] | None:
         detail = {"method": facts.method[:20], "path": verdict.path[:200], "status": verdict.status}
         event = Event(
             "request", "refused", reason=verdict.reason, layer="proxy", proto="tcp", host=verdict.host, port=facts.port,
             rule=verdict.rule, hint=verdict.hint, detail=detail,
         )  # fmt: skip
-        self._note(slot, event)
+        return self._note_of(slot, source, event)
 
     def allowed(self, bottle: Bottle, verdict: Allow, facts: Facts) -> None:
         """With `log: full`, and whatever only observe mode lets through."""
@@ -46,18 +52,28 @@ class Sightings:
         )  # fmt: skip
         self._note(slot, event)
 
-    def ended(self, slot: int, host: str, port: int, what: str, error: str) -> None:
+    def ended(self, slot: int, source: int, host: str, port: int, what: str, error: str) -> Awaitable[None] | None:
         """A connection was closed because it broke a limit, or because deciding about it failed."""
         event = Event(
             "request", "refused", reason=what, layer="proxy", proto="tcp", host=host, port=port,
             hint="the connection was closed", detail={"error": error[:300]},
         )  # fmt: skip
-        self._note(slot, event)
+        return self._note_of(slot, source, event)
 
     def _note(self, slot: int, event: Event) -> None:
+        full = self._of(slot, event)
+        if full is not None:
+            self._reporter.note(slot, full)
+
+    def _note_of(self, slot: int, source: int, event: Event) -> Awaitable[None] | None:
+        full = self._of(slot, event)
+        return self._reporter.note_of(slot, full, "tcp", source) if full is not None else None
+
+    def _of(self, slot: int, event: Event) -> Event | None:
+        """The event with its bottle; None where nothing is to be said."""
         bottle = self._bottles.at(slot)
         if bottle is None or bottle.view.log == "off":
-            return
+            return None
         fields = {name: getattr(event, name) for name in event.__struct_fields__}
         fields |= {"bottle": bottle.view.bottle, "epoch": bottle.view.epoch}
-        self._reporter.note(slot, Event(**fields))
+        return Event(**fields)

@@ -75,7 +75,7 @@ class Worker:
         trust.upstream_roots([Path(path) for path in config.upstream_ca], roots)
         self._options = make_options(roots)
         self.control = service.Control("proxy", control_socket, self.told)
-        self.reporter = Reporter(self.control.report)
+        self.reporter = Reporter(self.control.report, self.control.report_of)
         self.bottles = Bottles(config.pool)
         self.accounts = Accounts(LedgerClient(config.ledger_socket), self._report)
         self.hooks = Hooks(

@@ -71,7 +71,7 @@ class Relay:
     def __init__(self, config: Config, control_socket: Any) -> None:
         self.control = service.Control("relay", control_socket, self.told)
         self.views = Views()
-        self.reporter = Reporter(self.control.report)
+        self.reporter = Reporter(self.control.report, self.control.report_of)
         self.flows = Flows(self.views, Lookups(config.lookup_socket), self.reporter, config.port, config.hello_s)
 
     async def told(self, message: Any, channel: Channel) -> wire.Message | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from agentmon.lookup import LookupRefused, Lookups
@@ -22,12 +22,13 @@ _READ = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What every flow uses. `refused(slot, reason, host, rule)` and the like report; `view(slot)`: the policy now."""
+    """What every flow uses. `refused(slot, port, reason, host, rule)` and the like report; its answer, if any, is
+    awaited while the client's socket with that port is still open. `view(slot)`: the policy now."""
 
     lookups: Lookups
     port: int
     view: Callable[[int], View | None]
-    refused: Callable[[int, str, str, str], None]
+    refused: Callable[[int, int, str, str, str], Awaitable[None] | None]
     failed: Callable[[int, str, str], None]
     observed: Callable[[int, str], None]
     hello_s: float = HELLO_S
@@ -39,6 +40,7 @@ class Flow:
 
     slot: int
     client: socket.socket
+    port: int  # the client's
     around: Surroundings
     host: str = ""
     upstream: socket.socket | None = None
@@ -152,7 +154,9 @@ class Flow:
         await over
 
     async def _refuse(self, reason: str, host: str, alert: int, rule: str = "") -> None:
-        self.around.refused(self.slot, reason, host, rule)
+        named = self.around.refused(self.slot, self.port, reason, host, rule)
+        if named is not None:
+            await named
         await self._alert(alert)
 
     async def _fail(self, reason: str) -> None:

@@ -40,7 +40,7 @@ class Server:
             if slot is None:
                 client.close()
             else:
-                self._flows.accept(client, slot)
+                self._flows.accept(client, slot, source[1])
 
     def _pause(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -199,7 +199,8 @@ class Taken:
     def __init__(self) -> None:
         self.got: list[tuple[socket.socket, int]] = []
 
-    def accept(self, client: socket.socket, slot: int) -> None:
+    def accept(self, client: socket.socket, slot: int, port: int) -> None:
+        assert port == client.getpeername()[1]
         self.got.append((client, slot))
 
 
