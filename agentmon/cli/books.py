@@ -33,6 +33,22 @@ def budget_rows() -> list[dict[str, Any]]:
     return report.budgets()
 
 
+def run_summary(run: str, bottle: str, since_ns: int) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """(provider → token counts, how the run was first cut or None) of one run.
+
+    :raises AgentmonError: there is no ledger that this user can read.
+    """
+    rows = report.enforcement(since_ns=since_ns, bottle=bottle)
+    first = next((row for row in rows if row["run"] == run and _is_cut(row)), None)
+    told = ("ts", "policy", "trigger", "by", "latency_ns", "result")
+    return report.run_usage(run), {key: first[key] for key in told} if first else None
+
+
+def _is_cut(row: dict[str, Any]) -> bool:
+    """Not a resume, and not an operator's kill."""
+    return row["policy"] in {"cutoff", "freeze"} or (row["policy"] == "kill" and row["trigger"] == "budget")
+
+
 def check_ledger() -> list[str]:
     """What is wrong, one line each.
 

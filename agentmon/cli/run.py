@@ -59,18 +59,35 @@ def run(command: tuple[str, ...], json_summary: Path | None, **options: Any) -> 
     if json_summary is not None:
         _check_writable(json_summary)
     try:
-        outcome = _run(_arguments(command, name, options))
+        outcome, run_id = _run(_arguments(command, name, options))
     except AgentmonError as e:
         _summarise(json_summary, name, started, EXIT_OWN, {"error": {"class": e.kind, "message": e.message}})
         raise
     except KeyboardInterrupt:  # before the command ran: the daemon sees us go and takes the bottle down
         _summarise(json_summary, name, started, 130, {"error": {"class": "Interrupted", "message": "interrupted"}})
         raise
-    return _finish(outcome, json_summary, name, started)
-
-
-def _finish(outcome: Outcome, json_summary: Path | None, name: str, started: int) -> int:
     summary = dict(outcome.summary)
+    if json_summary is not None:
+        summary |= _booked(run_id, str(summary.get("bottle") or name), started, summary)
+    return _finish(outcome, summary, json_summary, name, started)
+
+
+def _booked(run_id: str, bottle: str, started: int, summary: dict[str, Any]) -> dict[str, Any]:
+    """`usage` and `cut` of the summary with what the ledger says, where this user may read it: the daemon knows the
+    budgets and whether the bottle is cut at its end, the ledger every row and whether it ever was."""
+    from agentmon.cli.books import run_summary
+
+    try:
+        rows, cut = run_summary(run_id, bottle, started)
+    except AgentmonError:
+        return {}
+    told = summary.get("usage") or {}
+    usage = {provider: {**told.get(provider, {}), **rows.get(provider, {})} for provider in told | rows}
+    both = {**(cut or {}), **(summary.get("cut") or {})}
+    return {"usage": usage, "cut": both or None}
+
+
+def _finish(outcome: Outcome, summary: dict[str, Any], json_summary: Path | None, name: str, started: int) -> int:
     if outcome.error and "error" not in summary:
         summary["error"] = {"class": "AgentmonError", "message": outcome.error}
     error = summary.get("error")
@@ -188,7 +205,8 @@ def _summarise(path: Path | None, name: str, started: int, status: int, summary:
         complain(f"--json-summary {path}: {e.strerror}, ignoring")
 
 
-def _run(args: dict[str, Any]) -> Outcome:
+def _run(args: dict[str, Any]) -> tuple[Outcome, str]:
+    """How it went, and the run's id."""
     for attempt in range(_ATTEMPTS):
         channel = connect_or_start()
         request = wire.Request(channel.next_id(), "run", args)
@@ -203,9 +221,9 @@ def _run(args: dict[str, Any]) -> Outcome:
         except KeyboardInterrupt:
             channel.close()
             raise
-        slot, fds, run_id = int(first["slot"]), channel.fds, first.get("run", "")
+        slot, fds, run_id = int(first["slot"]), channel.fds, str(first.get("run", ""))
         channel.fds = []
-        return Pump(channel, request.id, slot, fds, partial(_reattach, slot, run_id)).run()
+        return Pump(channel, request.id, slot, fds, partial(_reattach, slot, run_id)).run(), run_id
     raise AssertionError
 
 
