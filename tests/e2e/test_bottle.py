@@ -182,6 +182,7 @@ def test_a_spent_budget_cuts_and_resume_lets_it_go_on(world: World) -> None:
 
 
 def test_without_a_ledger_nothing_that_costs_passes_and_it_heals(world: World) -> None:
+    billed = len(world.counters()["served"]["calls"])
     shell = Shell(world, "noledger", "--provider", "claude", "--budget", "100000")
     assert shell.message("claude-scripted-in10-out10")[0] == 200
     pid = world.pid_of("ledger")
@@ -189,21 +190,35 @@ def test_without_a_ledger_nothing_that_costs_passes_and_it_heals(world: World) -
     try:
         status, body = shell.message("claude-scripted-in10-out10")
         assert status == 503 and body["error"]["type"] == "ledger_unavailable"
+        assert len(world.counters()["served"]["calls"]) == billed + 1  # that of before
     finally:
         os.kill(pid, signal.SIGKILL)
     until(lambda: world.pid_of("ledger") != pid, 20)
     until(lambda: shell.message("claude-scripted-in10-out10")[0] == 200, 20)
-    (row,) = [r for r in world.rows("usage", "--by", "bottle") if r["bottle"] == "noledger"]
-    served = [s for s in world.counters()["requests"] if "messages" in json.dumps(s)]
-    assert served and row["input"] % 10 == 0
+    calls = world.counters()["served"]["calls"][billed:]
+    own_count = tuple(sum(call[kind] for call in calls) for kind in ("input", "output"))
+
+    def booked() -> tuple[int, int]:
+        (row,) = [r for r in world.rows("usage", "--by", "bottle") if r["bottle"] == "noledger"]
+        return row["input"], row["output"]
+
+    until(lambda: booked() == own_count, 10, f"the provider billed {own_count}: the ledger has something else")
     assert shell.end() == 0
 
 
 def test_a_killed_proxy_refuses_and_comes_back(world: World) -> None:
     shell = Shell(world, "noproxy", "--provider", "claude", "--budget", "100000")
     assert shell.message("claude-scripted-in10-out10")[0] == 200
+    billed = len(world.counters()["served"]["calls"])
     pid = world.pid_of("proxy")
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        body = json.dumps({"model": "claude-scripted-in10-out10", "max_tokens": 64, "messages": []})
+        status = shell.status("https://api.anthropic.com/v1/messages", "-m 4", HEADERS, f"-d '{body}'")
+        assert status in {"000", "503"}
+        assert len(world.counters()["served"]["calls"]) == billed
+    finally:
+        os.kill(pid, signal.SIGKILL)
     until(lambda: world.pid_of("proxy") != pid, 20)
     until(lambda: shell.status("http://agentmon.internal/healthz") == "200", 20)
     assert shell.message("claude-scripted-in10-out10")[0] == 200
