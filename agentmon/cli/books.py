@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import apsw
-
 from agentmon import events, paths
 from agentmon.errors import AgentmonError, BadInput
 from agentmon.ledger import events_store, report
@@ -59,15 +57,11 @@ def check_ledger() -> list[str]:
 
 
 def back_up_ledger(to: Path) -> None:
-    """:raises BadInput: `to` cannot be written. :raises AgentmonError: no ledger, or the disk is full."""
+    """:raises BadInput: `to` cannot be written. :raises AgentmonError: there is no ledger."""
     with Reader(str(paths.LEDGER)) as reader:
         if to.exists() and not to.is_file():
-            raise BadInput(f"{to} is no file", "name a file to copy to")
+            raise BadInput(f"{to}: is no file", "name a file to copy to")
         try:
             reader.backup(str(to))
         except AgentmonError as e:
-            if isinstance(e.__cause__, apsw.CantOpenError | apsw.ReadOnlyError | apsw.NotADBError):
-                raise BadInput(
-                    f"{to} cannot be written: {e.__cause__}", "name a new file in a directory of yours"
-                ) from e
-            raise
+            raise BadInput(e.message, "name a new file, in a directory that can be written and has room for it") from e

@@ -166,7 +166,7 @@ def test_a_backup_is_made_or_says_which_file_is_wrong(tmp_path: Path) -> None:
     for bad in (tmp_path, tmp_path / "no/such/dir/x", Path("/dev/null"), text):
         done = agentmon(tmp_path, "ledger", "backup", str(bad))
         assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith(f"error: {bad} ") and "hint: " in done.stderr
+        assert done.stderr.startswith(f"error: {bad}: ") and "hint: " in done.stderr
     assert text.read_text().startswith("this is no database")
 
 
