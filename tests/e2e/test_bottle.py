@@ -45,14 +45,14 @@ class Shell:
         return self(f"curl -sS -m 8 -o /dev/null -w '%{{http_code}}\\n' {words} {url} 2>/dev/null || true")
 
     def message(self, model: str, max_tokens: int = 64) -> tuple[int, dict[str, Any]]:
-        """One Messages call by curl: (status, body)."""
+        """One Messages call by curl: (status, body); the body is empty where the call was cut before its answer."""
         body = {"model": model, "max_tokens": max_tokens, "messages": [{"role": "user", "content": "hello"}]}
         out = self(
             f"curl -sS -m 10 -w '\\n%{{http_code}}\\n' {HEADERS} -d '{json.dumps(body)}' "
-            "https://api.anthropic.com/v1/messages"
+            "https://api.anthropic.com/v1/messages 2>/dev/null"
         )
         text, _, status = out.rpartition("\n")
-        return int(status), json.loads(text)
+        return int(status), json.loads(text) if text else {}
 
     def end(self) -> int:
         self.job.say("exit 0")
