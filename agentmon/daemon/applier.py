@@ -146,21 +146,26 @@ class Applier:
         await self._d.in_kernel(self._d.kernel.cut, action.slot)
 
     async def _close_streams(self, action: a.CloseStreams) -> None:
-        """Ends streams, then records the enforcement: time from the crossing commit to the last of all flows ended."""
-        slot = action.slot
+        """Ends streams, then records the enforcement: time from the crossing commit to the last closed stream."""
+        slot, nft = action.slot, self._d.kernel.nft
         began_ns = action.crossed_ns or time.monotonic_ns()
-        asks = [self._cut_service(name, action) for name in ("proxy", "relay", "resolver")]
-        ending = asyncio.ensure_future(self._d.in_kernel(self._d.kernel.nft.end_refused, slot))
-        closed, late = 0, False
-        try:
-            acks = await asyncio.wait_for(asyncio.gather(*asks), STREAM_GRACE_S)
-            closed = sum(ack.closed for ack in acks)
-        except (TimeoutError, AgentmonError):
-            late = True
-            await self._d.in_kernel(self._d.kernel.nft.destroy_flows, slot)
-        await ending
-        ended_ns = time.monotonic_ns()
-        result = f"{closed} streams closed" if not late else "flows destroyed in the kernel after the grace"
+        acks = asyncio.gather(
+            *(self._cut_service(name, action) for name in ("proxy", "relay", "resolver")), return_exceptions=True
+        )
+        await asyncio.wait({acks}, timeout=STREAM_GRACE_S)
+        late = not acks.done()
+        if late:  # whichever comes first ends them: the kernel, or the services after all
+            destroyed = asyncio.ensure_future(self._d.in_kernel(nft.destroy_flows, slot))
+            either: list[asyncio.Future[Any]] = [acks, destroyed]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        failed = acks.done() and any(isinstance(ack, BaseException) for ack in acks.result())
+        if failed and not late:
+            await self._d.in_kernel(nft.destroy_flows, slot)
+        ended_ns = time.monotonic_ns()  # nothing passes any more; what is left is to end flows that nothing answers
+        others = await self._d.in_kernel(nft.end_refused, slot)
+        closed = sum(ack.closed for ack in await acks if isinstance(ack, wire.Ack))
+        result = f"{closed} streams closed, {others} other flows ended"
+        result += "; flows destroyed in the kernel after the grace" if late or failed else ""
         row = (action.policy, action.trigger, action.by, max(0, ended_ns - began_ns), result)
         await self._d.ledger.enforced(action.bottle, *row)
 

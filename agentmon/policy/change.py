@@ -50,10 +50,17 @@ def with_denied(policy: EffectivePolicy, text: str) -> EffectivePolicy:
     twins = [new.rule, *_as_allowed(text)]
     kept = [old for old in before if old.rule.deny or not any(old.rule.same_target(twin) for twin in twins)]
     removed = len(kept) < len(before)
-    still_open = any(not old.rule.deny and overlaps(old.rule, new.rule) for old in kept)
+    still_open = any(not old.rule.deny and _may_open(old.rule, new.rule) for old in kept)
     if (still_open or not removed) and new.rule not in policy.rules:
         kept.insert(0, new)
     return _with(policy, kept)
+
+
+def _may_open(allow: Rule, denied: Rule) -> bool:
+    """Whether `allow` opens something of `denied`; a direct name may resolve to any address."""
+    if denied.network is not None and allow.host and allow.depth is Depth.DIRECT:
+        return True
+    return overlaps(allow, denied)
 
 
 def with_rule(policy: EffectivePolicy, text: str, deny: bool) -> EffectivePolicy:

@@ -105,3 +105,9 @@ def test_what_was_denied_is_denied_and_what_was_allowed_is_allowed(before, text)
     assert not any(PolicySet(denied.rules).decide_name(host, port) for port in ports)
     allowed = with_allowed(policy(*before), text)
     assert all(PolicySet(allowed.rules).decide_name(host, port) for port in ports)
+
+
+def test_denying_an_address_that_a_direct_name_may_resolve_to_adds_a_deny() -> None:
+    before = policy("tcp://direct.example:8080", "tcp://198.51.100.11:8080")
+    after = with_denied(before, "tcp://198.51.100.11:8080")
+    assert [rule.text for rule in after.rules] == ["!tcp://198.51.100.11:8080", "tcp://direct.example:8080"]
