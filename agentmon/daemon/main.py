@@ -6,12 +6,14 @@ import asyncio
 import grp
 import os
 import pwd
+import sys
 from pathlib import Path
 
 from agentmon.daemon import files, lock, specs
 from agentmon.daemon.cgroups import Tree
 from agentmon.errors import HostLacks
 from agentmon.policy import settings as settings_file
+from agentmon.policy import unbuilt
 
 
 def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None:
@@ -22,6 +24,9 @@ def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None
     if os.geteuid() != 0:
         raise HostLacks("the daemon changes nftables, BPF and cgroups: it must run as root", "sudo agentmon daemon")
     settings = settings_file.load(settings_path)
+    unbuilt.refuse_settings(settings)
+    for notice in unbuilt.notices(settings):
+        print(f"warning: {notice}", file=sys.stderr)
     _check_users()
     held = lock.take()
     files.make_directories()

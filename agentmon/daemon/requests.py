@@ -12,7 +12,7 @@ from typing import Any
 from agentmon.channel import Peer
 from agentmon.control.state import Job
 from agentmon.errors import BadInput, HostLacks, Refused
-from agentmon.policy import change, manifest, merge
+from agentmon.policy import change, manifest, merge, unbuilt
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.options import Options, budget_option
 from agentmon.policy.settings import Settings
@@ -52,7 +52,9 @@ def policy(
         uid=peer.uid,
         user_home=entry.pw_dir,
     )
-    return merge.effective(settings, chain, options, providers=providers)
+    found = merge.effective(settings, chain, options, providers=providers)
+    unbuilt.refuse_policy(found)
+    return found
 
 
 def _name(args: Mapping[str, Any]) -> str:
