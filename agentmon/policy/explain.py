@@ -20,12 +20,12 @@ from agentmon.providers.declaration import Provider
 CHECKED = {
     Depth.DIRECT: "address, port and protocol, in the kernel",
     Depth.NAME: "the TLS server name, by the relay; the connection is not decrypted",
-    Depth.INSPECTED: "every request: host, method, path, usage and content, by the proxy",
+    Depth.INSPECTED: "every request: host, method, path and token usage, by the proxy",
 }
 UNCHECKED = {
     Depth.DIRECT: "who answers there: any service on these addresses, another customer's of a shared network included",
     Depth.NAME: "what is inside TLS: other hosts of the same server (fronting), paths, content, usage",
-    Depth.INSPECTED: "what the server does with a request that is allowed",
+    Depth.INSPECTED: "what a request that is allowed says (no scan for secrets yet), and what the server does with it",
 }
 _LAYERS = {Depth.DIRECT: "bpf, host-nft", Depth.NAME: "relay", Depth.INSPECTED: "proxy"}
 _FACTS = ("shutdown", "guard", "observe", "home", "ro", "rw", "unix", "io_uring", "limits", "provider", "agent")
