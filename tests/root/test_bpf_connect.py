@@ -29,6 +29,7 @@ def bottle(lab: Lab) -> Iterator[Bottle]:
     yield made
     lab.end_processes()
     lab.programs.delete_bottle(made.slot)
+    lab.remove_bottles()
     lab.received()
     lab.programs.read()
 

@@ -236,6 +236,11 @@ class Lab:
             process.end()
         self._processes.clear()
 
+    def remove_bottles(self) -> None:
+        """Their (empty) cgroups; the processes have ended."""
+        for directory in sorted(self.parent.glob("b*/**/"), reverse=True):
+            until(lambda d=directory: _rmdir(d))
+
     def received(self) -> list[str]:
         """Every connection and datagram that reached a receiver since the last call."""
         found = []
