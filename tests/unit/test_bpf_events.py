@@ -69,7 +69,7 @@ def test_bpf_events_reasons(number: int, reason: str) -> None:
 
 
 def test_bpf_events_names_of_kinds_and_verdicts_are_those_of_the_spec() -> None:
-    assert abi.KINDS == ("connect", "send", "socket", "escape")
+    assert abi.KINDS == ("connect", "send", "socket", "escape", "bypass")
     assert abi.VERDICTS == ("allowed", "refused", "observed")
     assert abi.REASONS[:8] == ("default", "deny", "cut", "closed", "protected", "family", "expired", "netns")
 
