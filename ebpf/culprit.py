@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from ebpf import calls
-from ebpf.memory import Mapping, Memory
+from ebpf.memory import Mapping, Memory, Range
 from ebpf.origin import Origin
-from ebpf.symbols import Range
 
 Code = Callable[[Mapping, int], bytes | None]
 """The bytes (at most calls.BEFORE) of a mapping in front of an address; None: they cannot be read."""

@@ -54,6 +54,13 @@ class Mapping(NamedTuple):
         return address - self.start + self.offset
 
 
+class Range(NamedTuple):
+    """Offsets in a file, in bytes, `start` up to, not including, `end`."""
+
+    start: int
+    end: int
+
+
 class Memory:
     """All mappings of a process, in order. `text` is the content of its maps file; lines of another form are none."""
 

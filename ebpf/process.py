@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from ebpf import calls
-from ebpf.memory import Mapping, Memory
-from ebpf.symbols import Range, Symbols
+from ebpf.memory import Mapping, Memory, Range
+from ebpf.symbols import Symbols
 
 CMDLINE_BYTES = 4096
 _MAPS_BYTES = 32 << 20  # 65530 mappings (vm.max_map_count) with usual paths
+_READ_BYTES = 1 << 16
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _STARTTIME = 19  # field 22 of proc_pid_stat(5), counted behind the command
 _PPID = 1
@@ -115,38 +116,36 @@ class Process:
         try:
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
             try:
-                while limit > 0 and (part := os.read(fd, limit)):
+                while limit > 0 and (part := os.read(fd, min(limit, _READ_BYTES))):
                     parts.append(part)
                     limit -= len(part)
             finally:
                 os.close(fd)
         except PermissionError:
             return b""
-        except OSError as error:
+        except (FileNotFoundError, ProcessLookupError) as error:
             raise Gone(f"process {self._tgid}") from error
         return b"".join(parts)
 
     def _file(self, mapping: Mapping) -> int | None:
         """The mapped file itself, also one that is deleted or of another mount namespace; kept open until close()."""
         key = (mapping.start, mapping.end)
-        if key not in self._open:
-            fd = self._open_file(f"map_files/{mapping.start:x}-{mapping.end:x}", mapping)
-            self._open[key] = self._open_file(f"root{mapping.path}", mapping) if fd < 0 else fd
-        return self._open[key] if self._open[key] >= 0 else None
+        if key not in self._open and mapping.inode:
+            fd = self._regular(f"map_files/{mapping.start:x}-{mapping.end:x}")
+            self._open[key] = self._regular(f"root{mapping.path}", mapping.inode) if fd < 0 else fd
+        fd = self._open.get(key, -1)
+        return fd if fd >= 0 else None
 
-    def _open_file(self, name: str, mapping: Mapping) -> int:
-        """Only a regular file, and only the one that is mapped; -1: neither. Never a device, whose opening acts."""
-        if not mapping.inode:
-            return -1
+    def _regular(self, name: str, inode: int = 0) -> int:
+        """Opens a regular file for reading, or returns -1: never a device or a pipe, whose opening acts or waits."""
         with suppress(OSError):
-            about = os.stat(name, dir_fd=self._fd)
-            if not stat.S_ISREG(about.st_mode):
-                return -1
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=self._fd)
-            about = os.fstat(fd)
-            if stat.S_ISREG(about.st_mode) and about.st_ino == mapping.inode:
-                return fd
-            os.close(fd)
+            path = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=self._fd)
+            try:
+                about = os.fstat(path)
+                if stat.S_ISREG(about.st_mode) and inode in (0, about.st_ino):
+                    return os.open(f"/proc/self/fd/{path}", os.O_RDONLY | os.O_CLOEXEC)
+            finally:
+                os.close(path)
         return -1
 
 

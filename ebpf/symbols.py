@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import struct
 from collections import OrderedDict
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from elftools.common.exceptions import ELFError
 from elftools.common.utils import struct_parse
 from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
+
+from ebpf.memory import Range
 
 FILES = 64
 """Answers that are kept, by file."""
@@ -22,13 +24,6 @@ _SECTIONS = 256
 _SEGMENTS = 64
 _TABLE_BYTES = 1 << 20  # glibc's .dynsym has 75 kB, its strings 35 kB
 _SYMBOL = {64: (struct.Struct("=IBBHQQ"), 4, 5), 32: (struct.Struct("=IIIBBH"), 1, 2)}  # where value and size are
-
-
-class Range(NamedTuple):
-    """Offsets in the file, in bytes, `start` up to, not including, `end`."""
-
-    start: int
-    end: int
 
 
 class Symbols:
