@@ -36,6 +36,14 @@ static __always_inline int am_is_vouched(struct bpf_sock *sk, const struct am_qu
 	if (!sk)
 		return 0;
 	vouches = am_vouched.sk_storage_get(sk, 0, 0);
+	if (!vouches) {
+		/* MPTCP connects by a subflow; what the process holds, and vouched for, is the socket above it. */
+		void *above = bpf_skc_to_mptcp_sock(sk);
+
+		if (!above)
+			return 0;
+		vouches = am_vouched.sk_storage_get(above, 0, 0);
+	}
 	if (!vouches)
 		return 0;
 #pragma unroll
