@@ -26,7 +26,6 @@ PROTOCOLS = {
     262: "mptcp",
 }
 _MAPPED = b"\0" * 10 + b"\xff\xff"
-_NOWHERE = bytes(16)
 _SOCK_RAW = 3
 _AF_UNIX = 1
 
@@ -62,7 +61,7 @@ def decode(records: bytes) -> list[Event]:
     if len(records) % RECORD.size:
         raise ValueError(f"{len(records)} bytes of events: records have {RECORD.size} bytes each")
     reasons: Sequence[str] = abi.REASONS
-    socket_kind = abi.C["AM_KIND_SOCKET"]
+    made = (abi.C["AM_KIND_SOCKET"], abi.C["AM_REASON_FAMILY"])  # refused when made: it had no address yet
     out = []
     for (
         ts_ns, _cgroup, slot, epoch, pid, tgid, uid, rule, count, port, proto, kind, verdict, reason, family, socktype, _origin, guarded, addr, comm,  # noqa: E501
@@ -81,7 +80,7 @@ def decode(records: bytes) -> list[Event]:
                 uid,
                 command(comm),
                 _protocol(family, socktype, proto),
-                None if family == _AF_UNIX or (kind == socket_kind and addr == _NOWHERE) else address(addr),
+                None if family == _AF_UNIX or (kind, reason) == made else address(addr),
                 port,
                 rule,
                 count,

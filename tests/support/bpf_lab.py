@@ -52,6 +52,12 @@ def vouch(s, to):
     a = ipaddress.ip_address(to[0])
     a = a.packed if a.version == 6 else bytes(10) + b"\xff\xff" + a.packed
     s.setsockopt(AM_SOL, VOUCH, struct.pack("=16sHBxI", a, to[1], 6 if s.type == socket.SOCK_STREAM else 17, 0))
+def unix(op, sort, path):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM if sort == "stream" else socket.SOCK_DGRAM)
+    s.settimeout(2)
+    with s:
+        if op == "unix-connect": s.connect(path)
+        else: s.sendto(b"leak", path)
 def in_child(request):
     pid = os.fork()
     if pid == 0: os._exit(attempt(request))
@@ -73,6 +79,7 @@ def attempt(request):
 FAMILY = {"4": socket.AF_INET, "6": socket.AF_INET6}
 def act(op, version="4", to=None, sort="stream", proto=0, keep=None, use=None, vouched=None, value=0, **more):
     if op in ("register", "unregister"): return token(REGISTER if op == "register" else UNREGISTER, value)
+    if op.startswith("unix-"): return unix(op, sort, bytes.fromhex(more["path"]))
     family = FAMILY[version]
     kind = {"stream": socket.SOCK_STREAM, "dgram": socket.SOCK_DGRAM, "raw": socket.SOCK_RAW}[sort]
     s = kept[use] if use else socket.socket(family, kind, proto)
@@ -151,6 +158,9 @@ class Process:
 
     def sendto(self, to: str, port: int, **more: Any) -> int:
         return self.do("sendto", version="6" if ":" in to else "4", to=[to, port], sort="dgram", **more)
+
+    def unix(self, path: str | bytes, op: str = "unix-connect", **more: Any) -> int:
+        return self.do(op, path=os.fsencode(path).hex(), **more)
 
     def end(self) -> None:
         self._process.kill()
