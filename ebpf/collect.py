@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import struct
+import threading
 from dataclasses import replace
 
 from ebpf import abi, events, origin, syscall
@@ -36,7 +37,9 @@ def _operations(records: bytes) -> list[bytes]:
 
 
 class Collector:
-    """Reads one installation's events. `flush_ns`: how long repeats may wait."""
+    """Reads one installation's events. `flush_ns`: how long repeats may wait.
+
+    read() looks into /proc and may take a while: it and the other calls may be made by different threads."""
 
     def __init__(self, maps: dict[str, Map], ring_bytes: int, origin_bytes: int, flush_ns: int) -> None:
         self._seen = maps["am_seen"]
@@ -50,7 +53,8 @@ class Collector:
         self._waiting: list[tuple[bytes, Event]] = []  # read before their origin was
         self._early: dict[_Key, Origin] = {}  # read before their event was
         self._attribution = Attribution()
-        self._described: dict[bytes, Event] = {}  # the last first occurrence of each operation, for its repeats
+        self._lock = threading.Lock()
+        self._described: dict[bytes, Event | None] = {}  # the last first occurrence of each operation, for its repeats
         self._epoll = select.epoll()
         self._epoll.register(self._ring.fd, select.EPOLLIN)
         self._epoll.register(self._timer, select.EPOLLIN)
@@ -61,6 +65,10 @@ class Collector:
 
     def read(self) -> list[Event]:
         """Without blocking; first occurrences in order, then what :meth:`flush` found."""
+        with self._lock:
+            return self._read()
+
+    def _read(self) -> list[Event]:
         late, self._waiting = self._waiting, []
         records = self._ring.read(READ_LIMIT, events.RECORD.size)
         found = events.decode(records)
@@ -68,30 +76,34 @@ class Collector:
         origins = self._early
         origins.update(((o.ts_ns, o.pid), o) for o in origin.decode(self._origins.read(READ_LIMIT, origin.ORIGIN.size)))
         self._early = {}
-        out = [self._describe(key, e, origins.pop((e.ts_ns, e.pid), None)) for key, e in late]
+        out: list[Event] = []
+        for key, event in late:
+            out += self._describe(key, event, origins.pop((event.ts_ns, event.pid), None))
         for key, event, wants in zip(_operations(records), found, follows, strict=True):
             where = origins.pop((event.ts_ns, event.pid), None) if wants else None
             if wants and where is None:
                 self._waiting.append((key, event))
             else:
-                out.append(self._describe(key, event, where))
+                out += self._describe(key, event, where)
         self._early = origins if len(origins) < READ_LIMIT else {}
         self._rearm(bool(found))
         repeats, self._repeats = self._repeats, []
-        return out + [self._repeat(key, e) for key, e in repeats]
+        for key, event in repeats:
+            out += self._repeat(key, event)
+        return out
 
-    def _describe(self, key: bytes, event: Event, where: Origin | None) -> Event:
+    def _describe(self, key: bytes, event: Event, where: Origin | None) -> list[Event]:
+        """The event completed, or nothing where it is none."""
         known = self._described[key] = self._attribution.describe(event, where)
         if len(self._described) > READ_LIMIT:
             del self._described[next(iter(self._described))]
-        return known
+        return [] if known is None else [known]
 
-    def _repeat(self, key: bytes, event: Event) -> Event:
+    def _repeat(self, key: bytes, event: Event) -> list[Event]:
         """Counted repeats are the operation that was described when it came first."""
-        first = self._described.pop(key, None)
-        if first is None:
-            return self._attribution.describe(event, None)
-        return replace(first, ts_ns=event.ts_ns, count=event.count)
+        first = key in self._described
+        known = self._described.pop(key) if first else self._attribution.describe(event, None)
+        return [] if known is None else [replace(known, ts_ns=event.ts_ns, count=event.count)]
 
     def _rearm(self, found: bool) -> None:
         try:
@@ -108,9 +120,10 @@ class Collector:
 
     def flush(self) -> None:
         """Turn counted repeats into events now and start counting anew; the descriptor becomes readable."""
-        self._drain()
-        if self._repeats:
-            self._arm(1)
+        with self._lock:
+            self._drain()
+            if self._repeats:
+                self._arm(1)
 
     def _drain(self) -> None:
         records = [value for _, value in self._seen.drain() if _COUNT.unpack_from(value, _COUNT_AT)[0]]
@@ -123,10 +136,11 @@ class Collector:
         return sum(struct.unpack(f"={len(value) // 8}Q", value))
 
     def close(self) -> None:
-        self._epoll.close()
-        os.close(self._timer)
-        self._ring.close()
-        self._origins.close()
+        with self._lock:
+            self._epoll.close()
+            os.close(self._timer)
+            self._ring.close()
+            self._origins.close()
 
     def _arm(self, after_ns: int) -> None:
         syscall.arm(self._timer, max(1, after_ns))
