@@ -14,6 +14,7 @@ Snapshot = dict[str, frozenset[str]]
 
 _VOLATILE = re.compile(r" (expires|age|used|pref|metric) \S+| (linkdown|dead)\b|packets \d+ bytes \d+")
 _OURS = re.compile(rb"agentmon|amnet|bwrap")
+_KERNEL_PINS = frozenset({"/sys/fs/bpf/maps.debug", "/sys/fs/bpf/progs.debug"})
 _WATCHED_DIRECTORIES = ("/run/agentmon/state", "/run/agentmon/homes", "/run/agentmon/trust")
 
 
@@ -85,9 +86,10 @@ def _nft() -> Iterator[str]:
 
 
 def _pins() -> Iterator[str]:
+    """Without the two iterators that the kernel itself puts into the root of a bpffs ("bpf: Add kernel module with user
+    mode driver that populates bpffs.", v5.10). Nobody else can: bpffs refuses names with a dot."""
     for directory, _, files in os.walk("/sys/fs/bpf"):
-        for name in files:
-            yield f"{directory}/{name}"
+        yield from (path for name in files if (path := f"{directory}/{name}") not in _KERNEL_PINS)
 
 
 def _mounts() -> Iterator[str]:

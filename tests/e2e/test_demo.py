@@ -8,17 +8,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agentmon.cli import leftovers
+from tests.internet import links
+from tests.support.live import alone, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "agentmon.cli", "demo"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_other_agentmon() -> Iterator[None]:
+    with alone():
+        yield
 
 
 def test_everything_is_as_it_should_be() -> None:
@@ -72,6 +81,34 @@ def test_an_interrupted_demo_leaves_nothing(step: str, number: int) -> None:
     assert demo.returncode == 128 + number, err
     assert "Traceback" not in err + out
     assert leftovers.since(before) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_is_still_starting_ends_before_the_demo_does(number: int) -> None:
+    """The stand-in internet waits for its turn here: the demo has a process that has not answered yet."""
+    environment = ENVIRONMENT | {"AGENTMON_DEBUG": "1"}
+    with (
+        links.only_one(60),
+        subprocess.Popen(DEMO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo,
+    ):
+        starting = until(lambda: [pid for pid in children(demo.pid) if b"tests.internet" in command_line(pid)])
+        demo.send_signal(number)
+        out, err = demo.communicate(timeout=30)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in starting)
+    assert demo.returncode == 128 + number
+    assert out == "" and "error" not in err and "Traceback" not in err
+
+
+def children(pid: int) -> list[str]:
+    """proc_pid_children(5), of the main thread."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # gone meanwhile
+        return b""
 
 
 def test_a_running_daemon_is_left_alone() -> None:

@@ -33,7 +33,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.end: Callable[[], object] = lambda: sys.exit(0)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._arrived)
 
     def _arrived(self, _number: int, _frame: object) -> None:
@@ -103,8 +103,8 @@ def main() -> int:
     try:
         with links.only_one(_WAIT_FOR_OTHERS_S), links.joined():
             asyncio.run(serve(Path(sys.argv[1]), signals))
-    except links.Busy as busy:
-        print(f"error: {busy}", file=sys.stderr)
+    except (links.Busy, links.Failed, OSError) as e:  # OSError: DIR is gone, an address or a port is taken
+        print(f"error: the stand-in internet cannot run: {e}", file=sys.stderr)
         return 1
     return 0
 

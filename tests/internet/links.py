@@ -47,6 +47,10 @@ class Busy(RuntimeError):
     """Another stand-in internet runs on this host, and goes on running."""
 
 
+class Failed(RuntimeError):
+    """ip(8) or nft(8) refused; the message is theirs."""
+
+
 @contextlib.contextmanager
 def only_one(within_s: float) -> Iterator[None]:
     """Hold the host's only stand-in internet; its addresses are fixed. The lock dies with the process.
@@ -145,7 +149,7 @@ def _batch(*commands: str, netns: str = "") -> None:
 def _run(*argv: str, stdin: str = "") -> str:
     done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(argv)}: {done.stderr.strip()}\n{stdin}")
+        raise Failed(f"{' '.join(argv)}: {done.stderr.strip()}\n{stdin}")
     return done.stdout
 
 

@@ -79,6 +79,36 @@ def test_bad_use_is_told() -> None:
     assert "python -m tests.internet DIR" in done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_start_ends_quietly(number: int, tmp_path: Path) -> None:
+    """While it waits for another one, which goes on."""
+    argv = [sys.executable, "-m", "tests.internet", str(tmp_path)]
+    with (
+        links.only_one(60),
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+    ):
+        wait_for(lambda: handles(process.pid, signal.SIGTERM))  # the later of the two
+        process.send_signal(number)
+        assert process.communicate(timeout=20) == (b"", b"")
+        assert process.returncode == 0
+
+
+def test_a_directory_that_is_gone_is_told_in_a_line(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "tests.internet", str(tmp_path / "gone")]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: the stand-in internet cannot run: ") and "gone/ca.pem" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not NETNS.exists()
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether the process has its own handler for the signal: proc(5), SigCgt."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
+
+
 def wait_for(condition: Callable[[], bool], within_s: float = 20) -> None:
     deadline = time.monotonic() + within_s
     while not condition():

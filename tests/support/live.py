@@ -94,7 +94,7 @@ class World:
         self.jobs: list[Job] = []
 
     def __enter__(self) -> World:
-        self._stack.enter_context(_alone())
+        self._stack.enter_context(alone())
         try:
             upstream = ""
             if self.internet:
@@ -196,7 +196,7 @@ class World:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """One agentmon a host: a second test run waits."""
     with open("/run/lock/agentmon-e2e", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -20,6 +20,7 @@ EDGES = {
     "sqlite3": (),
     "click": ("agentmon.cli",),
     "dns": ("agentmon.resolver",),
+    "elftools": ("agentmon.audit_native.elf",),
     "bcc": ("ebpf.loader", "ebpf.child"),  # the loader's short-lived child compiles
     "nftables": ("netfilter.nft",),
     "pyroute2": ("netfilter.netns",),

@@ -1,6 +1,7 @@
 """`agentmon demo`: the whole product on this host, against a stand-in internet of network namespaces.
 
     stage   the stand-in internet, an ordinary daemon, a bottle: processes that end when the demo does
+    interrupt  Ctrl-C unwinds it, and never loses a process
     look    what the kernel and the system show of the bottle's start
     play    what happens, in order, and what was seen of it ─▶ Seen
     verdict Seen ─▶ the contract's JSON, and what is not as it should be (pure)
@@ -24,9 +25,9 @@ def demo(as_json: bool) -> int:
     An agent with the real SDKs works in a bottle, is refused what no rule allows, spends its budget, is cut off and
     resumed. The exit status is 0 only if everything was as it should be.
     """
-    from agentmon.cli.demo import play, show, stage, verdict
+    from agentmon.cli.demo import interrupt, play, show, stage, verdict
 
-    with stage.stopped_cleanly():
+    with interrupt.stopped_cleanly():
         seen = play.play(stage.progress())
     problems = verdict.problems(seen)
     if as_json:

@@ -57,11 +57,13 @@ def play(say: stage.Say) -> Seen:
         directory.chmod(0o755)  # services of other users read the CA in it
         say("starting the stand-in internet: DNS, web hosts, model providers, on this host only")
         world = stack.enter_context(stage.World(directory))
+        world.start()
         say("starting the daemon")
-        stack.enter_context(stage.Daemon(_settings(directory, world), directory / "daemon.log"))
+        stack.enter_context(stage.Daemon()).start(_settings(directory, world), directory / "daemon.log")
         started = time.monotonic()
         say(f"starting bottle {seen.bottle} with a budget of {BUDGET} tokens")
-        bottle = stack.enter_context(stage.Bottle(seen.bottle, f"claude={BUDGET}", directory))
+        bottle = stack.enter_context(stage.Bottle(seen.bottle, directory))
+        bottle.start(f"claude={BUDGET}")
         for step in bottle.steps(_SILENCE_S):
             _take(step, seen, bottle, say, started)
         _collect(seen, world)
