@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Iterable
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from pathlib import Path
 
@@ -38,8 +39,26 @@ VERDICTS = _names("AM_VERDICT_")
 REASONS = _names("AM_REASON_")
 
 
+FEATURES = {"vouch": C["AM_FEATURE_VOUCH"], "origin": C["AM_FEATURE_ORIGIN"], "unix": C["AM_FEATURE_UNIX"]}
+"""Optional groups of programs that the programs themselves and callers ask about, as bits of am_config.features."""
+
+
+def feature_bits(names: Iterable[str]) -> int:
+    """The bits of those `names` that have one."""
+    return sum(FEATURES.get(name, 0) for name in set(names))
+
+
+def feature_names(bits: int) -> frozenset[str]:
+    return frozenset(name for name, bit in FEATURES.items() if bits & bit)
+
+
 class Config(ctypes.Structure):
-    _fields_ = (("program_hash", c_uint64), ("bottle_level", c_uint32), ("flags", c_uint32))
+    _fields_ = (
+        ("program_hash", c_uint64),
+        ("bottle_level", c_uint32),
+        ("flags", c_uint32),
+        ("features", c_uint64),
+    )
 
 
 class Bottle(ctypes.Structure):
@@ -91,6 +110,67 @@ class Ranges(ctypes.Structure):
     _fields_ = (("count", c_uint32), ("shorter", c_uint32), ("range", Range * RANGES))
 
 
+class ListenKey(ctypes.Structure):
+    _fields_ = (("policy_id", c_uint32), ("proto", c_uint8), ("pad0", c_uint8 * 3))
+
+
+class UnixKey(ctypes.Structure):
+    _fields_ = (("prefixlen", c_uint32), ("policy_id", c_uint32), ("path", c_uint8 * C["AM_PATH_LEN"]))
+
+
+class UnixValue(ctypes.Structure):
+    _fields_ = (("rule", c_uint32), ("bytes", c_uint16), ("exact", c_uint16))
+
+
+class Register(ctypes.Structure):
+    _fields_ = (("token", c_uint64),)
+
+
+class Vouch(ctypes.Structure):
+    _fields_ = (
+        ("addr", c_uint8 * 16),
+        ("port", c_uint16),
+        ("proto", c_uint8),
+        ("pad0", c_uint8),
+        ("pad1", c_uint32),
+    )
+
+
+class Vouches(ctypes.Structure):
+    _fields_ = (("next", c_uint32), ("pad0", c_uint32), ("vouch", Vouch * C["AM_VOUCHES"]))
+
+
+class Guarded(ctypes.Structure):
+    _fields_ = (("token", c_uint64), ("since_ns", c_uint64), ("slot", c_uint32), ("pad0", c_uint32))
+
+
+class Pending(ctypes.Structure):
+    _fields_ = (
+        ("ts_ns", c_uint64),
+        ("pid_tgid", c_uint64),
+        ("path", c_uint8 * C["AM_PATH_LEN"]),
+        ("path_len", c_uint32),
+    )
+
+
+class OriginRecord(ctypes.Structure):
+    _fields_ = (
+        ("ts_ns", c_uint64),
+        ("pid", c_uint32),
+        ("tgid", c_uint32),
+        ("nr", c_uint64),
+        ("ip", c_uint64),
+        ("sp", c_uint64),
+        ("words", c_uint32),
+        ("task", c_uint8),
+        ("compat", c_uint8),
+        ("path_len", c_uint16),
+        ("path", c_uint8 * C["AM_PATH_LEN"]),
+        ("pad0", c_uint32),
+        ("word", c_uint64 * C["AM_STACK_WORDS"]),
+    )
+
+
 class SeenKey(ctypes.Structure):
     _fields_ = (
         ("slot", c_uint32),
@@ -123,7 +203,9 @@ class EventRecord(ctypes.Structure):
         ("reason", c_uint8),
         ("family", c_uint8),
         ("socktype", c_uint8),
-        ("pad0", c_uint32),
+        ("origin", c_uint8),
+        ("guarded", c_uint8),
+        ("pad0", c_uint16),
         ("addr", c_uint8 * 16),
         ("comm", c_uint8 * C["AM_COMM_LEN"]),
     )
@@ -138,6 +220,15 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "am_prefix_key": PrefixKey,
     "am_range": Range,
     "am_ranges": Ranges,
+    "am_listen_key": ListenKey,
+    "am_unix_key": UnixKey,
+    "am_unix_value": UnixValue,
+    "am_register": Register,
+    "am_vouch": Vouch,
+    "am_vouches": Vouches,
+    "am_guarded": Guarded,
+    "am_pending": Pending,
+    "am_origin": OriginRecord,
     "am_seen_key": SeenKey,
     "am_event": EventRecord,
 }
@@ -150,8 +241,14 @@ MAPS: dict[str, tuple[int, int]] = {
     "am_prefix": (ctypes.sizeof(PrefixKey), ctypes.sizeof(Ranges)),
     "am_deny": (ctypes.sizeof(PrefixKey), ctypes.sizeof(Ranges)),
     "am_seen": (ctypes.sizeof(SeenKey), ctypes.sizeof(EventRecord)),
+    "am_listen": (ctypes.sizeof(ListenKey), ctypes.sizeof(Ranges)),
+    "am_unix": (ctypes.sizeof(UnixKey), ctypes.sizeof(UnixValue)),
+    "am_guarded": (4, ctypes.sizeof(Guarded)),
+    "am_vouched": (4, ctypes.sizeof(Vouches)),
+    "am_pending": (4, ctypes.sizeof(Pending)),
     "am_lost": (4, 8),
     "am_events": (0, 0),
+    "am_origins": (0, 0),
 }
 """Key and value bytes of every map."""
 

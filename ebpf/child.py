@@ -17,8 +17,9 @@ TIMEOUT_S = 60
 _PACKAGES = str(Path(__file__).resolve().parent.parent)
 
 
-def run(request: Request, timeout_s: int = TIMEOUT_S) -> None:
-    """Load, attach and pin in a child; returns when all programs are in force.
+def run(request: Request, timeout_s: int = TIMEOUT_S) -> dict[str, str]:
+    """Load, attach and pin in a child; returns when all programs are in force: groups of optional programs that this
+    host does not take, with the reason.
 
     :raises VerifierRefused: clang or the verifier said no; nothing was attached.
     :raises BpfError: an attachment was refused, or the child died or hung.
@@ -29,7 +30,7 @@ def run(request: Request, timeout_s: int = TIMEOUT_S) -> None:
     try:
         code = _spawn(request, answer, log, timeout_s)
         text = _content(log).decode("utf-8", "replace")
-        judge(_content(answer), code, text)
+        return judge(_content(answer), code, text)
     finally:
         os.close(answer)
         os.close(log)
@@ -70,8 +71,8 @@ def _content(fd: int) -> bytes:
     return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
-def judge(answer: bytes, code: int, log: str) -> None:
-    """Turn what the child left into success or a typed error. Pure."""
+def judge(answer: bytes, code: int, log: str) -> dict[str, str]:
+    """Turn what the child left into what it left out, or a typed error. Pure."""
     if not answer:
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         last = log.strip().splitlines()[-1] if log.strip() else "it printed nothing"
@@ -79,7 +80,7 @@ def judge(answer: bytes, code: int, log: str) -> None:
     result = json.loads(answer)
     match result.get("error"):
         case None:
-            return
+            return dict(result.get("left_out", {}))
         case "missing":
             raise Missing(result["what"], result["hint"])
         case "refused":

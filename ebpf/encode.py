@@ -6,24 +6,26 @@ Which map an entry goes to:
     single addresses with wide port ranges      → am_host
     networks                                    → am_prefix (a trie finds the longest only; `shorter` leads outwards)
     deny                                        → am_deny (single addresses too)
+    ports to listen on                          → am_listen      paths of unix sockets → am_unix
 
 Allow entries for IPv6 never open IPv4 addresses, although both stand in one map.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ebpf import abi
 from ebpf.errors import Unencodable
-from ebpf.spec import Address, BottlePolicy, Entry, Mode, Network, Proto
+from ebpf.spec import Address, BottlePolicy, Entry, Guard, Listen, Mode, Network, Proto
 
 EXACT_SPAN = 16  # a range of at most so many ports becomes single entries in the faster map
 PROTO = {"tcp": 6, "udp": 17}
 
-CONFIG = struct.Struct("=QII")
+CONFIG = struct.Struct("=QIIQ")
 BOTTLE = struct.Struct("=QQIIIBBH")
 EXACT_KEY = struct.Struct("=IHBx16s")
 EXACT_VALUE = struct.Struct("=QII")
@@ -31,6 +33,10 @@ HOST_KEY = struct.Struct("=IB3x16s")
 PREFIX_KEY = struct.Struct("=IIB3x16s")
 RANGE = struct.Struct("=HHIQ")
 RANGES_HEAD = struct.Struct("=II")
+LISTEN_KEY = struct.Struct("=IB3x")
+UNIX_KEY = struct.Struct(f"=II{abi.C['AM_PATH_LEN']}s")
+UNIX_VALUE = struct.Struct("=IHH")
+GUARDED = struct.Struct("=QQI4x")
 RANGES_BYTES = RANGES_HEAD.size + abi.RANGES * RANGE.size
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
@@ -60,7 +66,7 @@ class Encoded:
     """Everything one policy puts into the maps; `bottle` is the element that switches to it."""
 
     bottle: tuple[bytes, bytes]
-    tables: dict[str, Table]  # am_exact, am_host, am_prefix, am_deny
+    tables: dict[str, Table]  # am_exact, am_host, am_prefix, am_deny, am_listen, am_unix
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +151,15 @@ def encode(policy: BottlePolicy, now_ns: int) -> Encoded:
     for entry in policy.deny:
         denied.setdefault(_prefix(entry), []).extend((lo, hi, entry.rule, 0) for lo, hi in _checked(entry))
     for service in policy.services:
-        flags = abi.C["AM_EXACT_SERVICE"] | (abi.C["AM_EXACT_SURVIVES_CUT"] if service.survives_cut else 0)
+        flags = abi.C["AM_EXACT_SERVICE"]
+        flags |= abi.C["AM_EXACT_SURVIVES_CUT"] if service.survives_cut else 0
+        flags |= abi.C["AM_EXACT_UNVOUCHED"] if service.unvouched else 0
         exact[exact_key(policy.policy_id, service.proto, service.port, service.address)] = (0, 0, flags)
     flags = (abi.C["AM_BOTTLE_DENY"] if denied else 0) | (abi.C["AM_BOTTLE_PREFIX"] if prefixes else 0)
+    flags |= abi.C["AM_BOTTLE_GUARD"] if policy.guard is not Guard.OFF else 0
+    flags |= abi.C["AM_BOTTLE_STRICT"] if policy.guard is Guard.STRICT else 0
+    flags |= abi.C["AM_BOTTLE_LISTEN"] if policy.listen is not None else 0
+    flags |= abi.C["AM_BOTTLE_UNIX"] if policy.unix is not None else 0
     state = BottleState(
         policy.cgroup_id, policy.netns_cookie, policy.slot, policy.policy_id, policy.epoch, policy.mode, flags
     )
@@ -160,6 +172,8 @@ def encode(policy: BottlePolicy, now_ns: int) -> Encoded:
             ),
             "am_prefix": _trie(policy.policy_id, prefixes),
             "am_deny": _trie(policy.policy_id, denied),
+            "am_listen": _listen(policy.policy_id, policy.listen or ()),
+            "am_unix": _unix(policy.policy_id, policy.unix or ()),
         },
     )
 
@@ -181,6 +195,41 @@ def ranges_bytes(ranges: Iterable[PortRange], shorter: int, name: str) -> bytes:
 def unpack_ranges(raw: bytes) -> list[PortRange]:
     count, _ = RANGES_HEAD.unpack_from(raw)
     return [RANGE.unpack_from(raw, RANGES_HEAD.size + i * RANGE.size) for i in range(count)]
+
+
+def _listen(policy_id: int, listen: Iterable[Listen]) -> Table:
+    ranges: dict[Proto, list[PortRange]] = {}
+    for port in listen:
+        if not 1 <= port.lo <= port.hi <= 65535:
+            raise Unencodable(f"listen: ports {port.lo}-{port.hi}", "ports are 1 to 65535, the lower one first")
+        ranges.setdefault(port.proto, []).append((port.lo, port.hi, 0, 0))
+    return Table.of(
+        {LISTEN_KEY.pack(policy_id, PROTO[p]): ranges_bytes(r, 0, f"listen: {p}") for p, r in ranges.items()}
+    )
+
+
+def _unix(policy_id: int, paths: Iterable[str]) -> Table:
+    """A path inside a directory that is listed too needs no element of its own, and would hide the directory."""
+    raw = sorted({os.fsencode(path) for path in paths})
+    for path in raw:
+        parts = path.split(b"/")[1:-1] + [p for p in path.split(b"/")[-1:] if p]
+        if not path.startswith(b"/") or b"\0" in path or any(p in (b"", b".") or p.startswith(b"..") for p in parts):
+            raise Unencodable(
+                f"unix: {os.fsdecode(path)!r}", "write an absolute path without //, . and ..; a directory ends in /"
+            )
+        if len(path) > abi.C["AM_PATH_LEN"] - 1:
+            raise Unencodable(
+                f"unix: {os.fsdecode(path)!r} is longer than a socket's path can be",
+                f"at most {abi.C['AM_PATH_LEN'] - 1} bytes; name a directory above it",
+            )
+    directories = [p for p in raw if p.endswith(b"/")]
+    wanted = [p for p in raw if not any(p != d and p.startswith(d) for d in directories)]
+    return Table.of(
+        {
+            UNIX_KEY.pack(32 + 8 * len(p), policy_id, p): UNIX_VALUE.pack(0, len(p), int(not p.endswith(b"/")))
+            for p in wanted
+        }
+    )
 
 
 def _add_allow(

@@ -15,8 +15,8 @@ from ebpf.errors import Unencodable
 from ebpf.maps import Map
 from ebpf.spec import Entry
 
-TABLES = ("am_exact", "am_host", "am_prefix", "am_deny")
-_POLICY_AT = {"am_exact": 0, "am_host": 0, "am_prefix": 4, "am_deny": 4}
+TABLES = ("am_exact", "am_host", "am_prefix", "am_deny", "am_listen", "am_unix")
+_POLICY_AT = {"am_exact": 0, "am_host": 0, "am_prefix": 4, "am_deny": 4, "am_listen": 0, "am_unix": 4}
 SWEEP_NS = 60_000_000_000  # expired entries stay a while, so that a refusal can say "expired"
 
 

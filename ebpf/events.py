@@ -11,7 +11,9 @@ from typing import Literal, cast
 from ebpf import abi
 from ebpf.spec import Address, Event
 
-RECORD = struct.Struct("=QQIIIIIIIHBBBBBB4x16s16s")
+RECORD = struct.Struct("=QQIIIIIIIHBBBBBBBB2x16s16s")
+ORIGIN_AT = abi.EventRecord.origin.offset
+"""Where a record says whether an origin follows: records[ORIGIN_AT :: RECORD.size] are those of all records."""
 PROTOCOLS = {
     1: "icmp",
     6: "tcp",
@@ -25,8 +27,9 @@ PROTOCOLS = {
 }
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _SOCK_RAW = 3
+_AF_UNIX = 1
 
-Kind = Literal["connect", "send", "socket", "escape"]
+Kind = Literal["connect", "send", "socket", "escape", "bypass"]
 Verdict = Literal["allowed", "refused", "observed"]
 _KINDS = cast(tuple[Kind, ...], abi.KINDS)
 _VERDICTS = cast(tuple[Verdict, ...], abi.VERDICTS)
@@ -43,6 +46,13 @@ def command(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
+@lru_cache(maxsize=256)
+def _protocol(family: int, socktype: int, proto: int) -> str:
+    if family == _AF_UNIX:
+        return "unix"
+    return "raw" if socktype == _SOCK_RAW else PROTOCOLS.get(proto) or str(proto)
+
+
 def decode(records: bytes) -> list[Event]:
     """Events in the ring's order; `ppid` is 0, the kernel does not tell it.
 
@@ -51,11 +61,10 @@ def decode(records: bytes) -> list[Event]:
     if len(records) % RECORD.size:
         raise ValueError(f"{len(records)} bytes of events: records have {RECORD.size} bytes each")
     reasons: Sequence[str] = abi.REASONS
-    socket_kind = abi.C["AM_KIND_SOCKET"]
-    protocols = PROTOCOLS
+    made = (abi.C["AM_KIND_SOCKET"], abi.C["AM_REASON_FAMILY"])  # refused when made: it had no address yet
     out = []
     for (
-        ts_ns, _cgroup, slot, epoch, pid, tgid, uid, rule, count, port, proto, kind, verdict, reason, _family, socktype, addr, comm,  # noqa: E501
+        ts_ns, _cgroup, slot, epoch, pid, tgid, uid, rule, count, port, proto, kind, verdict, reason, family, socktype, _origin, guarded, addr, comm,  # noqa: E501
     ) in RECORD.iter_unpack(records):  # fmt: skip
         out.append(
             Event(
@@ -70,11 +79,12 @@ def decode(records: bytes) -> list[Event]:
                 0,
                 uid,
                 command(comm),
-                "raw" if socktype == _SOCK_RAW else protocols.get(proto) or str(proto),
-                None if kind == socket_kind else address(addr),
+                _protocol(family, socktype, proto),
+                None if family == _AF_UNIX or (kind, reason) == made else address(addr),
                 port,
                 rule,
                 count,
+                guarded != 0,
             )
         )
     return out

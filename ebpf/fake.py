@@ -20,6 +20,7 @@ class FakeBpf:
         self.cgroup: str | None = None
         self.policies: dict[int, BottlePolicy] = {}
         self.learned: dict[int, list[model.Learned]] = {}
+        self.processes: dict[int, int] = {}
         self._waiting: list[Event] = []
         self._lost = 0
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -72,6 +73,12 @@ class FakeBpf:
     def slots(self) -> frozenset[int]:
         return frozenset(self.policies)
 
+    def features(self) -> frozenset[str]:
+        return frozenset(("vouch", "origin", "unix"))
+
+    def guarded(self) -> dict[int, int]:
+        return dict(self.processes)
+
     def modes(self) -> dict[int, Mode]:
         return {slot: policy.mode for slot, policy in self.policies.items()}
 
@@ -118,6 +125,8 @@ class FakeBpf:
             "am_host": self.sizes.host,
             "am_prefix": self.sizes.prefix,
             "am_deny": self.sizes.prefix,
+            "am_listen": self.sizes.listen,
+            "am_unix": self.sizes.unix,
         }
         for table, limit in limits.items():
             if sum(e.tables[table].count for e in new) > limit:

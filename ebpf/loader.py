@@ -16,7 +16,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ebpf import abi, encode, links, sources
+from ebpf import abi, btf, encode, links, sources
 from ebpf.errors import BpfError, Missing
 from ebpf.maps import Map
 
@@ -36,6 +36,7 @@ class Request:
     bottle_level: int
     flags: int
     sizes: sources.Sizes
+    attached: tuple[str, ...] = ()  # directories of links on other cgroups, to be updated
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -43,7 +44,8 @@ class Request:
     @classmethod
     def from_json(cls, text: str) -> Request:
         fields = json.loads(text)
-        return cls(**{**fields, "sizes": sources.Sizes(**fields["sizes"])})
+        sizes, attached = sources.Sizes(**fields["sizes"]), tuple(fields["attached"])
+        return cls(**{**fields, "sizes": sizes, "attached": attached})
 
 
 class CompilerFailed(Exception):
@@ -55,33 +57,86 @@ class CompilerFailed(Exception):
         self.number = number
 
 
-def load(request: Request) -> None:
-    """Bring the programs of `request` into force.
+def load(request: Request) -> dict[str, str]:
+    """Bring the programs of `request` into force. Optional groups that this host does not take, with the reason.
 
     :raises Missing: bcc is not there or too old.
     :raises CompilerFailed: nothing was attached.
     :raises BpfError: an attachment was refused; those before it are in force.
     """
     bcc = _import_bcc()
-    text = sources.program_text(abi.SOURCES, request.source)
+    left_out: dict[str, str] = {}
     flags = [*request.sizes.defines(), f'-DAM_PINS="{request.maps}"']
+    try:
+        flags += [f"-D{name}={value}" for name, value in btf.definitions().items()]
+    except Missing as error:
+        left_out = dict.fromkeys(links.FEATURES, f"{error.what}: {error.hint}")
+    text = sources.program_text(abi.SOURCES, request.source)
     try:
         module = bcc.BPF(text=text, cflags=flags)
     except Exception as error:  # bcc raises nothing narrower
         raise CompilerFailed(request.source, 0) from error
-    programs = []
-    for hook in links.HOOKS:
-        try:
-            programs.append(module.load_func(hook.function, hook.prog_type, attach_type=hook.attach_type).fd)
-        except Exception as error:  # bcc raises nothing narrower; the errno is in ctypes' copy
-            raise CompilerFailed(hook.function, _errno_of(error)) from error
+    programs = {h: _load(module, h) for h in links.REQUIRED}
+    for feature in links.FEATURES:
+        if feature not in left_out:
+            left_out |= _load_feature(module, feature, programs)
     with Map(f"{request.maps}/am_config") as config:
         new = sources.program_hash(text, request.sizes)
         # The hash says "attached, all of them": zero until they are.
-        config.update(b"\0\0\0\0", encode.CONFIG.pack(0, request.bottle_level, request.flags))
-        for hook, fd in zip(links.HOOKS, programs, strict=True):
-            links.attach(f"{request.links}/{hook.function}", hook, fd, request.cgroup, request.cgroup_id)
-        config.update(b"\0\0\0\0", encode.CONFIG.pack(new, request.bottle_level, request.flags))
+        config.update(b"\0\0\0\0", encode.CONFIG.pack(0, request.bottle_level, request.flags, 0))
+        left_out |= _attach_all(request, programs)
+        features = abi.feature_bits(f for f in links.FEATURES if f not in left_out)
+        config.update(b"\0\0\0\0", encode.CONFIG.pack(new, request.bottle_level, request.flags, features))
+    return left_out
+
+
+def _load(module: Any, hook: links.Hook) -> int:
+    attach_type = {"attach_type": hook.attach_type} if not hook.tracepoint else {}
+    try:
+        return int(module.load_func(hook.function, hook.prog_type, **attach_type).fd)
+    except Exception as error:  # bcc raises nothing narrower; the errno is in ctypes' copy
+        raise CompilerFailed(hook.function, _errno_of(error)) from error
+
+
+def _load_feature(module: Any, feature: str, programs: dict[links.Hook, int]) -> dict[str, str]:
+    """Add the programs of an optional group to `programs`, all or none; the reason where it is none."""
+    fresh: dict[links.Hook, int] = {}
+    try:
+        for hook in (h for h in links.HOOKS if h.feature == feature):
+            fresh[hook] = _load(module, hook)
+    except CompilerFailed as error:
+        return {feature: f"{error.program}: {os.strerror(error.number)}"}
+    programs |= fresh
+    return {}
+
+
+def _attach_all(request: Request, programs: dict[links.Hook, int]) -> dict[str, str]:
+    """Attach in the order of links.HOOKS. Optional groups of which an attachment was refused, with the reason."""
+    left_out: dict[str, str] = {}
+    for hook in links.HOOKS:
+        path = f"{request.links}/{hook.function}"
+        if hook.feature in left_out or hook not in programs:
+            links.detach(path)
+            continue
+        try:
+            if not hook.feature and not links.is_in_force(path, hook, request.cgroup_id):
+                links.detach(f"{request.links}/{attribution_of(hook)}")  # it must come after what decides
+            links.attach(path, hook, programs[hook], request.cgroup, request.cgroup_id)
+            for directory in request.attached:
+                if not hook.tracepoint and os.path.lexists(f"{directory}/{hook.function}"):
+                    links.update(f"{directory}/{hook.function}", hook, programs[hook])
+        except BpfError as error:
+            if not hook.feature:
+                raise
+            left_out[hook.feature] = str(error)
+            for other in (h for h in links.HOOKS if h.feature == hook.feature):
+                links.detach(f"{request.links}/{other.function}")
+    return left_out
+
+
+def attribution_of(hook: links.Hook) -> str:
+    """The attribution's function for the hook of a decision; there may be none of that name."""
+    return {"am_sock_create": "am_by_create"}.get(hook.function, hook.function.replace("am_", "am_by_", 1))
 
 
 def _import_bcc() -> Any:
@@ -112,7 +167,7 @@ def _errno_of(error: Exception) -> int:
 def main(argv: list[str]) -> int:
     answer: dict[str, Any] = {"ok": True}
     try:
-        load(Request.from_json(argv[0]))
+        answer["left_out"] = load(Request.from_json(argv[0]))
     except Missing as error:
         answer = {"error": "missing", "what": error.what, "hint": error.hint}
     except CompilerFailed as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
-from ebpf.spec import Address, BottlePolicy, Entry, Mode, Network, Proto
+from ebpf.spec import Address, BottlePolicy, Entry, Guard, Mode, Network, Proto
 
 
 class Verdict(NamedTuple):
@@ -78,6 +78,21 @@ def decide(
                 return Verdict("allowed", "rule", entry.rule)
             reason = "expired"
     return Verdict("observed" if policy.mode is Mode.OBSERVE else "refused", reason)
+
+
+def judge_vouch(policy: BottlePolicy, found: Verdict, *, exempt: bool) -> tuple[Verdict, bool]:
+    """What becomes of `found` when a guarded process did it without a vouch, and whether that is a bypass.
+
+    :param exempt: the destination needs none (Endpoint.unvouched)."""
+    if policy.guard is Guard.OFF or exempt or found.reason in ("closed", "netns"):
+        return found, False
+    if found.verdict == "refused":
+        return found, True
+    if policy.guard is Guard.STRICT:
+        return found._replace(verdict="refused", reason="unvouched"), True
+    if found.verdict == "allowed":
+        return found._replace(verdict="observed", reason="unvouched"), True
+    return found, True
 
 
 def _fixed(policy: BottlePolicy, cookie: int, proto: Proto, address: Address, port: int) -> Verdict | None:

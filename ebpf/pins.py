@@ -1,6 +1,6 @@
 """Where pins stand, and what is done with those of an earlier start.
 
-    DIR/links/am_connect4 …      attachments, kept over upgrades
+    DIR/links/am_connect4 …      attachments, kept over upgrades; DIR/attached/NAME/am_connect4 … on other cgroups
     DIR/layout-HASH/am_bottle …  maps; HASH names their layout and sizes, so another layout is another directory
 
 An upgrade makes the new directory, replaces the attachments one by one, then removes the old directory.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from ebpf import cgroup, links, syscall
@@ -36,29 +37,37 @@ class Pins:
         for path in (self.directory, self.links, self.maps):
             path.mkdir(mode=0o700, exist_ok=True)
 
-    def in_force(self, cgroup_id: int) -> bool:
-        """Whether every hook's pinned link is attached to this cgroup."""
-        for hook in links.HOOKS:
-            link = links.pinned(str(self.links / hook.function))
-            if link is None or link.cgroup_id != cgroup_id or link.attach_type != hook.attach_type:
-                return False
-        return True
+    def in_force(self, cgroup_id: int, features: Iterable[str]) -> bool:
+        """Whether the pinned link of every required hook, and of every hook of `features`, is attached there."""
+        wanted = {"", *features}
+        return all(
+            links.is_in_force(str(self.links / hook.function), hook, cgroup_id)
+            for hook in links.HOOKS
+            if hook.feature in wanted
+        )
+
+    def attached(self) -> list[Path]:
+        """A directory of links for each cgroup besides the parent (CgroupPrograms.attach)."""
+        where = self.directory / "attached"
+        return sorted(where.iterdir()) if where.is_dir() else []
 
     def drop_stale(self) -> None:
         """Remove maps of other layouts, and links of hooks that this version does not have."""
         hooks = {h.function for h in links.HOOKS}
-        for path in self.links.iterdir():
-            if path.name not in hooks:
-                links.detach(str(path))
+        for directory in (self.links, *self.attached()):
+            for path in directory.iterdir():
+                if path.name not in hooks:
+                    links.detach(str(path))
         for path in self.directory.glob("layout-*"):
             if path != self.maps:
                 shutil.rmtree(path)
 
     def remove(self) -> None:
         """Detach everything, then remove every pin; idempotent."""
-        if self.links.is_dir():
-            for path in self.links.iterdir():
-                links.detach(str(path))
+        for directory in (self.links, *self.attached()):
+            if directory.is_dir():
+                for path in directory.iterdir():
+                    links.detach(str(path))
         try:
             shutil.rmtree(self.directory)
         except FileNotFoundError:

@@ -6,6 +6,7 @@ they can be removed again) is read back from them when it adopts pins. Not threa
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from ebpf.maps import Map
 from ebpf.pins import BPFFS, Pins
 from ebpf.spec import BottlePolicy, Entry, Event, Mode
 
-SOURCE = "am_connect.bpf.c"
+SOURCE = "am_programs.bpf.c"
 DEFAULT_PINS = BPFFS / "agentmon"
 _ZERO = b"\0\0\0\0"
 
@@ -47,6 +48,8 @@ class CgroupPrograms:
         self._maps: dict[str, Map] = {}
         self._bottles: dict[int, encode.BottleState] = {}
         self._policy_id = 0
+        self.left_out: dict[str, str] = {}
+        """Groups of optional programs (ebpf.links.FEATURES) that this host does not take, with the reason."""
         self._entries: Entries | None = None
         self._collector: Collector | None = None
 
@@ -63,7 +66,7 @@ class CgroupPrograms:
         cgroup_id = cgroup.cgroup_id(cgroup_path)
         self._pins.prepare()
         if not self._is_current(cgroup_id, bottle_level):
-            child.run(
+            self.left_out = child.run(
                 Request(
                     SOURCE,
                     str(self._pins.maps),
@@ -71,8 +74,9 @@ class CgroupPrograms:
                     cgroup_path,
                     cgroup_id,
                     bottle_level,
-                    self._flags,
+                    self._all_flags(),
                     self._sizes,
+                    tuple(map(str, self._pins.attached())),
                 )
             )
         self._pins.drop_stale()
@@ -141,6 +145,18 @@ class CgroupPrograms:
         if self._collector is not None:
             self._collector.flush()
 
+    def features(self) -> frozenset[str]:
+        """The optional groups in force: "vouch", "origin", "unix"."""
+        (*_, features) = encode.CONFIG.unpack(self._maps["am_config"].lookup(_ZERO) or bytes(encode.CONFIG.size))
+        return abi.feature_names(features)
+
+    def guarded(self) -> dict[int, int]:
+        """See ebpf.spec.Bpf; processes that ended a moment ago may still be there."""
+        return {
+            struct.unpack("=I", key)[0]: int(encode.GUARDED.unpack(value)[2])
+            for key, value in self._maps["am_guarded"].items()
+        }
+
     def slots(self) -> frozenset[int]:
         return frozenset(self._bottles)
 
@@ -165,18 +181,23 @@ class CgroupPrograms:
 
     # ---- inside
 
+    def _all_flags(self) -> int:
+        return self._flags | (abi.C["AM_CONFIG_ATTACHED"] if self._pins.attached() else 0)
+
     def _is_current(self, cgroup_id: int, bottle_level: int) -> bool:
         """Whether the programs in force are these, on this cgroup; if so, only the flags may need writing."""
         path = self._pins.maps / "am_config"
-        if not path.exists() or not self._pins.in_force(cgroup_id):
+        if not path.exists():
             return False
         text = sources.program_text(abi.SOURCES, SOURCE)
         with Map(str(path)) as config:
-            in_force, level, flags = encode.CONFIG.unpack(config.lookup(_ZERO) or bytes(encode.CONFIG.size))
+            in_force, level, flags, features = encode.CONFIG.unpack(config.lookup(_ZERO) or bytes(encode.CONFIG.size))
             if in_force != sources.program_hash(text, self._sizes) or level != bottle_level:
                 return False
-            if flags != self._flags:
-                config.update(_ZERO, encode.CONFIG.pack(in_force, level, self._flags))
+            if not self._pins.in_force(cgroup_id, abi.feature_names(features)):
+                return False
+            if flags != self._all_flags():
+                config.update(_ZERO, encode.CONFIG.pack(in_force, level, self._all_flags(), features))
         return True
 
     def _adopt(self) -> None:
@@ -188,7 +209,7 @@ class CgroupPrograms:
             self._bottles[state.slot] = state
         self._entries = Entries(self._maps)
         self._entries.adopt({s.policy_id for s in self._bottles.values()})
-        self._collector = Collector(self._maps, self._sizes.ring_bytes, self._flush_ns)
+        self._collector = Collector(self._maps, self._sizes.ring_bytes, self._sizes.origin_bytes, self._flush_ns)
 
     def _forget(self) -> None:
         if self._collector is not None:

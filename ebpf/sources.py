@@ -22,11 +22,15 @@ class Sizes:
     host: int = 65_536
     prefix: int = 262_144  # of each trie
     seen: int = 16_384
+    listen: int = 16_384
+    unix: int = 65_536
+    guarded: int = 65_536  # processes
     ring_bytes: int = 1 << 20
+    origin_bytes: int = 1 << 20
 
     def defines(self) -> list[str]:
         return [
-            f"-DAM_{'RING_BYTES' if name == 'ring_bytes' else 'MAX_' + name.upper()}={value}"
+            f"-DAM_{name.upper() if name.endswith('_bytes') else 'MAX_' + name.upper()}={value}"
             for name, value in asdict(self).items()
         ]
 

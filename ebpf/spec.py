@@ -24,12 +24,32 @@ class Mode(IntEnum):
     CUT = 3  # only endpoints that survive a cut
 
 
+class Guard(IntEnum):
+    """What becomes of an operation by a guarded process that its guard did not vouch for."""
+
+    OFF = 0  # processes cannot register
+    OBSERVE = 1  # reported as a bypass
+    STRICT = 2  # refused too
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
+    """A service of agentmon's. `unvouched`: libc reaches it by itself, no guard vouches for that (the resolver)."""
+
     address: Address
     proto: Proto
     port: int
     survives_cut: bool
+    unvouched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A port that a bottle may listen on where its policy limits listening: lo…hi, both included."""
+
+    proto: Proto
+    lo: int
+    hi: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +76,25 @@ class BottlePolicy:
     allow: tuple[Entry, ...] = ()
     deny: tuple[Entry, ...] = ()
     netns_cookie: int = 0  # 0: not checked
+    guard: Guard = Guard.OFF
+    listen: tuple[Listen, ...] | None = None  # None: not limited
+    unix: tuple[str, ...] | None = None  # absolute paths, a directory ends in "/"; None: not limited
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One decoded ring record: an operation and its verdict. `ts_ns` is CLOCK_BOOTTIME."""
+    """One decoded ring record: an operation and its verdict. `ts_ns` is CLOCK_BOOTTIME.
+
+    From `exe` on, what /proc and the attribution know: "" or 0 where the process had gone or nothing attributes.
+    `library` is the file of the first native module on the stack that is neither libc, the loader nor the interpreter,
+    `offset` the place in that file, `evidence` what it rests on."""
 
     ts_ns: int
     slot: int
     epoch: int
-    kind: Literal["connect", "send", "socket", "escape"]
+    kind: Literal["connect", "send", "socket", "escape", "bypass"]
     verdict: Literal["allowed", "refused", "observed"]
-    reason: str  # ebpf.abi.REASONS: default, deny, cut, closed, protected, family, expired, netns, unknown, …
+    reason: str  # ebpf.abi.REASONS: default, deny, cut, closed, protected, family, expired, netns, unvouched, …
     pid: int
     tgid: int
     ppid: int
@@ -78,6 +105,14 @@ class Event:
     port: int
     rule: int
     count: int
+    guarded: bool = False  # the process had registered, and did not vouch for this
+    exe: str = ""
+    cmdline: str = ""
+    syscall: str = ""
+    library: str = ""
+    offset: int = 0
+    evidence: str = ""
+    path: str = ""  # of a unix socket
 
 
 class Bpf(Protocol):
@@ -114,3 +149,9 @@ class Bpf(Protocol):
         """Events the ring could not take since open, counted in the kernel."""
 
     def slots(self) -> frozenset[int]: ...
+
+    def features(self) -> frozenset[str]:
+        """Optional groups of programs in force: "vouch", "origin", "unix"."""
+
+    def guarded(self) -> dict[int, int]:
+        """Processes that registered as guarded → the slot of the bottle they registered in."""

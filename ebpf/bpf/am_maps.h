@@ -38,22 +38,57 @@ AM_MAP("lpm_trie", am_deny, struct am_prefix_key, struct am_ranges, AM_MAX_PREFI
  * Reader and eraser: CgroupPrograms.read. Not deciding: an evicted element costs one more event. */
 AM_MAP("lru_hash", am_seen, struct am_seen_key, struct am_event, AM_MAX_SEEN, 0);
 
-/* 0 → events that the ring could not take, per CPU. Writer: am_report.h. Reader: CgroupPrograms.lost. */
-AM_MAP("percpu_array", am_lost, __u32, __u64, 1, 0);
+/* policy, protocol → ports that may be listened on. Writer: apply. Reader: am_socket.h, only with AM_BOTTLE_LISTEN. */
+AM_MAP("hash", am_listen, struct am_listen_key, struct am_ranges, AM_MAX_LISTEN, BPF_F_NO_PREALLOC);
 
-/* struct am_event records. Writer: am_report.h. Reader: ebpf/ring.py. Limit: AM_RING_BYTES, a power of two and a
- * multiple of the page size. bcc has no macro for a pinned ring; this is its BPF_RINGBUF_OUTPUT with a path. */
-struct am_events_table_t {
+/* policy, path prefix → unix sockets that may be connected to. Writer: apply. Reader: am_unix.h, only with
+ * AM_BOTTLE_UNIX. */
+AM_MAP("lpm_trie", am_unix, struct am_unix_key, struct am_unix_value, AM_MAX_UNIX, BPF_F_NO_PREALLOC);
+
+/* process (tgid) → that it registered as guarded. Writers: am_vouch.h, am_process.h (fork, exec, exit). Reader:
+ * am_vouch.h. When it is full registering fails, and the guard knows. */
+AM_MAP("hash", am_guarded, __u32, struct am_guarded, AM_MAX_GUARDED, BPF_F_NO_PREALLOC);
+
+/* AM_LOST_* → how many, per CPU. Writers: am_report.h, am_origin.h, am_process.h. Reader: CgroupPrograms.lost. */
+AM_MAP("percpu_array", am_lost, __u32, __u64, 3, 0);
+
+/* 0 → what a decision leaves for the attribution that runs right after it. Writer: am_report.h. Reader: am_origin.h. */
+AM_MAP("percpu_array", am_pending, __u32, struct am_pending, 1, 0);
+
+/* socket → what it is vouched for; goes with the socket. Writer: am_vouch.h. Reader: am_vouch.h. bcc has no macro for
+ * pinned socket storage; this is its BPF_SK_STORAGE with a path. */
+struct am_vouched_table_t {
 	int key;
-	__u32 leaf;
-	int (*ringbuf_output)(void *, u64, u64);
-	void *(*ringbuf_reserve)(u64);
-	void (*ringbuf_discard)(void *, u64);
-	void (*ringbuf_submit)(void *, u64);
-	__u32 max_entries;
+	struct am_vouches leaf;
+	void *(*sk_storage_get)(void *, void *, int);
+	int (*sk_storage_delete)(void *);
+	__u32 flags;
 };
-__attribute__((section("maps/ringbuf:" AM_PINS "/am_events"))) struct am_events_table_t am_events = {
-	.max_entries = AM_RING_BYTES,
+__attribute__((section("maps/sk_storage:" AM_PINS "/am_vouched"))) struct am_vouched_table_t am_vouched = {
+	.flags = BPF_F_NO_PREALLOC,
 };
+BPF_ANNOTATE_KV_PAIR(am_vouched, int, struct am_vouches);
+
+/* Rings. Writers: am_report.h, am_origin.h. Reader: ebpf/ring.py. Limits: bytes, a power of two and a multiple of the
+ * page size. bcc has no macro for a pinned ring; this is its BPF_RINGBUF_OUTPUT with a path. */
+#define AM_RING(name, bytes)                                                                                           \
+	struct name##_table_t {                                                                                        \
+		int key;                                                                                               \
+		__u32 leaf;                                                                                            \
+		int (*ringbuf_output)(void *, u64, u64);                                                               \
+		void *(*ringbuf_reserve)(u64);                                                                         \
+		void (*ringbuf_discard)(void *, u64);                                                                  \
+		void (*ringbuf_submit)(void *, u64);                                                                   \
+		__u32 max_entries;                                                                                     \
+	};                                                                                                             \
+	__attribute__((section("maps/ringbuf:" AM_PINS "/" #name))) struct name##_table_t name = {                     \
+		.max_entries = bytes,                                                                                  \
+	}
+
+/* struct am_event records. */
+AM_RING(am_events, AM_RING_BYTES);
+
+/* struct am_origin records: first occurrences only. */
+AM_RING(am_origins, AM_ORIGIN_BYTES);
 
 #endif

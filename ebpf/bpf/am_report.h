@@ -5,21 +5,45 @@
 #ifndef AM_REPORT_H
 #define AM_REPORT_H
 
-#include "am_maps.h"
+#include "am_identity.h"
 
-static __always_inline void am_count_lost(void)
+static __always_inline void am_count_lost(__u32 what)
 {
-	__u32 zero = 0;
-	__u64 *lost = am_lost.lookup(&zero);
+	__u64 *lost = am_lost.lookup(&what);
 
 	if (lost)
 		(*lost)++; /* per CPU, migration is off */
 }
 
-/* Fills who is asking, then reports `event` unless the same was reported since the last flush. */
-static __always_inline void am_report(struct am_event *event)
+/* Leaves word for the attribution program of the same hook, which runs next on this CPU. Its element, or NULL. */
+static __always_inline struct am_pending *am_leave_word(__u64 ts_ns, __u64 pid_tgid)
+{
+	__u32 zero = 0;
+	struct am_pending *pending = am_pending.lookup(&zero);
+
+	if (!pending)
+		return 0;
+	pending->ts_ns = ts_ns;
+	pending->pid_tgid = pid_tgid;
+	pending->path_len = 0;
+	return pending;
+}
+
+/* What the bottle and the clock say of an operation; the rest is the hook's. */
+static __always_inline void am_begin(struct am_event *event, const struct am_bottle *bottle, __u64 now_ns)
+{
+	event->ts_ns = now_ns;
+	event->cgroup_id = bottle->cgroup_id;
+	event->slot = bottle->slot;
+	event->epoch = bottle->epoch;
+}
+
+/* Fills who is asking, then reports `event` unless the same was reported since the last flush.
+ * The word left for attribution, or NULL when this was a repeat or nothing attributes. */
+static __always_inline struct am_pending *am_report(struct am_event *event)
 {
 	struct am_seen_key key = {};
+	struct am_pending *pending = 0;
 	struct am_event *seen;
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 
@@ -40,13 +64,21 @@ static __always_inline void am_report(struct am_event *event)
 	seen = am_seen.lookup(&key);
 	if (seen) {
 		__sync_fetch_and_add(&seen->count, 1);
-		return;
+		return 0;
 	}
 	event->count = 0;
 	am_seen.update(&key, event);
 	event->count = 1;
-	if (am_events.ringbuf_output(event, sizeof(*event), 0))
-		am_count_lost();
+	if (am_has_feature(AM_FEATURE_ORIGIN))
+		pending = am_leave_word(event->ts_ns, pid_tgid);
+	event->origin = pending ? AM_ORIGIN_FOLLOWS : AM_ORIGIN_NONE;
+	if (am_events.ringbuf_output(event, sizeof(*event), 0)) {
+		am_count_lost(AM_LOST_EVENT);
+		if (pending)
+			pending->ts_ns = 0;
+		return 0;
+	}
+	return pending;
 }
 
 #endif

@@ -8,7 +8,7 @@
 #ifndef AM_VERDICT_H
 #define AM_VERDICT_H
 
-#include "am_maps.h"
+#include "am_identity.h"
 
 #define AM_TCP 6
 #define AM_UDP 17
@@ -24,7 +24,8 @@ struct am_query {
 	__u8 proto;
 	__u8 verdict; /* out, AM_VERDICT_ALLOWED … */
 	__u8 reason; /* out, AM_REASON_* */
-	__u8 pad0[7];
+	__u8 exempt; /* out, 1: needs no vouching */
+	__u8 pad0[6];
 	__u32 addr_be[4]; /* IPv4 as ::ffff:a.b.c.d */
 };
 
@@ -196,6 +197,7 @@ static __always_inline int am_decide_fixed(struct am_query *q, const struct am_e
 		return 1;
 	}
 	if (exact && (exact->flags & AM_EXACT_SERVICE)) {
+		q->exempt = !!(exact->flags & AM_EXACT_UNVOUCHED);
 		if (q->bottle.mode == AM_MODE_CUT && !(exact->flags & AM_EXACT_SURVIVES_CUT))
 			am_refuse(q, AM_REASON_CUT);
 		else

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ebpf import encode
-from ebpf.spec import BottlePolicy, Endpoint, Entry, Mode
+from ebpf.spec import BottlePolicy, Endpoint, Entry, Guard, Listen, Mode
 
 DIRECTORY = Path(__file__).parent / "ebpf"
 NOW_NS = 1_000_000_000
@@ -25,6 +25,8 @@ FIELDS = {  # bytes of each field, for reading
     "am_host": ((4, 1, 3, 16), (4, 4)),
     "am_prefix": ((4, 4, 1, 3, 16), (4, 4)),
     "am_deny": ((4, 4, 1, 3, 16), (4, 4)),
+    "am_listen": ((4, 1, 3), (4, 4)),
+    "am_unix": ((4, 4, 108), (4, 2, 2)),
 }
 RANGE = (2, 2, 4, 8)
 
@@ -43,7 +45,8 @@ def read(data: dict[str, Any]) -> BottlePolicy:
         )
 
     services = tuple(
-        Endpoint(ip_address(s["address"]), s["proto"], s["port"], s["survives_cut"]) for s in data.get("services", [])
+        Endpoint(ip_address(s["address"]), s["proto"], s["port"], s["survives_cut"], s.get("unvouched", False))
+        for s in data.get("services", [])
     )
     return BottlePolicy(
         data["slot"],
@@ -55,6 +58,9 @@ def read(data: dict[str, Any]) -> BottlePolicy:
         entries(data.get("allow", [])),
         entries(data.get("deny", [])),
         data.get("netns_cookie", 0),
+        Guard[data.get("guard", "OFF")],
+        None if "listen" not in data else tuple(Listen(*row) for row in data["listen"]),
+        None if "unix" not in data else tuple(data["unix"]),
     )
 
 

@@ -133,7 +133,9 @@ def test_bpf_an_upgrade_keeps_state_and_has_no_gap(lab: Lab) -> None:
         for _ in range(3):
             before = prog_ids(lab)
             at = rounds
-            lab.programs.table("am_config").update(b"\0\0\0\0", encode.CONFIG.pack(0, cgroup.level(lab.parent) + 1, 0))
+            lab.programs.table("am_config").update(
+                b"\0\0\0\0", encode.CONFIG.pack(0, cgroup.level(lab.parent) + 1, 0, 0)
+            )
             lab.programs.open(str(lab.parent))  # hash 0: what a loader killed half-way leaves
             assert not set(before) & set(prog_ids(lab))
             until(lambda at=at: rounds > at + 10)
@@ -270,7 +272,7 @@ def as_command(lab: Lab, tmp_path: Path, wanted: loader.Request) -> tuple[int, d
 
 def test_bpf_the_loader_answers_as_a_command(lab: Lab, tmp_path: Path) -> None:
     before = prog_ids(lab)
-    assert as_command(lab, tmp_path, request(lab)) == (0, {"ok": True})
+    assert as_command(lab, tmp_path, request(lab)) == (0, {"ok": True, "left_out": {}})
     assert not set(before) & set(prog_ids(lab))
     code, found = as_command(lab, tmp_path, request(lab, cgroup="/nowhere", cgroup_id=1))
     assert (code, found["error"], found["errno"]) == (1, "kernel", errno.ENOENT)
@@ -278,7 +280,7 @@ def test_bpf_the_loader_answers_as_a_command(lab: Lab, tmp_path: Path) -> None:
     other = lab.parent / "moved"
     other.mkdir()
     moved = request(lab, cgroup=str(other), cgroup_id=cgroup.cgroup_id(other))
-    assert as_command(lab, tmp_path, moved) == (0, {"ok": True})
+    assert as_command(lab, tmp_path, moved) == (0, {"ok": True, "left_out": {}})
     assert lab.process(lab.parent).connect("198.51.100.7", 443) == 0  # the old place is let go
     assert lab.process(other).connect("198.51.100.7", 443) == errno.EPERM
     bad = tmp_path / "bad.c"

@@ -31,27 +31,69 @@ ADDRESSES = (
     "2001:db8::7", "2001:db8::8", "2001:db8:1::9", "fd00:ec2::254",
 )  # fmt: skip
 PORTS = (53, 80, 443, 5432, 8050)
-SIZES = Sizes(bottles=64, exact=2048, host=256, prefix=256, seen=1024, ring_bytes=1 << 16)
+SIZES = Sizes(
+    bottles=64, exact=2048, host=256, prefix=256, seen=1024, listen=64, unix=64, guarded=256, ring_bytes=1 << 16
+)
 SO_NETNS_COOKIE = 71
 _libc = ctypes.CDLL(None, use_errno=True)
 _serial = itertools.count()
 
 CLIENT = r"""
-import ctypes, errno, json, os, socket, struct, sys
+import ctypes, errno, ipaddress, json, os, socket, struct, subprocess, sys, threading
 procs, netns = sys.argv[1:]
 fd = os.open(netns, os.O_RDONLY)
 assert ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000) == 0
 with open(procs, "w") as f: f.write(str(os.getpid()))
 kept = {}
+AM_SOL, REGISTER, UNREGISTER, VOUCH = 24941, 1, 2, 3
+def token(option, value):
+    with socket.socket() as s: s.setsockopt(AM_SOL, option, struct.pack("=Q", value))
+def vouch(s, to):
+    a = ipaddress.ip_address(to[0])
+    a = a.packed if a.version == 6 else bytes(10) + b"\xff\xff" + a.packed
+    s.setsockopt(AM_SOL, VOUCH, struct.pack("=16sHBxI", a, to[1], 6 if s.type == socket.SOCK_STREAM else 17, 0))
+def unix(op, sort, path):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM if sort == "stream" else socket.SOCK_DGRAM)
+    s.settimeout(2)
+    with s:
+        if op == "unix-connect": s.connect(path)
+        else: s.sendto(b"leak", path)
+def in_child(request):
+    pid = os.fork()
+    if pid == 0: os._exit(attempt(request))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def in_thread(request):
+    out = []
+    thread = threading.Thread(target=lambda: out.append(attempt(request)))
+    thread.start(); thread.join()
+    return out[0]
+CONNECT = "import socket,sys\ntry: socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)\nexcept OSError as e: sys.exit(e.errno)"
+def in_program(request):
+    return subprocess.run([sys.executable, "-c", CONNECT, request["to"][0], str(request["to"][1])]).returncode
+def attempt(request):
+    try:
+        for _ in range(request.pop("times", 1)): act(**request)
+    except TimeoutError: return errno.ETIMEDOUT
+    except OSError as e: return e.errno
+    return 0
 FAMILY = {"4": socket.AF_INET, "6": socket.AF_INET6}
-def act(op, version="4", to=None, sort="stream", proto=0, keep=None, use=None, **more):
+def act(op, version="4", to=None, sort="stream", proto=0, keep=None, use=None, vouched=None, value=0, **more):
+    if op in ("register", "unregister"): return token(REGISTER if op == "register" else UNREGISTER, value)
+    if op.startswith("unix-"): return unix(op, sort, bytes.fromhex(more["path"]))
     family = FAMILY[version]
     kind = {"stream": socket.SOCK_STREAM, "dgram": socket.SOCK_DGRAM, "raw": socket.SOCK_RAW}[sort]
     s = kept[use] if use else socket.socket(family, kind, proto)
     if keep: kept[keep] = s
     s.settimeout(2)
     to = tuple(to) if to else None
+    if vouched: vouch(s, vouched)
     if op == "connect": s.connect(to)
+    elif op == "connect_ex":
+        r = s.connect_ex(to)
+        if r: raise OSError(r, "connect_ex")
+    elif op == "bind": s.bind(to)
+    elif op == "listen": s.listen()
+    elif op == "option": s.setsockopt(*more["option"][:2], bytes.fromhex(more["option"][2]))
     elif op == "sendto": s.sendto(b"leak", to)
     elif op == "sendmsg": s.sendmsg([b"leak"], [], 0, to)
     elif op == "send": s.send(b"leak")
@@ -70,11 +112,8 @@ for line in sys.stdin:
     if request["op"] == "look-up":
         print(len(socket.getaddrinfo(request["name"], request["port"], type=socket.SOCK_STREAM)), flush=True)
         continue
-    try:
-        for _ in range(request.pop("times", 1)): act(**request)
-        print(0, flush=True)
-    except TimeoutError: print(errno.ETIMEDOUT, flush=True)
-    except OSError as e: print(e.errno, flush=True)
+    where = {"child": in_child, "thread": in_thread, "program": in_program}.get(request.pop("by", ""), attempt)
+    print(where(request), flush=True)
 """
 
 
@@ -119,6 +158,9 @@ class Process:
 
     def sendto(self, to: str, port: int, **more: Any) -> int:
         return self.do("sendto", version="6" if ":" in to else "4", to=[to, port], sort="dgram", **more)
+
+    def unix(self, path: str | bytes, op: str = "unix-connect", **more: Any) -> int:
+        return self.do(op, path=os.fsencode(path).hex(), **more)
 
     def end(self) -> None:
         self._process.kill()

@@ -44,7 +44,7 @@ def test_bpf_level_counts_from_the_root() -> None:
 
 
 def test_bpf_sources_headers_are_put_in_once() -> None:
-    text = sources.program_text(abi.SOURCES, "am_connect.bpf.c")
+    text = sources.program_text(abi.SOURCES, "am_programs.bpf.c")
     assert '#include "' not in text
     assert text.count("struct am_bottle {") == 1
 

@@ -59,7 +59,9 @@ def test_bpf_events_come_in_order_and_ipv6_stays_ipv6() -> None:
 )
 def test_bpf_events_socket_events_have_no_destination(proto: int, socktype: int, name: str) -> None:
     kind = abi.C["AM_KIND_SOCKET"]
-    (event,) = events.decode(record(kind=kind, proto=proto, socktype=socktype, addr=bytes(16), port=0))
+    (event,) = events.decode(
+        record(kind=kind, reason=abi.C["AM_REASON_FAMILY"], proto=proto, socktype=socktype, addr=bytes(16), port=0)
+    )
     assert (event.kind, event.dst, event.proto) == ("socket", None, name)
 
 
@@ -69,7 +71,7 @@ def test_bpf_events_reasons(number: int, reason: str) -> None:
 
 
 def test_bpf_events_names_of_kinds_and_verdicts_are_those_of_the_spec() -> None:
-    assert abi.KINDS == ("connect", "send", "socket", "escape")
+    assert abi.KINDS == ("connect", "send", "socket", "escape", "bypass")
     assert abi.VERDICTS == ("allowed", "refused", "observed")
     assert abi.REASONS[:8] == ("default", "deny", "cut", "closed", "protected", "family", "expired", "netns")
 

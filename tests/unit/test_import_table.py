@@ -27,6 +27,7 @@ EDGES = {
     "netfilter.host": ("netfilter", "agentmon.daemon"),
     "netfilter.nft": ("netfilter", "agentmon.daemon"),
     "netfilter.netns": ("netfilter", "agentmon.daemon"),
+    "elftools": ("ebpf.symbols",),
     "ebpf.loader": ("ebpf", "agentmon.daemon"),
     "ebpf.maps": ("ebpf", "agentmon.daemon"),
     "ebpf.programs": ("ebpf", "agentmon.daemon"),

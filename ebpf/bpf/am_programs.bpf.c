@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0
+/* The programs on the parent cgroup of all bottles. This file: connect4/6 and sendmsg4/6; the others are in am_socket.h
+ * (making, binding), am_unix.h, am_vouch.h (setsockopt), am_process.h (fork, exec, exit), am_origin.h (attribution).
+ *
+ *   hook (thin, one per attach type) → am_address_impl → am_decide (am_verdict.h) → am_judge_vouch (am_vouch.h)
+ *                                                      → am_report (am_report.h) ⇢ the attribution of the same hook
+ *
+ * A hook returns AM_GO or AM_STOP; AM_STOP makes the system call fail with EPERM. UAPI types only: no kernel headers
+ * are needed, and BTF only for the optional programs. AF_UNSPEC (disconnect) never reaches a connect hook: inet_dgram_connect and
+ * __inet_stream_connect act on it before (net/ipv4/af_inet.c); a sendmsg hook does see it, and decides by address.
+ */
+#include "am_hooks.h"
+#include "am_socket.h"
+#include "am_vouch.h"
+#ifdef AM_TASK_TGID /* the offsets of ebpf/btf.py: without them the optional programs are left out */
+#include "am_unix.h"
+#include "am_process.h"
+#include "am_origin.h"
+#endif
+
+/* Ports that resolvers put into the UDP connect with which they sort candidate addresses by source address
+ * (RFC 6724): glibc without a service 0, Go's net 9, musl 65535. */
+static __always_inline int am_is_sorting_port(__u16 port)
+{
+	return port == 0 || port == 9 || port == 65535;
+}
+
+/* A refused UDP connect that is only a resolver sorting addresses: by its port, or (glibc with a service) because
+ * the same address and port are open by TCP. No data can follow, so nothing is lost but the report. */
+static __always_inline int am_is_sorting(struct am_query *q)
+{
+	int expired = 0, sorting;
+
+	if (am_is_sorting_port(q->port))
+		return 1;
+	q->proto = AM_TCP;
+	sorting = am_exact_of(q) || am_host_allows(q, &expired);
+	q->proto = AM_UDP;
+	return sorting;
+}
+
+static __always_inline int am_address_impl(struct bpf_sock_addr *ctx, struct am_query *q, __u8 kind)
+{
+	struct am_event event = {};
+	int bypass;
+
+	am_find_bottle(&q->bottle);
+	q->port = bpf_ntohs((__u16)ctx->user_port);
+	q->proto = ctx->protocol == AM_MPTCP ? AM_TCP : ctx->protocol;
+	q->netns_cookie = bpf_get_netns_cookie(ctx);
+	q->now_ns = bpf_ktime_get_boot_ns();
+	am_decide(q);
+
+	if (q->verdict != AM_VERDICT_ALLOWED && kind == AM_KIND_CONNECT && q->proto == AM_UDP &&
+	    q->reason != AM_REASON_NETNS && am_is_sorting(q))
+		return q->verdict == AM_VERDICT_REFUSED ? AM_STOP : AM_GO;
+	bypass = am_judge_vouch(ctx->sk, q);
+	if (q->verdict == AM_VERDICT_ALLOWED && !am_logs_allowed())
+		return AM_GO;
+	am_begin(&event, &q->bottle, q->now_ns);
+	event.rule = q->rule;
+	event.port = q->port;
+	event.proto = q->proto;
+	event.kind = q->reason == AM_REASON_NETNS ? AM_KIND_ESCAPE : bypass ? AM_KIND_BYPASS : kind;
+	event.verdict = q->verdict;
+	event.reason = q->reason;
+	event.family = am_is_mapped(q->addr_be) ? AM_INET : AM_INET6;
+	event.socktype = ctx->type;
+	event.guarded = bypass;
+	__builtin_memcpy(event.addr, q->addr_be, 16);
+	am_report(&event);
+	return q->verdict == AM_VERDICT_REFUSED ? AM_STOP : AM_GO;
+}
+
+static __always_inline int am_address4(struct bpf_sock_addr *ctx, __u8 kind)
+{
+	struct am_query q = {};
+
+	q.addr_be[2] = bpf_htonl(0x0000ffff);
+	q.addr_be[3] = ctx->user_ip4;
+	return am_address_impl(ctx, &q, kind);
+}
+
+static __always_inline int am_address6(struct bpf_sock_addr *ctx, __u8 kind)
+{
+	struct am_query q = {};
+
+	q.addr_be[0] = ctx->user_ip6[0];
+	q.addr_be[1] = ctx->user_ip6[1];
+	q.addr_be[2] = ctx->user_ip6[2];
+	q.addr_be[3] = ctx->user_ip6[3];
+	return am_address_impl(ctx, &q, kind);
+}
+
+int am_connect4(struct bpf_sock_addr *ctx)
+{
+	return am_address4(ctx, AM_KIND_CONNECT);
+}
+
+int am_connect6(struct bpf_sock_addr *ctx)
+{
+	return am_address6(ctx, AM_KIND_CONNECT);
+}
+
+int am_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return am_address4(ctx, AM_KIND_SEND);
+}
+
+int am_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return am_address6(ctx, AM_KIND_SEND);
+}

@@ -1,0 +1,93 @@
+"""What a process has mapped: the text of /proc/PID/maps, parsed, and found by address. Pure; proc_pid_maps(5)."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from typing import NamedTuple
+
+_LINE = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][ps]) ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+) (\d+)(?: +(.*))?$", re.MULTILINE
+)
+_DELETED = " (deleted)"
+_MEMFD = "/memfd:"
+_WIDE = 1 << 32
+_NAMELESS = ("", "/dev/zero (deleted)")  # the second: shared, made by mmap(MAP_ANONYMOUS | MAP_SHARED)
+
+
+class Mapping(NamedTuple):
+    """Addresses `start` up to, not including, `end`. `path` is as the kernel writes it, odd bytes escaped."""
+
+    start: int
+    end: int
+    perms: str  # rwxp, rwxs
+    offset: int  # in the file, of `start`; bytes
+    device: str  # major:minor, hexadecimal
+    inode: int
+    path: str
+
+    @property
+    def executable(self) -> bool:
+        return self.perms[2] == "x"
+
+    @property
+    def anonymous(self) -> bool:
+        """Backed by no file: what a JIT compiler writes."""
+        return self.path in _NAMELESS or self.path.startswith("[anon")
+
+    @property
+    def name(self) -> str:
+        """As events have it: a path (with ` (deleted)` where it is), `memfd:NAME`, `anonymous`, `[vdso]`."""
+        if self.anonymous:
+            return "anonymous"
+        if self.path.startswith(_MEMFD):
+            return self.path.removesuffix(_DELETED)[1:]
+        return self.path
+
+    @property
+    def file(self) -> str:
+        """The last part of the path, whether deleted or not."""
+        return self.path.removesuffix(_DELETED).rpartition("/")[2]
+
+    def at(self, address: int) -> int:
+        """The offset in the file, in bytes, of an address."""
+        return address - self.start + self.offset
+
+
+class Range(NamedTuple):
+    """Offsets in a file, in bytes, `start` up to, not including, `end`."""
+
+    start: int
+    end: int
+
+
+class Memory:
+    """All mappings of a process, in order. `text` is the content of its maps file; lines of another form are none."""
+
+    def __init__(self, text: bytes) -> None:
+        self.mappings = sorted(
+            Mapping(
+                int(start, 16), int(end, 16), perms.decode(), int(offset, 16), device.decode(), int(inode), _path(path)
+            )
+            for start, end, perms, offset, device, inode, path in _LINE.findall(text)
+        )
+        self._starts = [m.start for m in self.mappings]
+
+    def at(self, address: int) -> Mapping | None:
+        """What is mapped there."""
+        index = bisect_right(self._starts, address) - 1
+        return self.mappings[index] if index >= 0 and address < self.mappings[index].end else None
+
+    def code(self, address: int) -> Mapping | None:
+        """What is mapped there, if it may be executed."""
+        found = self.at(address)
+        return found if found and found.executable else None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether this is a 32-bit process: everything is below 4 GiB."""
+        return bool(self.mappings) and self.mappings[-1].end <= _WIDE
+
+
+def _path(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")

@@ -1,0 +1,167 @@
+"""One TCP connection by a way that a Python guard may not see: client.py METHOD HOST PORT. Exits with 0 or the errno.
+
+METHOD: a name below; `library:WAY` and `extension:WAY` go through native.c, built by build.py into the directory
+$BYPASS_NATIVE. HOST is an address. What a library does not tell is read from its message; ENOMSG: not even there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import os
+import re
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+WAIT_S = 4
+_SYS_CONNECT = {"x86_64": 42, "aarch64": 203}
+
+
+def main(method: str, host: str, port: int) -> int:
+    name, _, way = method.partition(":")
+    try:
+        return METHODS[name](way, host, port)
+    except OSError as error:
+        return error.errno or errno.ENOMSG
+
+
+def by_socket(_way: str, host: str, port: int) -> int:
+    """The Python way, which a guard does see."""
+    with socket.socket(_family(host)) as s:
+        return s.connect_ex((host, port))
+
+
+def by_ctypes(_way: str, host: str, port: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with socket.socket(_family(host)) as s:
+        address = _sockaddr(host, port)
+        return ctypes.get_errno() if libc.connect(s.fileno(), address, len(address)) else 0
+
+
+def by_syscall(_way: str, host: str, port: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    with socket.socket(_family(host)) as s:
+        address = _sockaddr(host, port)
+        failed = libc.syscall(_SYS_CONNECT[os.uname().machine], s.fileno(), address, len(address))
+        return ctypes.get_errno() if failed else 0
+
+
+def by_library(way: str, host: str, port: int) -> int:
+    library = ctypes.CDLL(str(Path(os.environ["BYPASS_NATIVE"]) / "libbypass.so"))
+    return int(library.bypass_connect(way.encode(), host.encode(), port))
+
+
+def by_extension(way: str, host: str, port: int) -> int:
+    sys.path.insert(0, os.environ["BYPASS_NATIVE"])
+    import bypass_extension  # type: ignore[import-not-found]
+
+    return int(bypass_extension.connect(way, host, port))
+
+
+def by_uvloop(_way: str, host: str, port: int) -> int:
+    import uvloop
+
+    async def dial() -> None:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), WAIT_S)
+        writer.close()
+
+    uvloop.run(dial())
+    return 0
+
+
+def by_pycurl(_way: str, host: str, port: int) -> int:
+    import pycurl
+
+    curl = pycurl.Curl()
+    curl.setopt(pycurl.URL, f"http://{_bracketed(host)}:{port}/")
+    curl.setopt(pycurl.TIMEOUT, WAIT_S)
+    curl.setopt(pycurl.PROXY, "")
+    curl.setopt(pycurl.WRITEFUNCTION, lambda _part: None)
+    try:
+        curl.perform()
+    except pycurl.error as error:
+        if error.args[0] == pycurl.E_COULDNT_CONNECT:
+            return int(curl.getinfo(pycurl.OS_ERRNO)) or errno.ENOMSG
+    return 0
+
+
+def by_grpc(_way: str, host: str, port: int) -> int:
+    """Connects in a thread of its own. What is no error of the connection (the peer speaks no HTTP/2) counts as 0."""
+    import grpc
+
+    options = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
+    with grpc.insecure_channel(f"{_bracketed(host)}:{port}", options=options) as channel:
+        call = channel.unary_unary("/test.Test/Call", _unchanged, _unchanged)
+        try:
+            call(b"", timeout=WAIT_S)
+        except grpc.RpcError as error:
+            text = str(error.details())
+            return _errno_in(text) if "Failed to connect to remote host" in text else 0
+    return 0
+
+
+def by_psycopg2(_way: str, host: str, port: int) -> int:
+    import psycopg2
+
+    try:
+        psycopg2.connect(host=host, port=port, user="u", dbname="d", sslmode="disable", connect_timeout=WAIT_S)
+    except psycopg2.OperationalError as error:
+        text = str(error)
+        return _errno_in(text) if re.search(r"port \d+ failed: (?!server closed|received)", text) else 0
+    return 0
+
+
+def by_getaddrinfo(_way: str, _host: str, port: int) -> int:
+    """No connection: libc connects UDP sockets to both loopback addresses to sort them (RFC 6724)."""
+    return 0 if len(socket.getaddrinfo(None, port, type=socket.SOCK_STREAM)) > 1 else errno.ENOMSG
+
+
+METHODS: dict[str, Callable[[str, str, int], int]] = {
+    "socket": by_socket,
+    "ctypes": by_ctypes,
+    "syscall": by_syscall,
+    "library": by_library,
+    "extension": by_extension,
+    "uvloop": by_uvloop,
+    "pycurl": by_pycurl,
+    "grpc": by_grpc,
+    "psycopg2": by_psycopg2,
+    "getaddrinfo": by_getaddrinfo,
+}
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _sockaddr(host: str, port: int) -> bytes:
+    family = _family(host)
+    packed = struct.pack("=H", family) + struct.pack("!H", port)
+    address = socket.inet_pton(family, host)
+    return packed + (address + bytes(8) if family == socket.AF_INET else bytes(4) + address + bytes(4))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _unchanged(message: bytes) -> bytes:
+    return message
+
+
+def _errno_in(text: str) -> int:
+    """The error whose message of strerror(3) stands in `text`; the longest, since some are part of others."""
+    lower = text.lower()
+    if "timeout expired" in lower:
+        return errno.ETIMEDOUT
+    found = [n for n in errno.errorcode if os.strerror(n).lower() in lower]
+    return max(found, key=lambda n: len(os.strerror(n)), default=errno.ENOMSG)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
