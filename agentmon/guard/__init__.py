@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["EgressGuard", "EgressLocked", "EgressViolation", "EgressWarning", "HostName", "RuleError"]
 
 _control = hook.build()
+children.carried_by(_control)
 
 
 class EgressGuard:
@@ -59,7 +60,7 @@ class EgressGuard:
         """
         _check(mode, state.MODES, "mode")
         _check(bind, state.BINDS, "bind")
-        new = state.State(mode, judging.of_texts(allow), bind, on_blocked, on_child)
+        new = state.State(mode, judging.of_texts(allow), (), bind, on_blocked, on_child)
         before = sockets.connected()
         _control.install(new, lock)
         children.equip_multiprocessing()
@@ -116,7 +117,7 @@ class EgressGuard:
     @staticmethod
     def status() -> Status:
         """What is in force, whether the kernel vouches, and what the guard knows that it does not hold."""
-        now, voucher = state.in_force, _control.voucher
+        now, voucher = _control.in_force(), _control.voucher
         return state.Status(
             installed=now is not None,
             mode=now.mode if now else "",

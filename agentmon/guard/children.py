@@ -17,14 +17,14 @@ import sys
 from collections import namedtuple
 
 from agentmon.guard import judge as judging
-from agentmon.guard.scopes import Scope, current
+from agentmon.guard.scopes import current
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, NamedTuple
 
-    from agentmon.guard.state import State
+    from agentmon.guard.hook import Control
 
     class Child(NamedTuple):
         event: str
@@ -39,13 +39,14 @@ PACKAGES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__fil
 KEPT = 64  # children remembered
 EVENTS = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system")
 _UNREAD = frozenset("IES")
+_control: Control | None = None
 
 
 class _Carrier:
     """Sits in multiprocessing's own configuration of processes; unpickled in the child, it installs the policy."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return _install_in_child, (policy_text(),)
+        return install_text, (policy_text(),)
 
 
 def importing(_: object, args: tuple[Any, ...]) -> None:
@@ -62,39 +63,39 @@ def equip_multiprocessing() -> None:
         current_process()._config.setdefault("agentmon_guard", _Carrier())
 
 
+def carried_by(control: Control) -> None:
+    """Where `policy_text` reads what is in force, and `install_text` puts it; told when the package is imported."""
+    global _control
+    _control = control
+
+
 def policy_text() -> str:
     """What is in force for the caller, scopes included, for another process to install: JSON; "" without a guard."""
     import json
 
-    from agentmon.guard import state
-
-    now = state.in_force
+    now = None if _control is None else _control.in_force()
     if now is None:
         return ""
-    scopes = [list(scope.judge.texts) for scope in current()]
-    value = {"allow": list(now.judge.texts), "mode": now.mode, "bind": now.bind, "scopes": scopes}
+    within = [list(judge.texts) for judge in (*now.within, *(scope.judge for scope in current()))]
+    value = {"allow": list(now.judge.texts), "mode": now.mode, "bind": now.bind, "within": within}
     return json.dumps(value, separators=(",", ":"))
 
 
-def _install_in_child(text: str) -> None:
-    install_text(text)
-
-
 def install_text(text: str) -> None:
-    """Install what `policy_text` said in another process; a guard that this process has already stays.
+    """Install what `policy_text` said in another process, its scopes for good; a guard that is there already stays.
 
     :raises ValueError: for anything else.
     """
     import json
 
-    from agentmon.guard import EgressGuard, state
+    from agentmon.guard.state import State
 
-    if not text or state.in_force is not None:
+    if not text or _control is None or _control.in_force() is not None:
         return
     value = json.loads(text)
-    EgressGuard.install(value["allow"], mode=value["mode"], bind=value["bind"])
-    for texts in value["scopes"]:
-        Scope(judging.of_texts(texts), "the scope of the parent process").__enter__()
+    within = tuple(judging.of_texts(texts) for texts in value["within"])
+    _control.install(State(value["mode"], judging.of_texts(value["allow"]), within, value["bind"], None, None), None)
+    equip_multiprocessing()
 
 
 def child_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -106,11 +107,16 @@ def child_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
     return out
 
 
-def of_event(event: str, args: tuple[Any, ...], now: State) -> Child:
+def of_event(event: str, args: tuple[Any, ...]) -> Child:
     """What the audit event of a new process says of it."""
     argv, env = _argv_and_env(event, args)
     words = [os.fsdecode(word) for word in argv if isinstance(word, str | bytes | os.PathLike)]
     return Child(event, " ".join(words)[:500], _inherits(words, os.environ if env is None else env))
+
+
+def same_start(before: Child, now: Child) -> bool:
+    """Some interpreters tell of one subprocess twice: as subprocess.Popen, then as os.posix_spawn."""
+    return (before.event, now.event) == ("subprocess.Popen", "os.posix_spawn") and before.command == now.command
 
 
 def _argv_and_env(event: str, args: tuple[Any, ...]) -> tuple[list[Any], Any]:

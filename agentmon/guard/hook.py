@@ -23,6 +23,7 @@ from agentmon.guard.errors import EgressLocked, EgressViolation
 from agentmon.guard.state import OBSERVE, State
 from agentmon.policy.rules import RuleError, canonical_host
 from agentmon.policy.rules import decide as deciding
+from agentmon.policy.rules.hosts import OWN_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         change: Callable[[Callable[[State | None], State], object], None]
         uninstall: Callable[[object], None]
         open_for_test: Callable[[], None]
+        in_force: Callable[[], State | None]
         locked: Callable[[], bool]
         tampered: Callable[[], str]
         voucher: vouching.Voucher
@@ -51,10 +53,11 @@ if TYPE_CHECKING:
         approved: dict[object, tuple[bytes, ...]]
         looked: dict[object, str]
 else:
-    Control = namedtuple("Control", "install change uninstall open_for_test locked tampered voucher started")
+    Control = namedtuple("Control", "install change uninstall open_for_test in_force locked tampered voucher started")
     Live = namedtuple("Live", "state approved looked")
 
 MAX_APPROVED = 4096
+_PROBE = "agentmon.guard.installed"
 RELAXED = frozenset({"default", "scope"})  # what observing lets pass; protected, denied and unreadable stay refused
 
 
@@ -130,7 +133,10 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         state.in_force = new
         if not hooked:
             sys.addaudithook(hook)
-            hooked = True
+            sys.audit(_PROBE)
+            if not hooked:  # an earlier hook may refuse others, and sys.addaudithook then says nothing
+                forget()
+                raise RuntimeError("another audit hook of this process refuses new ones: install the guard first")
         if voucher.status == vouching.UNASKED:
             voucher.register()
 
@@ -182,7 +188,7 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
     def judged(now: Live, ask: Callable[[Judge], Verdict], port: int, address: str, proto: str, host: str = "") -> bool:
         """True where the policy and every scope allow. False where refused, but observed. Else it raises."""
         inner = scopes_now()
-        for number, each in enumerate((now.state.judge, *(scope.judge for scope in inner))):
+        for number, each in enumerate((now.state.judge, *now.state.within, *(scope.judge for scope in inner))):
             verdict = ask(each)
             if verdict.reason == judge.ALLOW:
                 continue
@@ -237,6 +243,10 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         if voucher.status == vouching.ACTIVE:
             vouch(sock, tuple(vouching.value_of(goal, port, proto) for goal in goals))
 
+    def bottle_page(name: str) -> bool:
+        """agentmon.internal answers inside every bottle, on port 80, with the bottle's own allowlist and budget."""
+        return voucher.status == vouching.ACTIVE and name == OWN_NAME
+
     def by_address(now: Live, where: Address, port: int, proto: str, key: object) -> tuple[Address, ...]:
         def ask(each: Judge) -> Verdict:
             return addressed(each, where, known.of(where), port, proto)
@@ -244,16 +254,17 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         if ask(now.state.judge).reason == "default":
             known.chase()
         text = str(where)
+        if port == 80 and proto == "tcp" and any(map(bottle_page, known.of(where))):
+            return (where,)
         if judged(now, ask, port, text, proto) and key is not None and not loopback_open():
             remember(now, key, (vouching.value_of(where, port, proto),))
         return (where,)
 
     def by_name(now: Live, host: str, port: int, proto: str, family: int) -> tuple[Address, ...]:
         """CPython has looked `host` up already, and does not say what it found: ask again, vouch for each answer."""
-        if not judged(now, lambda each: named(each, host, port, proto), port, "", proto, host):
-            return known.addresses(host, family)[: vouching.MAX_DESTINATIONS]
+        approved = judged(now, lambda each: named(each, host, port, proto), port, "", proto, host)
         goals = known.addresses(host, family)
-        if not goals:
+        if not goals and approved:
             refuse(now, EgressViolation(host, port, rules=now.state.judge.texts, reason="unknown"))
         for goal in goals:
             judged(now, partial(led_to, host=host, address=goal, port=port, proto=proto), port, str(goal), proto, host)
@@ -271,12 +282,12 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
     # ── lookups ──────────────────────────────────────────────────────────
 
     def looking_up(now: Live, args: tuple[Any, ...]) -> None:
-        look_up(now, args[0], args[2])
+        look_up(now, args[0], args[2], args[1])
 
     def looking_up_v4(now: Live, args: tuple[Any, ...]) -> None:
         look_up(now, args[0], targets.AF_INET)
 
-    def look_up(now: Live, host: object, family: int) -> None:
+    def look_up(now: Live, host: object, family: int, port: object = None) -> None:
         if type(host) is str and not scopes_now():
             seen = now.looked.get(host)
             if seen is not None and (not seen or known.fresh(seen, family)):
@@ -289,7 +300,9 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
             return refuse(now, _formless(now, (host, 0), "form", str(e)))
         name = "" if literal(text) is not None else text  # an address is judged when it is connected to
         if name and not _own_name(name):
-            if not judged(now, lambda each: looked_up(each, name), 0, "", "", name):
+            if not bottle_page(name) and not judged(
+                now, lambda each: looked_up(each, name), targets.number(port), "", "", name
+            ):
                 return
             if not known.fresh(name, family):
                 known.learn(name, family)
@@ -322,8 +335,14 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         if port and not (where is not None and where.is_loopback and loopback_open()):
             refuse(now, EgressViolation("", port, host, rules=now.state.judge.texts, reason="bind"))
 
+    def answered(now: Live, args: tuple[Any, ...]) -> None:
+        nonlocal hooked
+        hooked = True
+
     def starting(event: str, now: Live, args: tuple[Any, ...]) -> None:
-        child = children.of_event(event, args, now.state)
+        child = children.of_event(event, args)
+        if started and children.same_start(started[-1], child):
+            return
         started.append(child)
         del started[: -children.KEPT]
         if now.state.on_child is not None and not telling.get():
@@ -344,6 +363,7 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         "socket.bind": binding,
         **{name: partial(starting, name) for name in children.EVENTS},
         "import": children.importing,
+        _PROBE: answered,
     }
     handler_of = handlers.get
 
@@ -371,14 +391,15 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
 
     register_at_fork(after_in_child=after_fork)
     return Control(
-        install,
-        change,
-        uninstall,
-        open_for_test,
-        lambda: token is not None,
-        lambda: tampered,
-        voucher,
-        lambda: tuple(started),
+        install=install,
+        change=change,
+        uninstall=uninstall,
+        open_for_test=open_for_test,
+        in_force=lambda: None if live is None else live.state,
+        locked=lambda: token is not None,
+        tampered=lambda: tampered,
+        voucher=voucher,
+        started=lambda: tuple(started),
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     class State(NamedTuple):
         mode: str
         judge: Judge
+        within: tuple[Judge, ...]
         bind: str
         on_blocked: Callable[[EgressViolation], object] | None
         on_child: Callable[[Child], object] | None
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         children: tuple[Child, ...]
         tampered: str
 else:
-    State = namedtuple("State", "mode judge bind on_blocked on_child")
+    State = namedtuple("State", "mode judge within bind on_blocked on_child")
     Status = namedtuple(
         "Status",
         "installed mode rules locked bind vouching vouches_refused sockets_before children tampered",

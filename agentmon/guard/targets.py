@@ -83,6 +83,13 @@ def host_and_port(address: object, family: int) -> tuple[str, int]:
     return ("255.255.255.255" if text == "<broadcast>" else text), int.__index__(port)
 
 
+def number(port: object) -> int:
+    """A port of getaddrinfo, for messages: a number, its text, or 0 for a service's name."""
+    if isinstance(port, int):
+        return int.__index__(port)
+    return int(port) if isinstance(port, str | bytes) and port.isdigit() and len(port) <= 5 else 0
+
+
 def literal(text: str) -> Address | None:
     """The address that `text` plainly is; a mapped IPv4 address as IPv4. None for names, and for odd spellings."""
     try:
