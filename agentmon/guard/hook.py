@@ -95,17 +95,23 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
 
     # ── what is in force ─────────────────────────────────────────────────
 
-    def verify(now: Live) -> None:
+    def mirrored(now: Live) -> None:
+        """What the module shows must be what decides."""
         nonlocal tampered
         if public.get("in_force") is not now.state:
             with changing:  # another thread may be replacing both at this moment
                 if public.get("in_force") is not (None if live is None else live.state):
                     tampered = "agentmon.guard.state.in_force was assigned to"
+        if tampered:
+            raise EgressViolation("", 0, reason="tampered", detail=tampered, rules=now.state.judge.texts)
+
+    def verify(now: Live) -> None:
+        """Before anything is decided anew: nothing that decides was replaced."""
+        nonlocal tampered
         for namespace, name, function, code in sealed:
             if namespace.get(name) is not function or function.__code__ is not code:
                 tampered = f"{name}() was replaced"
-        if tampered:
-            raise EgressViolation("", 0, reason="tampered", detail=tampered, rules=now.state.judge.texts)
+        mirrored(now)
 
     def install(new: State, given: object) -> None:
         """Put `new` in force; `given` is the token of the lock, before and after."""
@@ -216,12 +222,15 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         if type(address) is tuple and len(address) > 1 and type(address[0]) is str and type(address[1]) is int:
             key = (address[0], address[1], type_of(sock), proto_of(sock), family_of(sock))
             values = now.approved.get(key)
-            if values is not None and all(key in scope.approved for scope in scopes_now()):
+            if values is not None and (not (inner := scopes_now()) or all(key in scope.approved for scope in inner)):
+                if tampered or public["in_force"] is not now.state:
+                    mirrored(now)
                 if voucher.status == vouching.ACTIVE:
                     vouch(sock, values)
                 return
         else:
             key = None
+        verify(now)
         arrive(now, sock, address, key)
 
     def arrive(now: Live, sock: _socket.socket, address: object, key: object) -> None:
@@ -291,7 +300,8 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         if type(host) is str and not scopes_now():
             seen = now.looked.get(host)
             if seen is not None and (not seen or known.fresh(seen, family)):
-                return
+                return mirrored(now)
+        verify(now)
         if host is None or host in ("", b""):  # the addresses of this machine, for listening
             return
         try:
@@ -315,6 +325,7 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
 
     def looking_back(now: Live, args: tuple[Any, ...]) -> None:
         """gethostbyaddr, getnameinfo: an address in a question is data that leaves; a name is a lookup."""
+        verify(now)
         asked = args[0][0] if isinstance(args[0], tuple) else args[0]
         try:
             text = targets.host_text(asked, targets.AF_INET)
@@ -375,8 +386,6 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         if now is None:
             return
         try:
-            if event != "import":
-                verify(now)
             handler(now, args)
         except EgressViolation:
             raise
