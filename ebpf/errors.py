@@ -56,6 +56,16 @@ class Unencodable(ValueError):
         self.hint = hint
 
 
+class Misplaced(ValueError):
+    """A cgroup to which the programs cannot be attached."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.hint = (
+            "attach to the cgroup of the container or runner itself: /proc/PID/cgroup of a process in it names it"
+        )
+
+
 class UnknownSlot(LookupError):
     """No bottle with this slot is known to the programs."""
 

@@ -21,6 +21,7 @@ class FakeBpf:
         self.policies: dict[int, BottlePolicy] = {}
         self.learned: dict[int, list[model.Learned]] = {}
         self.processes: dict[int, int] = {}
+        self.places: dict[int, str] = {}
         self._waiting: list[Event] = []
         self._lost = 0
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -32,6 +33,7 @@ class FakeBpf:
         self.cgroup = None
         self.policies.clear()
         self.learned.clear()
+        self.places.clear()
         self._waiting.clear()
 
     def release(self) -> None:
@@ -69,9 +71,21 @@ class FakeBpf:
         self._check_open()
         self.policies.pop(slot, None)
         self.learned.pop(slot, None)
+        self.places.pop(slot, None)
 
     def slots(self) -> frozenset[int]:
         return frozenset(self.policies)
+
+    def attach(self, slot: int, cgroup_path: str) -> None:
+        if slot not in self.policies:
+            raise UnknownSlot(slot)
+        self.places[slot] = cgroup_path
+
+    def detach(self, slot: int) -> None:
+        self.places.pop(slot, None)
+
+    def attached(self) -> frozenset[int]:
+        return frozenset(self.places)
 
     def features(self) -> frozenset[str]:
         return frozenset(("vouch", "origin", "unix"))

@@ -1,6 +1,6 @@
 """Where pins stand, and what is done with those of an earlier start.
 
-    DIR/links/am_connect4 …      attachments, kept over upgrades; DIR/attached/NAME/am_connect4 … on other cgroups
+    DIR/links/am_connect4 …      attachments, kept over upgrades; DIR/attached/SLOT/am_connect4 … on other cgroups
     DIR/layout-HASH/am_bottle …  maps; HASH names their layout and sizes, so another layout is another directory
 
 An upgrade makes the new directory, replaces the attachments one by one, then removes the old directory.
@@ -47,9 +47,34 @@ class Pins:
         )
 
     def attached(self) -> list[Path]:
-        """A directory of links for each cgroup besides the parent (CgroupPrograms.attach)."""
+        """A directory of links for each cgroup besides the parent; its name is the slot."""
         where = self.directory / "attached"
         return sorted(where.iterdir()) if where.is_dir() else []
+
+    def attach(self, slot: int, cgroup_path: str, cgroup_id: int) -> None:
+        """The programs that are in force on the parent, also on this cgroup; completes what is there already.
+
+        :raises BpfError: what was attached before still is."""
+        where = self.directory / "attached" / str(slot)
+        for path in (where.parent, where):
+            path.mkdir(mode=0o700, exist_ok=True)
+        for hook in links.HOOKS:
+            here, parent = str(where / hook.function), links.pinned(str(self.links / hook.function))
+            if hook.tracepoint or parent is None or links.is_in_force(here, hook, cgroup_id):
+                continue
+            fd = syscall.prog_fd(parent.prog_id)
+            try:
+                links.attach(here, hook, fd, cgroup_path, cgroup_id)
+            finally:
+                os.close(fd)
+
+    def detach(self, slot: int) -> None:
+        """Idempotent."""
+        where = self.directory / "attached" / str(slot)
+        if where.is_dir():
+            for path in where.iterdir():
+                links.detach(str(path))
+            where.rmdir()
 
     def drop_stale(self) -> None:
         """Remove maps of other layouts, and links of hooks that this version does not have."""

@@ -6,6 +6,7 @@ they can be removed again) is read back from them when it adopts pins. Not threa
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from ebpf import abi, cgroup, child, encode, sources
 from ebpf.collect import Collector
 from ebpf.entries import Entries
-from ebpf.errors import Missing, UnknownSlot
+from ebpf.errors import Misplaced, Missing, UnknownSlot
 from ebpf.loader import Request
 from ebpf.maps import Map
 from ebpf.pins import BPFFS, Pins
@@ -48,6 +49,7 @@ class CgroupPrograms:
         self._maps: dict[str, Map] = {}
         self._bottles: dict[int, encode.BottleState] = {}
         self._policy_id = 0
+        self._parent = Path("/")
         self.left_out: dict[str, str] = {}
         """Groups of optional programs (ebpf.links.FEATURES) that this host does not take, with the reason."""
         self._entries: Entries | None = None
@@ -62,6 +64,7 @@ class CgroupPrograms:
         :raises VerifierRefused: what was in force before still is.
         """
         self._forget()
+        self._parent = Path(os.path.realpath(cgroup_path))
         bottle_level = cgroup.level(cgroup_path) + 1
         cgroup_id = cgroup.cgroup_id(cgroup_path)
         self._pins.prepare()
@@ -107,13 +110,14 @@ class CgroupPrograms:
         fresh = replace(policy, policy_id=self._next_policy_id())
         encoded = encode.encode(fresh, _now_ns())
         entries.write(fresh.policy_id, encoded.tables)
-        key, value = encoded.bottle
+        state = encode.BottleState.unpack(encoded.bottle[1])
+        if before is not None:
+            state = replace(state, flags=state.flags | (before.flags & abi.C["AM_BOTTLE_ATTACHED"]))
         try:
-            self._maps["am_bottle"].update(key, value)
+            self._switch(state)
         except OSError:
             entries.remove(fresh.policy_id)
             raise
-        self._bottles[policy.slot] = encode.BottleState.unpack(value)
         if before is not None and before.cgroup_id != policy.cgroup_id:
             self._maps["am_bottle"].delete(encode.bottle_key(before.cgroup_id))
         if before is not None:
@@ -129,10 +133,12 @@ class CgroupPrograms:
 
     def set_mode(self, slot: int, mode: Mode) -> None:
         """:raises UnknownSlot: no policy was applied to it."""
-        old = self._state(slot)
-        new = encode.BottleState(old.cgroup_id, old.netns_cookie, slot, old.policy_id, old.epoch, mode, old.flags)
-        self._maps["am_bottle"].update(encode.bottle_key(new.cgroup_id), new.pack())
-        self._bottles[slot] = new
+        self._switch(replace(self._state(slot), mode=mode))
+
+    def _switch(self, state: encode.BottleState) -> None:
+        """The one element that says what holds for a bottle."""
+        self._maps["am_bottle"].update(encode.bottle_key(state.cgroup_id), state.pack())
+        self._bottles[state.slot] = state
 
     def delete_bottle(self, slot: int) -> None:
         """Idempotent. Processes still in the cgroup are refused from then on."""
@@ -140,10 +146,51 @@ class CgroupPrograms:
         state = self._bottles.pop(slot, None)
         if state is None:
             return
+        self.detach(slot)
         self._maps["am_bottle"].delete(encode.bottle_key(state.cgroup_id))
         entries.remove(state.policy_id)
         if self._collector is not None:
             self._collector.flush()
+
+    # ---- cgroups of others
+
+    def attach(self, slot: int, cgroup_path: str) -> None:
+        """See ebpf.spec.Bpf.
+
+        :raises UnknownSlot: no policy was applied to it.
+        :raises Misplaced: the cgroup is not that of the policy, or not beside the parent.
+        :raises BpfError: a program that somebody attached there alone, for one.
+        """
+        state = self._state(slot)
+        self._check_place(state, cgroup_path)
+        self._switch(replace(state, flags=state.flags | abi.C["AM_BOTTLE_ATTACHED"]))
+        self._write_flags(abi.C["AM_CONFIG_ATTACHED"])
+        self._pins.attach(slot, cgroup_path, state.cgroup_id)
+
+    def detach(self, slot: int) -> None:
+        """See ebpf.spec.Bpf."""
+        self._pins.detach(slot)
+        self._write_flags(0)
+
+    def attached(self) -> frozenset[int]:
+        return frozenset(int(path.name) for path in self._pins.attached())
+
+    def _check_place(self, state: encode.BottleState, cgroup_path: str) -> None:
+        here = Path(os.path.realpath(cgroup_path))
+        depth = cgroup.level(here)
+        if cgroup.cgroup_id(here) != state.cgroup_id:
+            raise Misplaced(f"{here} is not the cgroup of the policy of slot {state.slot}")
+        if here == self._parent or here in self._parent.parents or self._parent in here.parents:
+            raise Misplaced(f"{here} holds the bottles' cgroup {self._parent}, or is below it")
+        if not 0 < depth <= abi.C["AM_LEVELS"]:
+            raise Misplaced(f"{here} is {depth} levels deep; 1 to {abi.C['AM_LEVELS']} are looked at")
+
+    def _write_flags(self, more: int) -> None:
+        wanted = self._all_flags() | more
+        config = self._maps["am_config"]
+        in_force, level, flags, features = encode.CONFIG.unpack(config.lookup(_ZERO) or bytes(encode.CONFIG.size))
+        if flags != wanted:
+            config.update(_ZERO, encode.CONFIG.pack(in_force, level, wanted, features))
 
     def features(self) -> frozenset[str]:
         """The optional groups in force: "vouch", "origin", "unix"."""

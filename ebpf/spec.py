@@ -150,6 +150,17 @@ class Bpf(Protocol):
 
     def slots(self) -> frozenset[int]: ...
 
+    def attach(self, slot: int, cgroup_path: str) -> None:
+        """Put the programs on a cgroup that others made, a container's or a CI runner's; its policy was applied before,
+        so that nothing in it is refused as unknown. Idempotent; open() of a later start keeps it and calling this
+        again completes it. Sockets that are older keep their connections: see ebpf.sockets."""
+
+    def detach(self, slot: int) -> None:
+        """Take the programs off it; idempotent. delete_bottle() does it too."""
+
+    def attached(self) -> frozenset[int]:
+        """Slots whose cgroup others made."""
+
     def features(self) -> frozenset[str]:
         """Optional groups of programs in force: "vouch", "origin", "unix"."""
 

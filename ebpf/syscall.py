@@ -73,6 +73,11 @@ def obj_info(fd: int, size: int, operation: str) -> bytes:
     return info.raw
 
 
+def prog_fd(prog_id: int) -> int:
+    """A descriptor of a loaded program; the caller closes it."""
+    return call(PROG_GET_FD_BY_ID, struct.pack("=III", prog_id, 0, 0), f"opening the program {prog_id}")
+
+
 def prog_load(instructions: bytes, prog_type: int, attach_type: int) -> int:
     """A descriptor of a program made of raw `instructions` (8 bytes each). Used for probing.
 

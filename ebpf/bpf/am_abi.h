@@ -33,6 +33,7 @@
 #define AM_BOTTLE_STRICT 8 /* with AM_BOTTLE_GUARD: refused too */
 #define AM_BOTTLE_LISTEN 16 /* listening only on the ports of am_listen */
 #define AM_BOTTLE_UNIX 32 /* unix sockets by path only below the prefixes of am_unix */
+#define AM_BOTTLE_ATTACHED 64 /* a cgroup that others made: there may be another bottle inside it */
 
 /* setsockopt(2) of the guard on any socket: level and options, swallowed by the kernel programs inside a bottle whose
  * policy has AM_BOTTLE_GUARD; anywhere else the kernel answers ENOPROTOOPT. */

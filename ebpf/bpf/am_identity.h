@@ -53,7 +53,7 @@ static __always_inline void am_find_bottle(struct am_bottle *out)
 	if (!config)
 		return;
 	id = bpf_get_current_ancestor_cgroup_id(config->bottle_level);
-	if (id && am_copy_bottle(out, id))
+	if (id && am_copy_bottle(out, id) && !(out->flags & AM_BOTTLE_ATTACHED))
 		return;
 	if (!(config->flags & AM_CONFIG_ATTACHED))
 		return;

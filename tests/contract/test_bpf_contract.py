@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import pytest
 
-from ebpf import model
+from ebpf import cgroup, model
 from ebpf.errors import MapFull, Missing, Unencodable, UnknownSlot
 from ebpf.fake import FakeBpf
 from ebpf.programs import CgroupPrograms
-from ebpf.spec import Address, BottlePolicy, Bpf, Endpoint, Entry, Event, Mode, Proto
+from ebpf.spec import Address, BottlePolicy, Bpf, Endpoint, Entry, Event, Listen, Mode, Proto
 from tests.support.bpf_lab import SIZES, Bottle, Lab, Process, endpoint, entry
 
 
@@ -166,6 +166,55 @@ def test_bpf_contract_a_slot_may_get_another_cgroup(subject: Subject) -> None:
     assert subject.verdict("tcp", ip_address("198.51.100.7"), 443) == ("allowed", "")
     subject.bpf.apply(replace(first, slot=17, cgroup_id=1 << 40))
     assert subject.bpf.slots() == {16, 17}
+
+
+@pytest.fixture
+def foreign(subject: Subject) -> Iterator[tuple[int, str]]:
+    """A cgroup that is not below the parent: its id and path."""
+    if isinstance(subject, Fake):
+        yield 4800, "/foreign"
+        return
+    path = cgroup.find_v2() / f"agentmon-test-contract-{os.getpid()}"
+    path.mkdir()
+    yield cgroup.cgroup_id(path), str(path)
+    path.rmdir()
+
+
+def test_bpf_contract_attach_and_detach(subject: Subject, foreign: tuple[int, str]) -> None:
+    bpf, (cgroup_id, path) = subject.bpf, foreign
+    with pytest.raises(UnknownSlot, match="slot 30"):
+        bpf.attach(30, path)
+    assert bpf.attached() == frozenset()
+    for ending in (bpf.detach, bpf.delete_bottle):
+        bpf.apply(BottlePolicy(30, cgroup_id, 1, 1, Mode.ENFORCE))
+        for _ in range(2):
+            bpf.attach(30, path)
+            assert bpf.attached() == {30}
+        bpf.apply(BottlePolicy(30, cgroup_id, 2, 2, Mode.OBSERVE))
+        assert bpf.attached() == {30}
+        for _ in range(2):
+            ending(30)
+            assert bpf.attached() == frozenset()
+    assert bpf.slots() == frozenset()
+
+
+def test_bpf_contract_features_and_the_guarded(subject: Subject) -> None:
+    assert subject.bpf.features() <= {"vouch", "origin", "unix"}
+    assert subject.bpf.guarded() == {}
+
+
+def test_bpf_contract_listen_and_unix_are_checked(subject: Subject) -> None:
+    with pytest.raises(Unencodable, match="listen: ports 90-80"):
+        subject.bpf.apply(policy(subject, 1, listen=(Listen("tcp", 90, 80),)))
+    with pytest.raises(Unencodable, match="listen: tcp: 9 port ranges, 8 fit"):
+        subject.bpf.apply(policy(subject, 1, listen=tuple(Listen("tcp", p, p) for p in range(1, 19, 2))))
+    for path in ("run/x", "/run/../x", "/run//x", "/run/./x", "/run/x\0y", ""):
+        with pytest.raises(Unencodable, match="unix: ") as error:
+            subject.bpf.apply(policy(subject, 1, unix=(path,)))
+        assert "write an absolute path" in error.value.hint
+    with pytest.raises(Unencodable, match="longer than a socket's path can be"):
+        subject.bpf.apply(policy(subject, 1, unix=("/" + "x" * 108,)))
+    assert subject.bpf.slots() == frozenset()
 
 
 def test_bpf_contract_closed_says_so(subject: Subject) -> None:
