@@ -30,7 +30,7 @@ def direct(before: bytes, machine: str) -> int | None:
 def indirect(before: bytes, machine: str) -> bool:
     """Whether `before` ends with a call through a register or memory. Unknown machines: it always may."""
     if machine in _X86:
-        return any(_through(before[-size:]) == size for size in range(2, 8))
+        return any(_through(before[-size:]) == size for size in range(2, min(7, len(before)) + 1))
     if machine == "aarch64":
         word = int.from_bytes(before[-4:], "little")
         return word & 0xFEFF_F000 == 0xD63F_0000  # BLR; other bits: with a pointer authentication key

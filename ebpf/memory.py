@@ -62,21 +62,22 @@ class Range(NamedTuple):
 
 
 class Memory:
-    """All mappings of a process, in order. `text` is the content of its maps file; lines of another form are none."""
+    """All mappings of a process, in the kernel's order, by address. `text` is the content of its maps file; lines of
+    another form are none. Most are never looked at, so they are parsed when they are."""
 
     def __init__(self, text: bytes) -> None:
-        self.mappings = sorted(
-            Mapping(
-                int(start, 16), int(end, 16), perms.decode(), int(offset, 16), device.decode(), int(inode), _path(path)
-            )
-            for start, end, perms, offset, device, inode, path in _LINE.findall(text)
-        )
-        self._starts = [m.start for m in self.mappings]
+        self._lines = _LINE.findall(text)
+        self._starts = [int(line[0], 16) for line in self._lines]
+        self._parsed: dict[int, Mapping] = {}
+
+    @property
+    def mappings(self) -> list[Mapping]:
+        return [self._mapping(index) for index in range(len(self._lines))]
 
     def at(self, address: int) -> Mapping | None:
         """What is mapped there."""
         index = bisect_right(self._starts, address) - 1
-        return self.mappings[index] if index >= 0 and address < self.mappings[index].end else None
+        return self._mapping(index) if index >= 0 and address < self._mapping(index).end else None
 
     def code(self, address: int) -> Mapping | None:
         """What is mapped there, if it may be executed."""
@@ -86,7 +87,15 @@ class Memory:
     @property
     def narrow(self) -> bool:
         """Whether this is a 32-bit process: everything is below 4 GiB."""
-        return bool(self.mappings) and self.mappings[-1].end <= _WIDE
+        return bool(self._lines) and self._mapping(len(self._lines) - 1).end <= _WIDE
+
+    def _mapping(self, index: int) -> Mapping:
+        if index not in self._parsed:
+            start, end, perms, offset, device, inode, path = self._lines[index]
+            self._parsed[index] = Mapping(
+                int(start, 16), int(end, 16), perms.decode(), int(offset, 16), device.decode(), int(inode), _path(path)
+            )
+        return self._parsed[index]
 
 
 def _path(raw: bytes) -> str:

@@ -49,7 +49,7 @@ class Process:
     """
 
     def __init__(self, tgid: int, ts_ns: int, pid: int = 0) -> None:
-        self._open: dict[tuple[int, int], int] = {}
+        self._open: dict[Mapping, int] = {}
         try:
             self._fd = os.open(f"/proc/{tgid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -129,11 +129,10 @@ class Process:
 
     def _file(self, mapping: Mapping) -> int | None:
         """The mapped file itself, also one that is deleted or of another mount namespace; kept open until close()."""
-        key = (mapping.start, mapping.end)
-        if key not in self._open and mapping.inode:
+        if mapping not in self._open and mapping.inode:
             fd = self._regular(f"map_files/{mapping.start:x}-{mapping.end:x}")
-            self._open[key] = self._regular(f"root{mapping.path}", mapping.inode) if fd < 0 else fd
-        fd = self._open.get(key, -1)
+            self._open[mapping] = self._regular(f"root{mapping.path}", mapping.inode) if fd < 0 else fd
+        fd = self._open.get(mapping, -1)
         return fd if fd >= 0 else None
 
     def _regular(self, name: str, inode: int = 0) -> int:

@@ -20,7 +20,7 @@ PYTHON = b"""\
 55d0d1c01000-55d0d1c02000 r-xp 00001000 fe:00 260131                     /usr/bin/python3.13
 55d0d2a39000-55d0d2b3c000 rw-p 00000000 00:00 0                          [heap]
 7f10a0026000-7f10a0080000 r-xp 00026000 fe:00 50012                      /venv/pycurl.libs/libcurl-330bcbb6.so.4.8.0
-7f10a0100000-7f10a0140000 rwxp 00000000 00:00 0 
+7f10a0100000-7f10a0140000 rwxp 00000000 00:00 0
 7f10a0200000-7f10a0210000 r-xp 00000000 00:01 77                         /memfd:x y (deleted)
 7f10a0300000-7f10a0310000 r-xp 00001000 fe:00 50013                      /opt/a b/gone.so (deleted)
 7f10a0697000-7f10a06bd000 r--p 00000000 fe:00 339380                     /usr/lib/x86_64-linux-gnu/libc.so.6

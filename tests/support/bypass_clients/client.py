@@ -1,7 +1,8 @@
 """One TCP connection by a way that a Python guard may not see: client.py METHOD HOST PORT. Exits with 0 or the errno.
 
-METHOD: a name below; `library:WAY` and `extension:WAY` go through native.c, built by build.py into the directory
-$BYPASS_NATIVE. HOST is an address. What a library does not tell is read from its message; ENOMSG: not even there.
+METHOD: a name below; `library:WAY`, `deleted:WAY`, `memfd:WAY` and `extension:WAY` go through native.c, built by
+build.py into the directory $BYPASS_NATIVE. HOST is an address. What a library does not tell is read from its message;
+ENOMSG: not even there.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import mmap
 import os
 import re
+import shutil
 import socket
 import struct
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,8 +56,33 @@ def by_syscall(_way: str, host: str, port: int) -> int:
 
 
 def by_library(way: str, host: str, port: int) -> int:
-    library = ctypes.CDLL(str(Path(os.environ["BYPASS_NATIVE"]) / "libbypass.so"))
-    return int(library.bypass_connect(way.encode(), host.encode(), port))
+    return _through(ctypes.CDLL(str(_library())), way, host, port)
+
+
+def by_deleted(way: str, host: str, port: int) -> int:
+    """A library whose file is gone once it is loaded."""
+    with tempfile.TemporaryDirectory() as where:
+        copy = shutil.copy(_library(), Path(where) / "libgone.so")
+        library = ctypes.CDLL(str(copy))
+    return _through(library, way, host, port)
+
+
+def by_memfd(way: str, host: str, port: int) -> int:
+    """A library that never was a file."""
+    fd = os.memfd_create("bypass")
+    os.write(fd, _library().read_bytes())
+    return _through(ctypes.CDLL(f"/proc/self/fd/{fd}"), way, host, port)
+
+
+def by_jit(_way: str, host: str, port: int) -> int:
+    """Three instructions in a page of its own: mov eax, SYS_connect; syscall; ret (x86-64)."""
+    page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(b"\xb8" + struct.pack("=I", _SYS_CONNECT["x86_64"]) + b"\x0f\x05\xc3")
+    start = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    code = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)(start)
+    with socket.socket(_family(host)) as s:
+        address = _sockaddr(host, port)
+        return -int(code(s.fileno(), address, len(address)))
 
 
 def by_extension(way: str, host: str, port: int) -> int:
@@ -126,6 +155,9 @@ METHODS: dict[str, Callable[[str, str, int], int]] = {
     "ctypes": by_ctypes,
     "syscall": by_syscall,
     "library": by_library,
+    "deleted": by_deleted,
+    "memfd": by_memfd,
+    "jit": by_jit,
     "extension": by_extension,
     "uvloop": by_uvloop,
     "pycurl": by_pycurl,
@@ -133,6 +165,14 @@ METHODS: dict[str, Callable[[str, str, int], int]] = {
     "psycopg2": by_psycopg2,
     "getaddrinfo": by_getaddrinfo,
 }
+
+
+def _library() -> Path:
+    return Path(os.environ["BYPASS_NATIVE"]) / "libbypass.so"
+
+
+def _through(library: ctypes.CDLL, way: str, host: str, port: int) -> int:
+    return int(library.bypass_connect(way.encode(), host.encode(), port))
 
 
 def _family(host: str) -> socket.AddressFamily:
