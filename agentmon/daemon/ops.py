@@ -126,7 +126,8 @@ class Ops:
     # ── bottles ──
 
     async def _run(self, connection: Connection, request: wire.Request) -> None:
-        policy = requests.policy(request.args, self._d.settings, self._d.providers, connection.peer)
+        features = self._d.kernel.bpf.features()
+        policy = requests.policy(request.args, self._d.settings, self._d.providers, connection.peer, features)
         job = requests.job(request.args, connection.peer)
         number = self._d.clients.add(connection, request)
         self._d.runner.dispatch(e.RunRequested(number, policy, job, uuid.uuid4().hex, time.time_ns()))

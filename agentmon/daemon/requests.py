@@ -22,12 +22,18 @@ JOB_USER = "agentmon-job"
 
 
 def policy(
-    args: Mapping[str, Any], settings: Settings, providers: Mapping[str, Provider], peer: Peer
+    args: Mapping[str, Any],
+    settings: Settings,
+    providers: Mapping[str, Provider],
+    peer: Peer,
+    features: frozenset[str],
 ) -> EffectivePolicy:
     """The whole policy of a `run` request: settings, manifest chain, options. A bottle without a name is called after
     its command.
 
+    :param features: what the BPF programs can do on this host.
     :raises BadInput: file, line, key and what was expected. :raises Refused: the peer may not ask for that.
+    :raises HostLacks: the policy relies on what this kernel does not do.
     """
     path = args.get("policy_file")
     read = manifest.reader(args.get("manifests") or {}, settings.bottles_dir)
@@ -54,6 +60,7 @@ def policy(
     )
     found = merge.effective(settings, chain, options, providers=providers)
     unbuilt.refuse_policy(found)
+    unbuilt.refuse_on_kernel(found, features)
     return found
 
 

@@ -29,7 +29,8 @@ class EffectivePolicy:
     home: str = "private"  # private | host
     ro: tuple[str, ...] = ()
     rw: tuple[str, ...] = ()
-    unix: tuple[str, ...] = ()
+    unix: tuple[str, ...] = ()  # the host's sockets, and directories of them, which end in "/"
+    listen: tuple[str, ...] | None = None  # "tcp:8000-8100" …; None: not limited
     io_uring: bool = False
     limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
     log: str = "blocks"

@@ -28,7 +28,21 @@ UNCHECKED = {
     Depth.INSPECTED: "what a request that is allowed says (no scan for secrets yet), and what the server does with it",
 }
 _LAYERS = {Depth.DIRECT: "bpf, host-nft", Depth.NAME: "relay", Depth.INSPECTED: "proxy"}
-_FACTS = ("shutdown", "guard", "observe", "home", "ro", "rw", "unix", "io_uring", "limits", "provider", "agent")
+GUARD = {
+    "off": ("nothing: processes cannot register as guarded", "which native code connects on its own"),
+    "observe": (
+        "what a process does past its agentmon.guard is reported as a bypass, and goes on as the rules allow",
+        "processes without the guard: the rules alone judge them",
+    ),
+    "strict": (
+        "what a process does past its agentmon.guard is refused, whatever the rules allow",
+        "processes without the guard: the rules alone judge them",
+    ),
+}
+"""By mode: what it checks, what it does not."""
+_FACTS = (
+    "shutdown", "guard", "observe", "home", "ro", "rw", "unix", "listen", "io_uring", "limits", "provider", "agent",
+)  # fmt: skip
 _DIRECT_TCP = 443  # the port that is meant where a destination names none
 
 
@@ -100,6 +114,9 @@ def explain(policy: EffectivePolicy, dest: str | None = None) -> dict[str, Any]:
             for s in policy.scopes
         ],
         "shutdown": policy.shutdown,
+        "guard": dict(zip(("mode", "checks", "unchecked"), (policy.guard, *GUARD[policy.guard]), strict=True)),
+        "listen": None if policy.listen is None else list(policy.listen),
+        "unix": list(policy.unix),
         "observe": policy.observe,
         "warnings": warnings(policy),
     }

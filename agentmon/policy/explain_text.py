@@ -26,6 +26,15 @@ def explain_text(data: Mapping[str, Any]) -> str:
     budgets = [_budget(scope, b) for scope in data["budgets"] for b in scope["budgets"]]
     lines += [f"budget: {line}" for line in budgets] or ["budget: none"]
     lines.append(f"when it is spent: {data['shutdown']}")
+    guard = data["guard"]
+    lines += [f"guard {guard['mode']}: {guard['checks']}", f"  does not check {guard['unchecked']}"]
+    if data["listen"] is not None:
+        lines.append(f"listens only on: {', '.join(data['listen']) or 'nothing'}")
+    if data["unix"]:
+        lines += [
+            f"sockets of the host: {', '.join(data['unix'])}",
+            "  does not check what is said there: who answers can act for the bottle",
+        ]
     lines += [f"warning: {w}" for w in data["warnings"]]
     return "\n".join(lines)
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from agentmon.errors import BadInput
-from agentmon.policy import document, routes, values
+from agentmon.policy import document, routes, sockets, values
 from agentmon.policy.document import Node, Place, Scalar
 from agentmon.policy.effective import LIMITS
 from agentmon.policy.routes import PlacedRoute
-from agentmon.policy.settings import SHUTDOWNS, Settings, absolute
+from agentmon.policy.settings import SHUTDOWNS, Settings
 from agentmon.policy.values import Budget, PlacedRule
 
 MAX_CHAIN = 8
-GUARDS = ("off", "observe", "strict")
+GUARDS = ("off", "observe", "strict")  # from the mildest to the strictest
 HOMES = ("private", "host")
 Reader = Callable[[Path], str]
 
@@ -45,6 +45,7 @@ class Manifest:
     ro: tuple[str, ...] = ()  # absolute, or "~/…"
     rw: tuple[str, ...] = ()
     unix: tuple[str, ...] = ()
+    listen: tuple[str, ...] | None = None
     io_uring: bool | None = None
     limits: Mapping[str, int] = field(default_factory=dict)
     places: Mapping[str, Place] = field(default_factory=dict)
@@ -231,7 +232,8 @@ _READERS: Mapping[str, Callable[[Node], Any]] = {
     "home": _choice(HOMES),
     "ro": lambda node: document.items(node, "a list of paths"),
     "rw": lambda node: document.items(node, "a list of paths"),
-    "unix": lambda node: document.each(node, "a list of socket paths", absolute),
+    "unix": sockets.unix,
+    "listen": sockets.listen,
     "io_uring": document.boolean,
     "limits": _limits,
 }

@@ -4,7 +4,9 @@ allow, ro, rw, unix       add up: options first, then child, parent, …
 routes, agents            add up; for the same host or agent the one nearest to the child holds
 limits                    key by key, the nearest
 shutdown, guard, home,
-io_uring, provider        the nearest that says anything: options, child, parent, …, settings
+io_uring, provider,
+listen                    the nearest that says anything: options, child, parent, …, settings
+                          guard, listen: a manifest of elsewhere only makes stricter what those of the host say
 "!" rules, deny:          always add, and win
 budgets                   scopes.py
 """
@@ -16,9 +18,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from agentmon.errors import BadInput, Refused
-from agentmon.policy import document, values
+from agentmon.policy import document, sockets, values
 from agentmon.policy.effective import LIMITS, EffectivePolicy
-from agentmon.policy.manifest import HOMES, Manifest, untrusted
+from agentmon.policy.manifest import GUARDS, HOMES, Manifest, untrusted
 from agentmon.policy.options import Options, environment
 from agentmon.policy.rules import Rule, RuleError, conflicts, parse_rule
 from agentmon.policy.scopes import scopes
@@ -67,12 +69,13 @@ def effective(
         agent=options.agent,
         provider=provider,
         shutdown=_nearest((options.shutdown or None, *(m.shutdown for m in manifests)), settings.shutdown),
-        guard=_nearest((m.guard for m in manifests), "observe"),
+        guard=_guard(manifests),
         observe=options.observe,
         home=_nearest((options.home or None, *(m.home for m in manifests)), "private"),
         ro=_paths(options, options.ro, (path for m in manifests for path in m.ro)),
         rw=_paths(options, options.rw, (path for m in manifests for path in m.rw)),
         unix=tuple(dict.fromkeys(path for m in manifests for path in m.unix)),
+        listen=_listen(manifests),
         io_uring=_nearest((m.io_uring for m in manifests), False),
         limits={key: _nearest((m.limits.get(key) for m in manifests), value) for key, value in LIMITS.items()},
         log=settings.log,
@@ -82,6 +85,20 @@ def effective(
 
 def _nearest(found: Iterable[T | None], default: T) -> T:
     return next((value for value in found if value is not None), default)
+
+
+def _guard(manifests: Sequence[Manifest]) -> str:
+    given = _nearest((m.guard for m in manifests if m.trusted), "observe")
+    asked = (m.guard for m in manifests if m.guard and not m.trusted)
+    return max((given, *asked), key=GUARDS.index)
+
+
+def _listen(manifests: Sequence[Manifest]) -> tuple[str, ...] | None:
+    given = _nearest((m.listen for m in manifests if m.trusted), None)
+    for manifest in manifests:
+        if not manifest.trusted:
+            given = sockets.narrowed(given, manifest.listen)
+    return given
 
 
 def _nearest_by(found: Iterable[T], key: Callable[[T], str]) -> tuple[T, ...]:

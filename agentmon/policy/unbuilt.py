@@ -1,9 +1,10 @@
-"""Keys that are promised and understood but not enforced yet: what protects is refused, the rest is told."""
+"""Keys that are understood but not enforced, by this version or on this kernel: what protects is refused, the rest is
+told."""
 
 from __future__ import annotations
 
 from agentmon import paths
-from agentmon.errors import BadInput
+from agentmon.errors import BadInput, HostLacks
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.settings import Settings
 
@@ -12,8 +13,7 @@ _HINT = "this version does not enforce it: leave the key out (CHANGELOG.md says 
 
 def refuse_policy(policy: EffectivePolicy) -> None:
     """:raises BadInput: the policy relies on a protection that would not be there."""
-    found = [f"guard: {policy.guard}"] if policy.guard == "strict" else []
-    found += [f"unix: {path}" for path in policy.unix]
+    found: list[str] = []
     for route in policy.routes:
         wanted = {
             f"outbound: {route.outbound}": route.outbound in {"block", "redact"},
@@ -25,6 +25,19 @@ def refuse_policy(policy: EffectivePolicy) -> None:
         found += [f"route {route.host}, {key}" for key, written in wanted.items() if written]
     if found:
         raise BadInput(f"{found[0]}: not in this version of agentmon", _HINT)
+
+
+def refuse_on_kernel(policy: EffectivePolicy, features: frozenset[str]) -> None:
+    """:param features: those of ebpf.spec.Bpf.features().
+    :raises HostLacks: the policy relies on one that is not there."""
+    if policy.guard == "strict" and "vouch" not in features:
+        what = "guard: strict needs BPF programs that this kernel does not take"
+        raise HostLacks(
+            what, "write guard: observe, or boot Linux 6.1 or newer (the daemon's log says what it refused)"
+        )
+    if policy.unix and "unix" not in features:
+        what = f"unix: {policy.unix[0]}: this kernel cannot hold a bottle to the unix sockets of its policy"
+        raise HostLacks(what, "leave unix: out, or boot Linux 6.7 or newer (the daemon's log says what it refused)")
 
 
 def refuse_settings(settings: Settings) -> None:

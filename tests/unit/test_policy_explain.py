@@ -169,3 +169,13 @@ def test_diff():
     assert diff_text(diff(a, a)) == "no difference"
     c = policy("allow: [a.example, b.example, z.example]\nbudget: {claude: 5}\nlimits: {pids: 4}\nrw: [/a]")
     assert diff_text(diff(a, c)).endswith("live flows go on")
+
+
+def test_guard_listening_and_sockets_are_said():
+    data = explain(policy("guard: strict\nlisten: [8080]\nunix: [/run/nscd/]"))
+    assert (data["guard"]["mode"], data["listen"], data["unix"]) == ("strict", ["tcp:8080"], ["/run/nscd/"])
+    text = explain_text(data)
+    for part in ("guard strict: ", "check processes without the guard", "only on: tcp:8080", "the host: /run/nscd/"):
+        assert part in text
+    plain = explain_text(explain(policy("")))
+    assert "guard observe: " in plain and "listens" not in plain and "sockets" not in plain

@@ -30,7 +30,8 @@ guard: off
 home: host
 ro: [/srv/data, ~/.gitconfig]
 rw: [/srv/cache]
-unix: [/run/postgresql/.s.PGSQL.5432]
+unix: [/run/postgresql/.s.PGSQL.5432, /run/nscd/]
+listen: [8080, 9000-9100, 9050-9200, udp:5353, "tcp:80"]
 io_uring: true
 limits: {pids: 64}
 """
@@ -59,8 +60,11 @@ def test_every_key():
         wire.Route(host="*.example.org", auth_none=True),
     ]  # fmt: skip
     assert (m.ro, m.rw, m.unix) == (
-        ("/srv/data", "~/.gitconfig"), ("/srv/cache",), ("/run/postgresql/.s.PGSQL.5432",),
+        ("/srv/data", "~/.gitconfig"), ("/srv/cache",), ("/run/postgresql/.s.PGSQL.5432", "/run/nscd/"),
     )  # fmt: skip
+    assert m.listen == ("tcp:80", "tcp:8080", "tcp:9000-9200", "udp:5353")
+    assert manifest.parse("listen: []", "f.yml", trusted=True).listen == ()
+    assert manifest.parse("", "f.yml", trusted=True).listen is None
     assert m.limits == {"pids": 64}
     assert m.scope == m.bottle_name == "web"
 
@@ -81,6 +85,19 @@ def test_every_key():
         ("ro: [data]", "'data'; expected an absolute path"),
         ("rw: [/srv/../etc]", "has '..' in it"),
         ("unix: [run/x]", "expected an absolute path"),
+        ("unix: [/run//x]", "expected an absolute path without //"),
+        ("unix: [/run/../x]", "expected an absolute path without //"),
+        ("unix: [/srv/./x]", "expected an absolute path without //"),
+        ("unix: [/run/]", "the bottle's own"),
+        ("unix: [/tmp]", "the bottle's own"),
+        ("unix: [/run/agentmon/control.sock]", "cannot be given"),
+        (f"unix: [/srv/{'x' * 103}]", "can be no socket's path"),
+        ("listen: 8080", "a list of ports"),
+        ("listen: [0]", "'0'; expected a port"),
+        ("listen: [90-80]", "'90-80'; expected a port"),
+        ("listen: [65536]", "expected a port"),
+        ("listen: ['sctp:80']", "expected a port"),
+        ("listen: [1, 3, 5, 7, 9, 11, 13, 15, 17]", "more than 8 port ranges of TCP"),
         ("routes: [{paths: []}]", "host: is missing"),
         ("routes: [{host: 'https://x.example'}]", "host 'https://x.example' has ':' in it"),
         ("routes: [{host: x.example, method: GET}]", "unknown key 'method'"),
@@ -172,7 +189,9 @@ def test_a_manifest_from_elsewhere_may_only_lower(text, message):
 
 def test_what_a_manifest_from_elsewhere_may_say():
     host = settings.parse("budget: {claude: 100}\n", "s.yml")
-    text = "budget: {claude: 100, codex: 9}\nshutdown: kill\nio_uring: false\nguard: strict\nlimits: {pids: 5}"
+    text = (
+        "budget: {claude: 100, codex: 9}\nshutdown: kill\nio_uring: false\nguard: strict\nlimits: {pids: 5}\nlisten: []"
+    )
     manifest.untrusted(manifest.parse(text, "f.yml", trusted=False), host)
 
 

@@ -74,6 +74,19 @@ def test_the_nearest_decides():
     assert merge((parent,), home="private").home == "private"
 
 
+def test_a_manifest_from_elsewhere_only_makes_guard_and_listen_stricter():
+    host_strict, host_says_nothing = m("guard: strict\nlisten: [8000-8100, udp:5353]", "host"), m("", "host")
+    repo = m("guard: observe\nlisten: [8050-9000, 22]", "repo", trusted=False)
+    policy = merge((repo, host_strict))
+    assert (policy.guard, policy.listen) == ("strict", ("tcp:8050-8100",))
+    policy = merge((repo, host_says_nothing))
+    assert (policy.guard, policy.listen) == ("observe", ("tcp:22", "tcp:8050-9000"))
+    assert merge((m("guard: strict", "repo", trusted=False), m("guard: off", "host"))).guard == "strict"
+    assert merge((m("listen: []", "child"), host_strict)).listen == ()
+    assert merge((host_says_nothing, host_strict)).listen == ("tcp:8000-8100", "udp:5353")
+    assert merge((host_says_nothing,)).listen is None
+
+
 def test_routes_and_their_hosts():
     child = m("routes: [{host: a.example, methods: [POST]}]", "child")
     parent = m("routes: [{host: a.example}, {host: '*.b.example'}]", "parent")

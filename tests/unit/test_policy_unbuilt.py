@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from agentmon import paths, wire
-from agentmon.errors import BadInput
+from agentmon.errors import BadInput, HostLacks
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.settings import Settings
-from agentmon.policy.unbuilt import notices, refuse_policy, refuse_settings
+from agentmon.policy.unbuilt import notices, refuse_on_kernel, refuse_policy, refuse_settings
 
 
 def test_defaults_pass_without_a_word() -> None:
@@ -21,8 +21,6 @@ def test_defaults_pass_without_a_word() -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"guard": "strict"}, "guard: strict"),
-        ({"unix": ("/run/x.sock",)}, "/run/x.sock"),
         ({"routes": (wire.Route("a.example", outbound="block"),)}, "outbound: block"),
         ({"routes": (wire.Route("a.example", outbound="redact"),)}, "outbound: redact"),
         ({"routes": (wire.Route("a.example", inbound="block"),)}, "inbound: block"),
@@ -35,6 +33,19 @@ def test_a_protection_that_is_not_there_is_refused(changes: dict[str, object], w
     with pytest.raises(BadInput, match="not in this version") as caught:
         refuse_policy(EffectivePolicy("b", (), **changes))  # type: ignore[arg-type]
     assert word in caught.value.message and caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "feature"), [({"guard": "strict"}, "vouch"), ({"unix": ("/run/x/y.sock",)}, "unix")]
+)
+def test_what_the_kernel_does_not_do_is_refused(changes: dict[str, object], feature: str) -> None:
+    everything = frozenset(("vouch", "origin", "unix"))
+    policy = EffectivePolicy("b", (), **changes)  # type: ignore[arg-type]
+    refuse_on_kernel(policy, everything)
+    refuse_on_kernel(EffectivePolicy("b", ()), frozenset())
+    with pytest.raises(HostLacks, match=next(iter(changes))) as caught:
+        refuse_on_kernel(policy, everything - {feature})
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("ledger", ["postgresql://h/agentmon", "postgres://h/a", "sqlite:////somewhere/else.db"])
