@@ -6,6 +6,7 @@ Only the optional programs need this: without BTF they are left out and everythi
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import struct
 from collections.abc import Iterator
@@ -30,9 +31,13 @@ MEMBERS = {
     "AM_TASK_SIGNAL": ("task_struct", "signal"),
     "AM_SIGNAL_LIVE": ("signal_struct", "live"),
     "AM_ADDR_UADDR": ("bpf_sock_addr_kern", "uaddr"),
-    "AM_ADDR_LEN": ("bpf_sock_addr_kern", "uaddrlen"),
 }
 """Name of a definition in the BPF sources → structure and member."""
+NEWER_MEMBERS = {
+    # v6.7, "bpf: Propagate modified uaddrlen from cgroup sockaddr programs"
+    "AM_ADDR_LEN": ("bpf_sock_addr_kern", "uaddrlen"),
+}
+"""The same for members that the minimum kernel lacks: what needs one is not compiled without it."""
 
 
 class Types:
@@ -84,7 +89,7 @@ class Types:
 def definitions(machine: str | None = None, path: Path = VMLINUX) -> dict[str, int]:
     """Every number that the optional programs are compiled with.
 
-    :raises Missing: no BTF, a member that it lacks, or a machine whose registers are not known here.
+    :raises Missing: no BTF, a member that it lacks (of MEMBERS), or a machine whose registers are not known here.
     """
     name = machine or platform.machine()
     registers = _REGISTERS.get(name)
@@ -95,6 +100,9 @@ def definitions(machine: str | None = None, path: Path = VMLINUX) -> dict[str, i
     except OSError as error:
         raise Missing(f"kernel BTF ({path}: {error.strerror})", "use a kernel with CONFIG_DEBUG_INFO_BTF") from error
     found = {key: types.offset(*member) for key, member in MEMBERS.items()}
+    for key, member in NEWER_MEMBERS.items():
+        with contextlib.suppress(Missing):
+            found[key] = types.offset(*member)
     found |= {f"AM_REGS_{key}": value for key, value in registers.items()}
     if name == "x86_64":
         found["AM_TASK_STATUS"] = types.offset("task_struct", "thread_info") + types.offset("thread_info", "status")

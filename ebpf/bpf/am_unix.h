@@ -69,6 +69,7 @@ static __always_inline __u32 am_plain_length(const __u8 *path, __u32 len, __u64 
 	return (1 - bad) * length;
 }
 
+#ifdef AM_ADDR_LEN /* as old as the hooks: v6.7, "bpf: Add cgroup hooks for unix sockets" and what precedes it */
 static __always_inline int am_unix_impl(struct bpf_sock_addr *ctx, __u8 kind)
 {
 	struct am_bottle bottle = {};
@@ -119,5 +120,6 @@ int am_unix_sendmsg(struct bpf_sock_addr *ctx)
 {
 	return am_unix_impl(ctx, AM_KIND_SEND);
 }
+#endif
 
 #endif
