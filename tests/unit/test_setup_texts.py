@@ -30,7 +30,6 @@ def test_every_target_but_uninstall_sets_up_first() -> None:
     assert {target for target, needs in rules.items() if "setup" not in needs} == {
         "help",
         "setup",
-        "test-kernels",
         "uninstall",
     }
 

@@ -1,0 +1,39 @@
+"""The kernels that agentmon is tried on, and what is tried there: the one place to add either."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Kernel(NamedTuple):
+    """A Debian suite and the `name` its kernel has in the table; `name` begins the version, or is a word."""
+
+    name: str
+    suite: str
+
+
+KERNELS = (
+    Kernel("6.1", "bookworm"),  # the minimum
+    Kernel("6.12", "trixie"),
+    Kernel("newest", "trixie-backports"),
+)
+
+ARCHITECTURES = {"x86_64": "amd64"}  # uname -m → Debian's name; another needs its machine in boot.py
+
+# Load, attach and verdict first: what fails there makes the rest noise.
+TESTS = (
+    "tests/abi/test_bpf_abi.py",
+    "tests/root/test_bpf_connect.py",
+    "tests/root/test_bpf_listen.py",
+    "tests/root/test_bpf_unix.py",
+    "tests/root/test_bpf_vouch.py",
+    "tests/contract/test_bpf_contract.py",
+    "tests/root/test_nf_packets.py",
+    "tests/root/test_bpf_life.py",
+)
+
+BOOT_S = 120.0  # until the guest says that it is up; TCG needs 5 to 20 s
+TEST_S = 300  # for one test
+TESTS_S = 1800.0  # for all tests of one kernel; far above what they need
+MEMORY_MB = 2048
+CPUS = 2
