@@ -1,0 +1,184 @@
+"""What native code does behind the guard of its own process: reported with the library that did it, refused where the
+policy says strict. The guard is the real one, the clients are unmodified packages, the programs are on the kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from ebpf.spec import Event, Guard
+from tests.support.bpf_lab import Bottle, Lab, entry, until
+from tests.support.bypass_clients import build
+
+pytestmark = pytest.mark.root
+KNOWN, SIX = "198.51.100.7", "2001:db8::7"
+ROOT = Path(__file__).parents[2]
+RULES = [f"tcp://{KNOWN}:443", f"tcp://[{SIX}]:443"]
+LIBFFI = r"libffi[\w.-]*\.so[\d.]*|_ctypes[\w.-]*\.so"
+
+# way of the client → the library that events name (a pattern for its file), and the system call
+WAYS = {
+    "ctypes": (LIBFFI, "connect"),
+    "syscall": (LIBFFI, "connect"),
+    "library:connect": (r"libbypass\.so", "connect"),
+    "library:instruction": (r"libbypass\.so", "connect"),
+    "library:uring": (r"libbypass\.so", "io_uring"),
+    "library:uring-worker": ("", "io_uring"),
+    "library:uring-sqpoll": ("", "io_uring"),
+    "extension:connect": (r"bypass_extension[\w.-]*\.so", "connect"),
+    "extension:syscall": (r"bypass_extension[\w.-]*\.so", "connect"),
+    "uvloop": (r"loop[\w.-]*\.so", "connect"),
+    "pycurl": (r"libcurl[\w.-]*\.so[\d.]*|pycurl[\w.-]*\.so", "connect"),
+    "grpc": (r"cygrpc[\w.-]*\.so", "connect"),
+    "psycopg2": (r"libpq[\w.-]*\.so[\d.]*", "connect"),
+}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as made:
+        made.programs.open(str(made.parent))
+        assert made.programs.features() >= {"vouch", "origin"}, made.programs.left_out
+        yield made
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> build.Built:
+    return build.build(tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture
+def bottle(lab: Lab) -> Iterator[Bottle]:
+    made = lab.bottle()
+    yield made
+    lab.programs.delete_bottle(made.slot)
+    lab.remove_bottles()
+    lab.received()
+    lab.programs.read()
+
+
+ALLOW = (entry(f"{KNOWN}/32", 443), entry(f"{SIX}/128", 443))
+
+
+class Ran(NamedTuple):
+    """A client that has ended: its exit status, and the bypasses that were read while it lived or afterwards."""
+
+    status: int
+    bypasses: list[Event]
+
+
+def run(lab: Lab, bottle: Bottle, native: build.Built, module: str, *argv: str, watched: bool = True) -> Ran:
+    """A client in the bottle's cgroup and the lab's namespace; `watched`: events are read at once, as a daemon does."""
+    enter = 'echo $$ > "$0" && exec nsenter --net="$1" "$2" -m "$3" "${@:4}"'
+    command = ["bash", "-c", enter, str(bottle.directory / "cgroup.procs"), lab.netns, sys.executable, module, *argv]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "BYPASS_NATIVE": str(native.library.parent)}
+    found: list[Event] = []
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as client:
+        deadline = time.monotonic() + 60
+        while client.poll() is None:
+            assert time.monotonic() < deadline
+            if select.select([lab.programs.fileno()], [], [], 0.01)[0] and watched:
+                found += lab.programs.read()
+        assert client.stderr is not None
+        assert "Traceback" not in (said := client.stderr.read()), said
+    found += lab.programs.read()
+    return Ran(client.returncode, [e for e in found if e.kind == "bypass"])
+
+
+def guarded(lab: Lab, bottle: Bottle, native: build.Built, way: str, host: str = KNOWN, *, watched: bool = True) -> Ran:
+    module = "tests.support.bypass_clients.guarded"
+    return run(lab, bottle, native, module, way, host, "443", *RULES, watched=watched)
+
+
+@pytest.mark.parametrize("host", [KNOWN, SIX])
+def test_bypass_the_python_way_is_vouched_for(lab: Lab, bottle: Bottle, native: build.Built, host: str) -> None:
+    bottle.apply(allow=ALLOW, guard=Guard.STRICT)
+    assert guarded(lab, bottle, native, "socket", host) == Ran(0, [])
+    assert until(lab.received) == [f"tcp {host} 443"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bypass_is_reported_with_its_library(lab: Lab, bottle: Bottle, native: build.Built, way: str) -> None:
+    bottle.apply(allow=ALLOW, guard=Guard.OBSERVE)
+    ran = guarded(lab, bottle, native, way)
+    assert ran.status in (0, errno.ETIMEDOUT)  # nobody speaks there: a client may wait for an answer in vain
+    assert f"tcp {KNOWN} 443" in until(lab.received)  # reported only: it got there
+    assert ran.bypasses, "no bypass was reported"
+    event = ran.bypasses[0]
+    library, syscall = WAYS[way]
+    assert (event.verdict, event.reason, str(event.dst), event.port) == ("observed", "unvouched", KNOWN, 443)
+    assert (event.guarded, event.syscall) == (True, syscall)
+    assert re.fullmatch(library, Path(event.library).name), (event.library, event.evidence)
+    assert event.evidence.startswith(("ip", "stack") if library else "no-stack")
+    assert "bypass_clients.guarded" in event.cmdline
+    assert event.exe == os.path.realpath(sys.executable)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bypass_is_refused_where_the_policy_is_strict(lab: Lab, bottle: Bottle, native: build.Built, way: str) -> None:
+    bottle.apply(allow=ALLOW, guard=Guard.STRICT)
+    ran = guarded(lab, bottle, native, way)
+    if way != "grpc":  # it tells no reason
+        assert ran.status in (errno.EPERM, errno.ECANCELED)
+    assert lab.received() == []
+    assert {(e.verdict, e.reason, str(e.dst)) for e in ran.bypasses} == {("refused", "unvouched", KNOWN)}
+
+
+@pytest.mark.parametrize("way", ["ctypes", "pycurl"])
+def test_bypass_over_ipv6(lab: Lab, bottle: Bottle, native: build.Built, way: str) -> None:
+    bottle.apply(allow=ALLOW, guard=Guard.STRICT)
+    ran = guarded(lab, bottle, native, way, SIX)
+    assert ran.status != 0
+    assert lab.received() == []
+    assert {str(e.dst) for e in ran.bypasses} == {SIX}
+
+
+def test_bypass_a_32_bit_call_is_named_as_one(lab: Lab, bottle: Bottle, native: build.Built) -> None:
+    bottle.apply(allow=ALLOW, guard=Guard.STRICT)
+    ran = guarded(lab, bottle, native, "library:int80")
+    assert ran.status != 0
+    assert lab.received() == []
+    (event,) = ran.bypasses
+    assert event.syscall.startswith("i386:")
+
+
+def test_bypass_a_static_program_is_judged_by_the_policy_alone(lab: Lab, bottle: Bottle, native: build.Built) -> None:
+    """Another program is not guarded, so that it cannot bypass; what refuses it is the policy."""
+    bottle.apply(allow=ALLOW, guard=Guard.STRICT)
+    enter = 'echo $$ > "$0" && exec nsenter --net="$1" "${@:2}"'
+    procs = str(bottle.directory / "cgroup.procs")
+    base = ["bash", "-c", enter, procs, lab.netns, str(native.program), "connect"]
+    assert subprocess.run([*base, KNOWN, "443"], timeout=30, check=False).returncode == 0
+    assert until(lab.received) == [f"tcp {KNOWN} 443"]
+    assert subprocess.run([*base, "203.0.113.5", "443"], timeout=30, check=False).returncode == errno.EPERM
+    (event,) = lab.programs.read()
+    assert (event.kind, event.guarded, event.evidence) == ("connect", False, "gone")
+
+
+@pytest.mark.parametrize("way", ["getaddrinfo", "getaddrinfo:ctypes"])
+def test_bypass_sorting_addresses_is_none(lab: Lab, bottle: Bottle, native: build.Built, way: str) -> None:
+    """libc connects UDP sockets to sort its answers; where such a connect is allowed, it is still nobody's."""
+    loopback = tuple(entry(n, 443, proto="udp") for n in ("127.0.0.1/32", "::1/128"))
+    bottle.apply(allow=(*ALLOW, *loopback), guard=Guard.OBSERVE)
+    ran = guarded(lab, bottle, native, way)
+    assert (ran.status, ran.bypasses) in ((0, []), (100, []))  # the guard itself refuses to look loopback up
+
+
+def test_bypass_a_process_that_has_gone_is_said_to_be(lab: Lab, bottle: Bottle, native: build.Built) -> None:
+    """The event comes from the kernel; what only /proc knows is missing, and the event says so."""
+    bottle.apply(allow=(), guard=Guard.OBSERVE)
+    ran = guarded(lab, bottle, native, "ctypes", watched=False)
+    assert ran.status == errno.EPERM
+    (event,) = ran.bypasses
+    assert (event.evidence, event.library, event.exe) == ("gone", "", "")
+    assert (event.verdict, event.syscall) == ("refused", "connect")
