@@ -33,6 +33,7 @@ _COMMANDS = {  # name: (module in agentmon.cli, its attribute, what it does)
     "deny": ("operator", "deny", "Take something away from a running bottle."),
     "budget": ("budget", "budget", "Show and set budgets."),
     "policy": ("policy", "policy", "Check, explain and compare policies."),
+    "audit-native": ("audit_native", "audit_native", "List native code that could connect behind the guard's back."),
     "ledger": ("ledger", "ledger", "Check and back up the ledger."),
     "demo": ("demo", "demo", "Show all of it against a local internet."),
     "completion": ("service", "completion", "Print a shell's completion script."),
