@@ -99,3 +99,17 @@ def answer(body: str, version: str | None = None, *argv: str, **more: Any) -> An
     done = run(body, version, *argv, **more)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_file(path: Path, version: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """A script of its own, without PRELUDE."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    argv = (interpreters()[version], str(path), *argv)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environment, cwd="/", check=False)
+
+
+def run_text(text: str, version: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """`text` alone, without PRELUDE."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    argv = (interpreters()[version], *options, "-c", text)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environment, cwd="/", check=False)
