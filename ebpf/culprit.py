@@ -14,17 +14,18 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from ebpf import calls
-from ebpf.memory import Mapping, Memory, Range
+from ebpf.memory import Lookup, Mapping, Range
 from ebpf.origin import Origin
 
 Code = Callable[[Mapping, int], bytes | None]
 """The bytes (at most calls.BEFORE) of a mapping in front of an address; None: they cannot be read."""
 
-Evidence = Literal["ip", "stack", "stack-unchecked", "none", "no-stack", "changed", "gone"]
+Evidence = Literal["ip", "stack", "stack-unchecked", "none", "no-stack", "changed", "gone", "busy"]
 """How a library was found: it made the system call itself (ip); one of its return addresses is the first on the stack,
 behind a call (stack), or behind code that cannot be read (stack-unchecked). Or why there is none: only libc, loader
 and interpreter on the stack (none); a worker of io_uring has no user stack (no-stack); the process has since
-executed another program or unmapped the code (changed); or ended (gone)."""
+executed another program or unmapped the code (changed); or ended (gone); it was not
+looked at (busy)."""
 
 Role = Literal["libc", "loader", "interpreter", "module"]
 
@@ -64,7 +65,7 @@ class Culprit(NamedTuple):
         return f"{self.evidence}: {', '.join(map(str, self.frames))}" if self.frames else self.evidence
 
 
-def culprit(origin: Origin, memory: Memory, code: Code | None = None, machine: str | None = None) -> Culprit:
+def culprit(origin: Origin, memory: Lookup, code: Code | None = None, machine: str | None = None) -> Culprit:
     """Who made the call. `machine` as in uname(2), this one's by default."""
     if origin.worker or not origin.ip:
         return Culprit("", 0, "no-stack")
@@ -81,7 +82,7 @@ def culprit(origin: Origin, memory: Memory, code: Code | None = None, machine: s
 
 
 def is_address_sorting(
-    origin: Origin, memory: Memory, code: Code | None, getaddrinfo: Callable[[Mapping], Range | None]
+    origin: Origin, memory: Lookup, code: Code | None, getaddrinfo: Callable[[Mapping], Range | None]
 ) -> bool:
     """Whether libc's getaddrinfo itself made the call: it connects UDP sockets, which sends nothing, to learn in which
     order to return addresses (RFC 6724). `getaddrinfo` finds that function in the file of a mapping.
@@ -99,7 +100,7 @@ def is_address_sorting(
     return False
 
 
-def frames(origin: Origin, memory: Memory, code: Code | None, machine: str | None = None) -> Iterator[Frame]:
+def frames(origin: Origin, memory: Lookup, code: Code | None, machine: str | None = None) -> Iterator[Frame]:
     """The instruction pointer, then every word of the stack that can be a return address, innermost first."""
     for mapping, address, checked in _addresses(origin, memory, code, machine):
         yield Frame(mapping.name, mapping.at(address), role(mapping), checked)
@@ -116,7 +117,7 @@ def role(mapping: Mapping) -> Role:
 
 
 def _addresses(
-    origin: Origin, memory: Memory, code: Code | None, machine: str | None
+    origin: Origin, memory: Lookup, code: Code | None, machine: str | None
 ) -> Iterator[tuple[Mapping, int, bool]]:
     here = memory.code(origin.ip)
     if here:
@@ -132,7 +133,7 @@ def _addresses(
             yield mapping, word, True
 
 
-def _returns(address: int, before: bytes, memory: Memory, machine: str) -> bool:
+def _returns(address: int, before: bytes, memory: Lookup, machine: str) -> bool:
     """Whether `address` follows a call; of one whose target is known, to code."""
     distance = calls.direct(before, machine)
     if distance is not None and memory.code(address + distance):
@@ -140,7 +141,7 @@ def _returns(address: int, before: bytes, memory: Memory, machine: str) -> bool:
     return calls.indirect(before, machine)
 
 
-def _words(origin: Origin, memory: Memory) -> tuple[int, ...]:
+def _words(origin: Origin, memory: Lookup) -> tuple[int, ...]:
     """The stack in the process's own words: those of a 32-bit process have 4 bytes."""
     if not (origin.compat and memory.narrow):
         return origin.words

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ebpf.culprit import Culprit, culprit, is_address_sorting
+from ebpf.culprit import Culprit, Evidence, culprit, is_address_sorting
 from ebpf.origin import Origin, syscall_name
-from ebpf.process import Facts, Gone, Process
+from ebpf.process import Facts, Gone, Process, TooMany
 
 
 class Maker(NamedTuple):
@@ -19,19 +19,25 @@ class Maker(NamedTuple):
 
 
 def maker_of(origin: Origin) -> Maker:
-    """Who made the call. About 2 ms for a process with 300 mappings; no memory of the process is read.
+    """Who made the call. Some 0.5 ms, where the kernel can be asked for single mappings (v6.11); else up to 25 ms, in
+    proportion to their number.
 
     Privilege: CAP_SYS_PTRACE and CAP_SYS_ADMIN, except for one's own processes.
     """
     syscall = syscall_name(origin)
+    facts = None
+    evidence: Evidence = "gone"
     try:
         with Process(origin.tgid, origin.ts_ns, origin.pid) as process:
             facts, memory = process.facts(), process.memory()
             found = culprit(origin, memory, process.code)
-            sorting = is_address_sorting(origin, memory, process.code, process.getaddrinfo)
+            sorting = found.evidence != "ip" and is_address_sorting(origin, memory, process.code, process.getaddrinfo)
             return Maker(syscall, found, facts, sorting)
-    except Gone:
-        return Maker(syscall, Culprit("", 0, "gone"), None, False)
+    except (TooMany, PermissionError):
+        evidence = "busy"
+    except (Gone, ProcessLookupError):
+        pass
+    return Maker(syscall, Culprit("", 0, evidence), facts, False)
 
 
 def facts_at(tgid: int, ts_ns: int, pid: int = 0) -> Facts | None:

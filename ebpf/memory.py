@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 _LINE = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][ps]) ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+) (\d+)(?: +(.*))?$", re.MULTILINE
@@ -61,6 +61,18 @@ class Range(NamedTuple):
     end: int
 
 
+class Lookup(Protocol):
+    """What a process has mapped, by address. `narrow`: a 32-bit process, everything is below 4 GiB."""
+
+    @property
+    def narrow(self) -> bool: ...
+
+    def at(self, address: int) -> Mapping | None: ...
+
+    def code(self, address: int) -> Mapping | None:
+        """What is mapped there, if it may be executed."""
+
+
 class Memory:
     """All mappings of a process, in the kernel's order, by address. `text` is the content of its maps file; lines of
     another form are none. Most are never looked at, so they are parsed when they are."""
@@ -93,10 +105,17 @@ class Memory:
         if index not in self._parsed:
             start, end, perms, offset, device, inode, path = self._lines[index]
             self._parsed[index] = Mapping(
-                int(start, 16), int(end, 16), perms.decode(), int(offset, 16), device.decode(), int(inode), _path(path)
+                int(start, 16),
+                int(end, 16),
+                perms.decode(),
+                int(offset, 16),
+                device.decode(),
+                int(inode),
+                printed_path(path),
             )
         return self._parsed[index]
 
 
-def _path(raw: bytes) -> str:
-    return raw.decode("utf-8", "backslashreplace")
+def printed_path(raw: bytes) -> str:
+    """As text; a newline is an escape, as in the maps file."""
+    return raw.replace(b"\n", rb"\012").decode("utf-8", "backslashreplace")

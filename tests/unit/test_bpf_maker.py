@@ -22,7 +22,8 @@ from ebpf.culprit import Culprit, culprit
 from ebpf.maker import facts_at, maker_of
 from ebpf.memory import Mapping, Memory, Range
 from ebpf.origin import Origin
-from ebpf.process import Gone, Process
+from ebpf.process import Gone, Process, TooMany
+from ebpf.procmap import QueriedMemory
 from tests.support import traced
 from tests.support.bypass_clients import client
 
@@ -76,12 +77,16 @@ def test_bpf_process_that_started_after_the_event_is_another() -> None:
 
 def test_bpf_process_that_ends_between_two_looks_is_gone(child: subprocess.Popen[bytes]) -> None:
     with Process(child.pid, now_ns()) as seen:
-        assert seen.memory().mappings
+        memory = seen.memory()
+        text = next(m for m in mapped(child.pid).mappings if m.executable)
+        assert memory.at(text.start) == text
         child.kill()
         child.wait()
-        for look in (seen.facts, seen.memory):
+        for look in (seen.facts, seen.memory, seen._text):
             with pytest.raises(Gone):
                 look()
+        with pytest.raises(ProcessLookupError):
+            memory.at(1)
 
 
 def test_bpf_process_unreaped_has_no_memory(child: subprocess.Popen[bytes]) -> None:
@@ -112,7 +117,8 @@ def test_bpf_process_outlives_its_first_thread() -> None:
         tid = int(made.stdout.readline())
         wait_for(lambda: Path(f"/proc/{made.pid}/maps").read_bytes() == b"")
         with Process(made.pid, now_ns(), tid) as seen:
-            assert seen.memory().mappings
+            text = next(m for m in mapped(f"{made.pid}/task/{tid}").mappings if m.executable)
+            assert seen.memory().at(text.start) == seen._text().at(text.start) == text
             assert seen.facts().exe == os.path.realpath(sys.executable)
             assert seen.facts().cmdline.startswith(sys.executable)
         with pytest.raises(Gone), Process(made.pid, now_ns()) as seen:
@@ -140,8 +146,9 @@ def test_bpf_process_deleted_program_is_said_so(tmp_path: Path) -> None:
         program.unlink()
         with Process(made.pid, now_ns()) as seen:
             assert seen.facts().exe == f"{program} (deleted)"
-            (text,) = (m for m in seen.memory().mappings if m.executable and m.file == program.name)
+            (text,) = (m for m in mapped(made.pid).mappings if m.executable and m.file == program.name)
             assert text.name == f"{program} (deleted)"
+            assert seen.memory().at(text.start) == text
             if may_open_mapped_files():
                 assert seen.code(text, text.end) is not None
             got = culprit(Origin(0, made.pid, made.pid, 42, text.start + 8, 0, (), 0, 0, b""), seen.memory())
@@ -153,6 +160,10 @@ def maps_of(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
+def mapped(process: object) -> Memory:
+    return Memory(Path(f"/proc/{process}/maps").read_bytes())
+
+
 def wait_for(true: Callable[[], object]) -> None:
     deadline = time.monotonic() + 10
     while not true():
@@ -160,15 +171,46 @@ def wait_for(true: Callable[[], object]) -> None:
         select.select([], [], [], 0.005)
 
 
+def test_bpf_process_one_mapping_is_asked_for_as_all_are_read(child: subprocess.Popen[bytes]) -> None:
+    every = mapped(child.pid)
+    with Process(child.pid, now_ns()) as seen:
+        asked = seen.memory()
+        if not isinstance(asked, QueriedMemory):
+            pytest.skip("needs Linux 6.11: PROCMAP_QUERY")
+        assert asked.narrow is every.narrow is False
+        assert seen._text().mappings == every.mappings
+        for mapping in every.mappings:
+            if mapping.path == "[vsyscall]":
+                continue  # the kernel's, of every process
+            for address in (mapping.start, mapping.end - 1, mapping.end):
+                assert asked.at(address) == every.at(address)
+                assert asked.code(address) == every.code(address)
+        for nowhere in (0, 1, 2**64 - 1, 2**64, -1):
+            assert asked.at(nowhere) is None
+
+
+def test_bpf_process_with_thousands_of_mappings_is_not_read_where_it_cannot_be_asked() -> None:
+    body = (
+        "import mmap, sys\n"
+        "kept = [mmap.mmap(-1, 4096, mmap.MAP_PRIVATE, 1 + i % 2) for i in range(24000)]\n"
+        "print('ready', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", body], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as made:
+        assert made.stdout is not None
+        assert made.stdout.readline() == b"ready\n"
+        with Process(made.pid, now_ns()) as seen, pytest.raises(TooMany):
+            seen._text()
+        made.kill()
+
+
 def test_bpf_process_code_is_that_of_the_file() -> None:
     with Process(os.getpid(), now_ns()) as seen:
-        memory = seen.memory()
-        libc = next(m for m in memory.mappings if m.executable and m.file.startswith("libc"))
+        libc = next(m for m in mapped("self").mappings if m.executable and m.file.startswith("libc"))
         raw = Path(libc.path).read_bytes()
         at = libc.start + 4096
         assert seen.code(libc, at) == raw[libc.offset + 4088 : libc.offset + 4096]
         assert seen.code(libc, libc.start + 3) == raw[libc.offset : libc.offset + 3]
-        vdso = next(m for m in memory.mappings if m.path == "[vdso]")
+        vdso = next(m for m in mapped("self").mappings if m.path == "[vdso]")
         assert seen.code(vdso, vdso.start + 64) is None
 
 
@@ -198,8 +240,7 @@ def test_bpf_symbols_getaddrinfo_is_where_the_loader_put_it() -> None:
 
 
 def libc_file() -> BinaryIO:
-    maps = Memory(Path("/proc/self/maps").read_bytes()).mappings
-    return open(next(m.path for m in maps if m.executable and m.file.startswith("libc")), "rb")
+    return open(next(m.path for m in mapped("self").mappings if m.executable and m.file.startswith("libc")), "rb")
 
 
 def test_bpf_symbols_only_what_is_there() -> None:
@@ -278,3 +319,10 @@ def test_bpf_maker_address_sorting_is_told_from_connecting() -> None:
     assert status == 0
     sorting = [c["sorting"] for c in calls if c["to"] in (["127.0.0.1", 9], ["::1", 9])]
     assert sorting == [True, True]
+
+
+def test_bpf_maker_address_sorting_for_a_native_module_is_sorting() -> None:
+    _, calls = traced.trace([sys.executable, str(CLIENT), "getaddrinfo:ctypes", "::", "9"])
+    found = [c["sorting"] for c in calls if c["to"] in (["127.0.0.1", 9], ["::1", 9])]
+    assert found
+    assert all(found)

@@ -145,8 +145,11 @@ def by_psycopg2(_way: str, host: str, port: int) -> int:
     return 0
 
 
-def by_getaddrinfo(_way: str, _host: str, port: int) -> int:
-    """No connection: libc connects UDP sockets to both loopback addresses to sort them (RFC 6724)."""
+def by_getaddrinfo(way: str, _host: str, port: int) -> int:
+    """No connection: libc connects UDP sockets to both loopback addresses to sort them (RFC 6724). WAY: `ctypes`."""
+    if way == "ctypes":
+        found = ctypes.c_void_p()
+        return int(ctypes.CDLL(None).getaddrinfo(None, str(port).encode(), None, ctypes.byref(found)))
     return 0 if len(socket.getaddrinfo(None, port, type=socket.SOCK_STREAM)) > 1 else errno.ENOMSG
 
 
