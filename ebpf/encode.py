@@ -36,6 +36,7 @@ RANGES_HEAD = struct.Struct("=II")
 LISTEN_KEY = struct.Struct("=IB3x")
 UNIX_KEY = struct.Struct(f"=II{abi.C['AM_PATH_LEN']}s")
 UNIX_VALUE = struct.Struct("=IHH")
+_NEVER = 0xFFFF  # `bytes` of a closed directory
 GUARDED = struct.Struct("=QQI4x")
 RANGES_BYTES = RANGES_HEAD.size + abi.RANGES * RANGE.size
 
@@ -173,7 +174,7 @@ def encode(policy: BottlePolicy, now_ns: int) -> Encoded:
             "am_prefix": _trie(policy.policy_id, prefixes),
             "am_deny": _trie(policy.policy_id, denied),
             "am_listen": _listen(policy.policy_id, policy.listen or ()),
-            "am_unix": _unix(policy.policy_id, policy.unix or ()),
+            "am_unix": _unix(policy.policy_id, policy.unix or (), policy.unix_closed),
         },
     )
 
@@ -208,28 +209,34 @@ def _listen(policy_id: int, listen: Iterable[Listen]) -> Table:
     )
 
 
-def _unix(policy_id: int, paths: Iterable[str]) -> Table:
-    """A path inside a directory that is listed too needs no element of its own, and would hide the directory."""
-    raw = sorted({os.fsencode(path) for path in paths})
-    for path in raw:
-        parts = path.split(b"/")[1:-1] + [p for p in path.split(b"/")[-1:] if p]
-        if not path.startswith(b"/") or b"\0" in path or any(p in (b"", b".") or p.startswith(b"..") for p in parts):
-            raise Unencodable(
-                f"unix: {os.fsdecode(path)!r}", "write an absolute path without //, . and ..; a directory ends in /"
-            )
-        if len(path) > abi.C["AM_PATH_LEN"] - 1:
-            raise Unencodable(
-                f"unix: {os.fsdecode(path)!r} is longer than a socket's path can be",
-                f"at most {abi.C['AM_PATH_LEN'] - 1} bytes; name a directory above it",
-            )
-    directories = [p for p in raw if p.endswith(b"/")]
-    wanted = [p for p in raw if not any(p != d and p.startswith(d) for d in directories)]
-    return Table.of(
-        {
-            UNIX_KEY.pack(32 + 8 * len(p), policy_id, p): UNIX_VALUE.pack(0, len(p), int(not p.endswith(b"/")))
-            for p in wanted
-        }
-    )
+def _unix(policy_id: int, paths: Iterable[str], closed: Iterable[str]) -> Table:
+    """The longest prefix answers: a path that the directory around it says the same of needs no element of its own, and
+    would hide the directory. No path is as long as what a closed one asks for."""
+    raw = {_unix_path(path): False for path in paths} | {_unix_path(path): True for path in closed}
+    table = {}
+    for path, shut in raw.items():
+        around = (path[:end] for end in range(len(path) - 1, 0, -1) if path[end - 1 : end] == b"/")
+        directory = next((d for d in around if d in raw), None)
+        if shut is (True if directory is None else raw[directory]):
+            continue
+        value = UNIX_VALUE.pack(0, _NEVER if shut else len(path), int(not path.endswith(b"/")))
+        table[UNIX_KEY.pack(32 + 8 * len(path), policy_id, path)] = value
+    return Table.of(table)
+
+
+def _unix_path(text: str) -> bytes:
+    path = os.fsencode(text)
+    parts = path.split(b"/")[1:-1] + [p for p in path.split(b"/")[-1:] if p]
+    if not path.startswith(b"/") or b"\0" in path or any(p in (b"", b".") or p.startswith(b"..") for p in parts):
+        raise Unencodable(
+            f"unix: {os.fsdecode(path)!r}", "write an absolute path without //, . and ..; a directory ends in /"
+        )
+    if len(path) > abi.C["AM_PATH_LEN"] - 1:
+        raise Unencodable(
+            f"unix: {os.fsdecode(path)!r} is longer than a socket's path can be",
+            f"at most {abi.C['AM_PATH_LEN'] - 1} bytes; name a directory above it",
+        )
+    return path
 
 
 def _add_allow(

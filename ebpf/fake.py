@@ -111,6 +111,10 @@ class FakeBpf:
         self._check_open()
         return self._lost
 
+    def lost_origins(self) -> int:
+        self._check_open()
+        return 0
+
     # ---- what the kernel does by itself
 
     def emit(self, event: Event) -> None:

@@ -226,6 +226,9 @@ class CgroupPrograms:
     def lost(self) -> int:
         return self._open_collector().lost()
 
+    def lost_origins(self) -> int:
+        return self._open_collector().lost("AM_LOST_ORIGIN")
+
     # ---- inside
 
     def _all_flags(self) -> int:

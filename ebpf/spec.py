@@ -79,6 +79,7 @@ class BottlePolicy:
     guard: Guard = Guard.OFF
     listen: tuple[Listen, ...] | None = None  # None: not limited
     unix: tuple[str, ...] | None = None  # absolute paths, a directory ends in "/"; None: not limited
+    unix_closed: tuple[str, ...] = ()  # directories in those of `unix` that are closed, but for what `unix` has in them
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,9 @@ class Bpf(Protocol):
 
     def lost(self) -> int:
         """Events the ring could not take since open, counted in the kernel."""
+
+    def lost_origins(self) -> int:
+        """Events that nothing attributes because their origin found no room, counted in the kernel."""
 
     def slots(self) -> frozenset[int]: ...
 

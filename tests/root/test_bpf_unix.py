@@ -98,6 +98,23 @@ def test_unix_paths_of_the_policy_and_no_others(lab: Lab, bottle: Bottle, socket
     assert found == [("connect", "unix", "unix", str(longer)), ("connect", "unix", "unix", str(other))]
 
 
+def test_unix_a_closed_directory_in_an_open_one(lab: Lab, bottle: Bottle, sockets: Sockets) -> None:
+    """What a bottle is shown of the host lies in its own places; single sockets in there can still be given."""
+    directory = sockets.directory
+    (directory / "shown/deep/er").mkdir(parents=True)
+    mine, beside, given, below = (sockets.at(n) for n in ("own", "shown2", "shown/given", "shown/deep/er/s"))
+    closed = [sockets.at(n) for n in ("shown/s", "shown/given2", "shown/deep/s")]
+    bottle.apply(
+        unix=(f"{directory}/", str(given), f"{directory}/shown/deep/er/"),
+        unix_closed=(f"{directory}/shown/", f"{directory}/shown/deep/"),
+    )
+    job = bottle.process()
+    assert [job.unix(p) for p in (mine, beside, given, below)] == [0, 0, 0, 0]
+    assert sockets.reached() == 4
+    assert [job.unix(p) for p in closed] == [errno.EPERM] * 3
+    assert sockets.reached() == 0
+
+
 def test_unix_datagrams_too(lab: Lab, bottle: Bottle, sockets: Sockets) -> None:
     mine, other = sockets.at("mine", socket.SOCK_DGRAM), sockets.at("other", socket.SOCK_DGRAM)
     bottle.apply(unix=(str(mine),))
