@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.kernel import boot, config, fetch, table
@@ -25,13 +28,13 @@ def main(argv: list[str]) -> int:
     chosen = parser.parse_args(argv)
     if unknown := [n for n in chosen.names if n not in names]:
         parser.error(f"no kernel is called {', '.join(unknown)}; there are: {', '.join(names)}")
-    tree = snapshot(CACHE / "tree")
     rows = []
     try:
         for kernel in config.KERNELS:
             if kernel.name in (chosen.names or names):
-                files = ready(kernel, update=chosen.update)
-                rows.append(trial(kernel, files, tree, chosen.tests or config.TESTS, chosen.append))
+                with alone(kernel):
+                    files = ready(kernel, update=chosen.update)
+                    rows.append(trial(kernel, files, chosen.tests or config.TESTS, chosen.append))
     except fetch.Unavailable as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return 4
@@ -39,6 +42,21 @@ def main(argv: list[str]) -> int:
     (CACHE / "table.txt").write_text(text + "\n", encoding="utf-8")
     print(text)
     return 0 if all(row.good for row in rows) else 1
+
+
+@contextmanager
+def alone(kernel: config.Kernel) -> Iterator[None]:
+    """While nobody else uses the files of this kernel.
+
+    :raises Unavailable: somebody does.
+    """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"{kernel.name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise fetch.Unavailable(f"{kernel.name} is being tested by another run", "wait for its end") from error
+        yield
 
 
 def ready(kernel: config.Kernel, *, update: bool) -> fetch.Files:
@@ -51,20 +69,19 @@ def ready(kernel: config.Kernel, *, update: bool) -> fetch.Files:
     return files
 
 
-def trial(
-    kernel: config.Kernel, files: fetch.Files, tree: Path, tests: list[str] | tuple[str, ...], words: str
-) -> table.Row:
-    """Boot it, run `tests` of the copy `tree` in it."""
+def trial(kernel: config.Kernel, files: fetch.Files, tests: Sequence[str], words: str) -> table.Row:
+    """Boot it, run `tests` of the checkout as it is now."""
     shared = CACHE / kernel.name / "run"
     shutil.rmtree(shared, ignore_errors=True)
     shared.mkdir(parents=True)
+    tree = snapshot(CACHE / kernel.name / "tree")
     (shared / "tree").write_text(f"{tree}\n", encoding="utf-8")
     say(f"{kernel.name}: booting {files.release}; log: {(shared / 'log').relative_to(boot.ROOT)}")
     came = boot.run(files, job(tests), shared, words)
     return row(kernel.name, files.release, came, shared)
 
 
-def job(tests: list[str] | tuple[str, ...]) -> str:
+def job(tests: Sequence[str]) -> str:
     """What the guest does: probe, then pytest, whose status is the job's. Pure."""
     python = ".venv/bin/python"
     pytest = [

@@ -190,6 +190,15 @@ def test_an_unknown_kernel_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert "there are: 6.1, 6.12" in capsys.readouterr().err
 
 
+def test_two_runs_do_not_share_a_kernel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(matrix, "CACHE", tmp_path)
+    with matrix.alone(config.KERNELS[0]):
+        assert matrix.main([config.KERNELS[0].name]) == 4
+    assert "is being tested by another run" in capsys.readouterr().err
+
+
 def test_a_function_is_found_in_btf() -> None:
     strings = b"\0int\0first\0second\0"
     offset = {name: strings.index(b"\0" + name + b"\0") + 1 for name in (b"int", b"first", b"second")}
