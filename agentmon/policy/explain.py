@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agentmon.errors import BadInput
+from agentmon.policy import unbuilt
 from agentmon.policy.change import is_removal, placed
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.manifest import load_chain
@@ -58,7 +59,7 @@ def check(path: Path | str, settings: Settings, providers: Mapping[str, Provider
         "ok": True,
         "sources": list(policy.sources),
         "rules": len(policy.rules),
-        "warnings": warnings(policy),
+        "warnings": [*unbuilt.notices(settings), *warnings(policy)],
     }
 
 
