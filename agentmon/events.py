@@ -22,6 +22,8 @@ _NO_RULE = frozenset({"default", "policy"})
 _CUT = frozenset({"budget", "cut"})
 _TEXTS = {
     "expired": "an address is open while the answer that named it is valid: the client has to look the name up again",
+    "unvouched": "code beside this process's guard connects on its own: let it go through the guard, or write"
+    " `guard: observe` into the bottle's manifest (then it is reported only)",
 }
 
 
@@ -46,6 +48,7 @@ class Event(msgspec.Struct, omit_defaults=True, frozen=True):
     port: int = 0
     host: str = ""
     rule: str = ""
+    path: str = ""
     syscall: str = ""
     library: str = ""
     library_evidence: str = ""
@@ -75,7 +78,9 @@ def to_dict(event: Event) -> dict[str, Any]:
 
 
 def destination(event: Event) -> str:
-    """host:port, address:port or what is known of it, with brackets around IPv6."""
+    """host:port, address:port or what is known of it, with brackets around IPv6; the path of a unix socket."""
+    if event.path:
+        return event.path
     where = event.host or (f"[{event.dst}]" if ":" in event.dst else event.dst)
     return f"{where}:{event.port}" if event.port and where else where
 
@@ -90,6 +95,10 @@ def hint(event: Event, own: Own = OWN) -> str:
         return event.hint
     if event.reason in _CUT:
         return _resume(event)
+    if event.reason == "listen":
+        return f"write `listen: [{event.proto or 'tcp'}:{event.port}]` into the bottle's manifest"
+    if event.reason == "unix":
+        return _unix(event)
     if event.reason in _NO_RULE:
         return _allow(event, own) or event.hint
     return event.hint or _TEXTS.get(event.reason, "")
@@ -98,6 +107,12 @@ def hint(event: Event, own: Own = OWN) -> str:
 def is_command(text: str) -> bool:
     """Whether a hint is a command, to be typed as it stands."""
     return text.startswith("agentmon ")
+
+
+def _unix(event: Event) -> str:
+    if not event.path.startswith("/") or not event.path.isprintable() or "/." in event.path:
+        return "name the socket by its absolute path, without .. and //"
+    return f"write `unix: [{event.path}]` into a manifest of the host's bottles_dir"
 
 
 def _resume(event: Event) -> str:

@@ -16,6 +16,7 @@ from agentmon.compile import Compiled, Place, compile_bottle
 from agentmon.control.state import Bottle, Phase
 from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.netns_cookie import netns_cookie
+from agentmon.launch.host_sockets import Places
 
 MODES = {
     "closed": (netfilter.spec.Mode.CLOSED, ebpf.spec.Mode.CLOSED),
@@ -43,19 +44,29 @@ def _covers(wide: IPv4Network | IPv6Network, narrow: IPv4Network | IPv6Network) 
 class _Kept:
     cgroup_id: int
     cookie: int
+    places: Places | None = None
 
 
 class Kernel:
     """Every kernel object of every bottle.
 
+    :param places: where a bottle may connect to unix sockets.
     :raises OSError: from each call, when the kernel refuses; the state before the call stays in force.
     """
 
-    def __init__(self, nft: netfilter.spec.Netfilter, bpf: ebpf.spec.Bpf, tree: Tree, pool: Pool) -> None:
+    def __init__(
+        self,
+        nft: netfilter.spec.Netfilter,
+        bpf: ebpf.spec.Bpf,
+        tree: Tree,
+        pool: Pool,
+        places: Callable[[Bottle], Places],
+    ) -> None:
         self.nft = nft
         self.bpf = bpf
         self.tree = tree
         self.pool = pool
+        self._places = places
         self._kept: dict[int, _Kept] = {}
         self._policy_id = 0
 
@@ -101,6 +112,8 @@ class Kernel:
 
     def compiled(self, bottle: Bottle, mode: str) -> Compiled:
         kept = self._kept[bottle.slot]
+        if kept.places is None and "unix" in self.bpf.features():
+            kept.places = self._places(bottle)
         self._policy_id = max(self._policy_id + 1, bottle.epoch << 8)
         place = Place(
             slot=bottle.slot,
@@ -110,6 +123,8 @@ class Kernel:
             worker=bottle.worker,
             netns_cookie=kept.cookie,
             policy_id=self._policy_id,
+            unix=None if kept.places is None else kept.places.open,
+            unix_closed=() if kept.places is None else kept.places.closed,
         )
         return compile_bottle(bottle.policy, place, bottle.epoch, mode, run=bottle.run)
 
