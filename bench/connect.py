@@ -9,7 +9,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def measure(_tmp: Path, quick: bool) -> list[Figure]:
         bottle.apply(allow=_allow(PREFIXES))
         many.apply(allow=_allow(MANY))
         guarded.apply(allow=_allow(PREFIXES), guard=Guard.OBSERVE)
-        without, empty = stack.enter_context(_cgroup("plain")), stack.enter_context(_cgroup("empty"))
+        without, empty = stack.enter_context(bare_cgroup("plain")), stack.enter_context(bare_cgroup("empty"))
         job, vouching = Connector(lab.netns, stack), Connector(lab.netns, stack)
 
         def connect(directory: Path, to: str, number: int) -> float:
@@ -124,7 +124,7 @@ def _programs(costs: dict[str, list[float]]) -> list[Figure]:
 
 
 def _program_ns(
-    lab: Lab, work: dict[str, Callable[[], float]], beside: tuple[Path, Callable[[], float]], rounds: int
+    lab: Lab, work: Mapping[str, Callable[[], float]], beside: tuple[Path, Callable[[], float]], rounds: int
 ) -> dict[str, list[float]]:
     """Nanoseconds a run of am_connect4 for each of `work`, of its attribution, and of an empty program."""
     with contextlib.ExitStack() as stack:
@@ -158,7 +158,7 @@ class Connector:
 
 
 @contextlib.contextmanager
-def _cgroup(name: str) -> Iterator[Path]:
+def bare_cgroup(name: str) -> Iterator[Path]:
     """As deep as a bottle's, with no programs."""
     parent = cgroup.find_v2() / f"ambench-{os.getpid()}-{name}"
     leaf = parent / "leaf"
