@@ -241,7 +241,8 @@ class Ops:
     async def _explain(self, connection: Connection, request: wire.Request) -> None:
         bottle = self._bottle(str(request.args["bottle"]))
         dest = request.args.get("dest")
-        connection.send(wire.Reply(request.id, explain.explain(bottle.policy, str(dest) if dest else None)))
+        said = explain.explain(bottle.policy, str(dest) if dest else None, self._d.providers)
+        connection.send(wire.Reply(request.id, said))
 
     async def _shutdown(self, connection: Connection, request: wire.Request) -> None:
         connection.send(wire.Reply(request.id, {}))
