@@ -21,7 +21,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from ebpf import cgroup
+from ebpf import cgroup, child
 from ebpf.programs import CgroupPrograms
 from ebpf.sources import Sizes
 from ebpf.spec import BottlePolicy, Endpoint, Entry, Event, Mode
@@ -37,6 +37,7 @@ SIZES = Sizes(
 SO_NETNS_COOKIE = 71
 _libc = ctypes.CDLL(None, use_errno=True)
 _serial = itertools.count()
+child.TIMEOUT_S = 240  # an emulated processor (tests/kernel) compiles for a minute and more
 
 CLIENT = r"""
 import ctypes, errno, ipaddress, json, os, socket, struct, subprocess, sys, threading
