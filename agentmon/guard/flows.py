@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
         state: State
         approved: dict[object, tuple[bytes, ...]]
-        looked: dict[object, str]
+        looked: dict[tuple[str, object, int], str]
 
     class Desk(NamedTuple):
         """What the hook lends: `mirrored` and `verify` raise where something was tampered with; `refuse` raises,
@@ -49,6 +49,8 @@ else:
     Desk = namedtuple("Desk", "mirrored verify refuse voucher known")
 
 MAX_APPROVED = 4096
+_PLAIN = frozenset({int, str})
+_KINDS = {1: "tcp", 2: "udp"}  # SOCK_STREAM, SOCK_DGRAM
 
 
 def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # noqa: C901, PLR0915 - one closure
@@ -159,15 +161,17 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
     # ── lookups ──────────────────────────────────────────────────────────
 
     def looking_up(now: Live, args: tuple[Any, ...]) -> None:
-        look_up(now, args[0], args[2], args[1])
+        look_up(now, args[0], args[2], args[1], args[3])
 
     def looking_up_v4(now: Live, args: tuple[Any, ...]) -> None:
         look_up(now, args[0], targets.AF_INET)
 
-    def look_up(now: Live, host: object, family: int, port: object = None) -> None:
-        if type(host) is str and not scopes_now():
-            seen = now.looked.get(host)
-            if seen is not None and (not seen or known.fresh(seen, family)):
+    def look_up(now: Live, host: object, family: int, port: object = None, kind: int = 0) -> None:
+        key = None
+        if type(host) is str and (port is None or type(port) in _PLAIN):
+            key = (host, port, kind)
+            seen = now.looked.get(key)
+            if seen is not None and not scopes_now() and (not seen or known.fresh(seen, family)):
                 return mirrored(now)
         verify(now)
         if host is None or host in ("", b""):  # the addresses of this machine, for listening
@@ -177,19 +181,25 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
         except targets.Unreadable as e:
             return refuse(now, _formless(now, (host, 0), "form", str(e)))
         name = "" if literal(text) is not None else text  # an address is judged when it is connected to
-        if name and not _own_name(name):
-            port_shown = targets.number(port)
-            approved = bottle_page(name) or judged(now, lambda each: looked_up(each, name), port_shown, "", "", name)
-            if not known.fresh(name, family):
-                known.learn(name, family)
-            if not approved:  # observed
-                return
-            if judge.loopback_name(name):
-                return
-        if len(now.looked) >= MAX_APPROVED:
-            now.looked.clear()
-        if type(host) is str:
-            now.looked[host] = name
+        if name and not _own_name(name) and not by_lookup(now, name, family, targets.number(port), kind):
+            return
+        if key is not None and not loopback_open():
+            if len(now.looked) >= MAX_APPROVED:
+                now.looked.clear()
+            now.looked[key] = name
+
+    def by_lookup(now: Live, name: str, family: int, port: int, kind: int) -> bool:
+        """May `name` be asked for? And is what it leads to of any use: a connect whose error a client might lose in
+        a task group is refused here, where it surfaces. False where observed."""
+        proto = _KINDS.get(kind, "")
+        own = bottle_page(name)
+        allowed = own or judged(now, lambda each: looked_up(each, name), port, "", proto, name)
+        # While that is being learned, this very lookup comes by again: fresh, and without an answer yet.
+        goals = known.answer(name, family) if known.fresh(name, family) else known.learn(name, family)
+        if own or not allowed or not goals:
+            return allowed
+        address = "" if judge.usable(goals) else str(goals[0])
+        return judged(now, lambda each: judge.opens(each, name, goals, port, proto), port, address, proto, name)
 
     def looking_back(now: Live, args: tuple[Any, ...]) -> None:
         """gethostbyaddr, getnameinfo: an address in a question is data that leaves; a name is a lookup."""
