@@ -68,7 +68,8 @@ def in_thread(request):
     thread = threading.Thread(target=lambda: out.append(attempt(request)))
     thread.start(); thread.join()
     return out[0]
-CONNECT = "import socket,sys\ntry: socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)\nexcept OSError as e: sys.exit(e.errno)"
+CONNECT = ("import socket,sys\ntry: socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)\n"
+           "except OSError as e: sys.exit(e.errno)")
 def in_program(request):
     return subprocess.run([sys.executable, "-c", CONNECT, request["to"][0], str(request["to"][1])]).returncode
 def attempt(request):
