@@ -183,6 +183,26 @@ def pytest_runtest_call(item):
 """
 
 
+def test_a_grant_that_is_never_left_ends_with_its_test(tmp_path: Path) -> None:
+    out = run_pytest(
+        tmp_path,
+        """
+kept = []
+def test_1_leaks(request, listener, egress_test_loopback):
+    kept.append(capability.loopback(request))
+    kept[0].__enter__()
+    kept.append(capability.loopback(request))
+    assert reaches(listener)
+def test_2_closed(listener):
+    assert not reaches(listener) and not capability.is_open()
+    with pytest.raises(capability.CapabilityRefused):
+        kept[1].__enter__()
+    assert not reaches(listener)
+""",
+    )
+    assert "2 passed" in out, out
+
+
 def test_nothing_opens_it_for_all_tests(tmp_path: Path) -> None:
     for name, (body, _) in TRIES.items():
         (tmp_path / f"test_{name}.py").write_text(PROBE + body + CLOSED)
