@@ -15,6 +15,9 @@ from agentmon.addresses import Pool
 Own = tuple[IPv4Network | IPv6Network, ...]
 OWN: Own = tuple(network for network in (Pool().v4, Pool().v6) if network is not None)
 
+# What a bottle sends, asks for and is refused: what `log: off` leaves out. Attempts on the supervision itself stay.
+TRAFFIC = frozenset({"connect", "send", "dns", "packet", "socket", "request", "websocket"})
+
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")  # what may stand in a command that people copy
 # The reasons for which a command helps. All others (deny, protected, inspected, not-tls, method, limit …) are refusals
 # that no allow rule changes; a reason that is not known here gets no command.

@@ -72,7 +72,9 @@ class Daemon:
         self.services: dict[str, Service] = {}
         host = Host(FIRST_SLOT, self.pool.last_slot, persist.load_epoch())
         self.runner = Runner(host, Applier(self).apply, self.clients, self._look_idle)
-        self.log = EventLog(str(paths.EVENTS), max_bytes=settings.events_bytes, max_age_s=settings.events_age_s)
+        self.log = EventLog(
+            str(paths.EVENTS), max_bytes=settings.events_bytes, max_age_s=settings.events_age_s, log=settings.log
+        )
         self._reports = Reports(lambda: self.host.bottles, tree.processes, self.log.add)
         self.ledger: LedgerLink
         self.sightings: Sightings | None = None
