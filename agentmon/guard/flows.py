@@ -122,9 +122,9 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
         if voucher.status == vouching.ACTIVE:
             vouch(sock, tuple(vouching.value_of(goal, port, proto) for goal in goals))
 
-    def bottle_page(name: str) -> bool:
+    def bottle_page(name: str, port: int = 80, proto: str = "tcp") -> bool:
         """agentmon.internal answers inside every bottle, on port 80, with the bottle's own allowlist and budget."""
-        return voucher.status == vouching.ACTIVE and name == OWN_NAME
+        return name == OWN_NAME and port == 80 and proto == "tcp" and voucher.status == vouching.ACTIVE
 
     def by_address(now: Live, where: Address, port: int, proto: str, key: object) -> tuple[Address, ...]:
         def ask(each: Judge) -> Verdict:
@@ -133,7 +133,7 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
         if ask(now.state.judge).reason == "default":
             known.chase()
         text = str(where)
-        if port == 80 and proto == "tcp" and any(map(bottle_page, known.of(where))):
+        if any(bottle_page(name, port, proto) for name in known.of(where)):
             return (where,)
         if judged(now, ask, port, text, proto) and key is not None and not loopback_open():
             remember(now, key, (vouching.value_of(where, port, proto),))
@@ -141,7 +141,9 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
 
     def by_name(now: Live, host: str, port: int, proto: str, family: int) -> tuple[Address, ...]:
         """CPython has looked `host` up already, and does not say what it found: ask again, vouch for each answer."""
-        approved = judged(now, lambda each: named(each, host, port, proto), port, "", proto, host)
+        approved = bottle_page(host, port, proto) or judged(
+            now, lambda each: named(each, host, port, proto), port, "", proto, host
+        )
         goals = known.addresses(host, family)
         if not goals and approved:
             refuse(now, EgressViolation(host, port, rules=now.state.judge.texts, reason="unknown"))
