@@ -41,6 +41,7 @@ from agentmon.daemon.reports import Reports
 from agentmon.daemon.runner import Runner
 from agentmon.daemon.services import Service
 from agentmon.daemon.sightings import Sightings
+from agentmon.daemon.strangers import Strangers
 from agentmon.errors import AgentmonError, BadInput, HostLacks
 from agentmon.events import Event
 from agentmon.launch.client import Spawner
@@ -51,6 +52,12 @@ from agentmon.providers import registry
 T = TypeVar("T")
 FIRST_BOTTLE_S = 30.0  # an --until-idle daemon that nobody uses ends after this
 LINGER_S = 1.0  # and this long after its last bottle
+_LEFT_OUT = {
+    "vouch": "guard: observe and strict",
+    "origin": "the system call and library in events",
+    "unix": "holding bottles to the unix sockets of their policy",
+    "origin unix": "the path and library of refused unix sockets in events",
+}
 
 
 class Daemon:
@@ -121,6 +128,8 @@ class Daemon:
         trust.ensure_ca(paths.CA_DIR, owner=specs.USERS["proxy"])
         trust.bundle(paths.CA_DIR, [Path(p) for p in self.settings.upstream_ca], self.trust)
         await self.in_kernel(self.kernel.open, specs.host_spec(self.settings))
+        for group, why in self.kernel.left_out().items():
+            print(f"warning: {_LEFT_OUT.get(group, group)}: not on this host ({why})", file=sys.stderr)
         jobs = await self.spawner.start()
         self.spawn(self._watch_exits(), "exits")
         await self.in_kernel(self._clean_dead, {job.slot for job in jobs})
@@ -130,6 +139,8 @@ class Daemon:
         await asyncio.gather(*(service.start() for service in self.services.values()))
         await self._adopt({job.slot: job.run for job in jobs})
         self.sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add)
+        strangers = Strangers(lambda: self.host.bottles, self.kernel.tree.holds, self.log.add)
+        self.spawn(strangers.watch(), "strangers")
         self.log.add(Event("daemon", "observed", reason="ready", layer="daemon", pid=os.getpid()))
 
     def _clean_dead(self, alive: set[int]) -> None:

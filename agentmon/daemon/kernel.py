@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 
+import ebpf.abi
 import ebpf.spec
 import netfilter.spec
 from agentmon import addresses, paths
@@ -75,6 +76,13 @@ class Kernel:
         self.nft.open_host(host)
         self.tree.open()
         self.bpf.open(str(self.tree.parent))
+
+    def left_out(self) -> dict[str, str]:
+        """Optional groups of BPF programs that are not in force, with the reason where it is known: an earlier daemon
+        may have been told."""
+        reasons: Mapping[str, str] = getattr(self.bpf, "left_out", {})
+        missing = {*(ebpf.abi.FEATURES.keys() - self.bpf.features()), *reasons}
+        return {name: reasons.get(name, "the kernel did not take its programs") for name in sorted(missing)}
 
     def close(self) -> None:
         """Remove all of it, the rest also where one layer fails; idempotent. No bottle is left when this is called."""
