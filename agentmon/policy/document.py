@@ -209,13 +209,15 @@ def mapping(node: Node, expected: str) -> Mapping:
     if isinstance(node, Scalar) and node.is_null:
         return Mapping(node.place, {})
     if not isinstance(node, Mapping):
-        raise node.place.error(f"{describe(node)}; expected {expected}")
+        hint = "write {key: value, …}, or one indented `key: value` line each"
+        raise node.place.error(f"{describe(node)}; expected {expected}", hint)
     return node
 
 
 def text(node: Node, expected: str = "text") -> str:
     if not isinstance(node, Scalar) or node.is_null or not node.text:
-        raise node.place.error(f"{describe(node)}; expected {expected}")
+        hint = "write it after the colon, or leave the key out"
+        raise node.place.error(f"{describe(node)}; expected {expected}", hint)
     return node.text
 
 
@@ -223,9 +225,8 @@ def choice(node: Node, allowed: tuple[str, ...]) -> str:
     value = text(node, " | ".join(allowed))
     if value not in allowed:
         close = difflib.get_close_matches(value, allowed, n=1)
-        raise node.place.error(
-            f"{value!r}; expected {' | '.join(allowed)}", f"did you mean {close[0]!r}?" if close else ""
-        )
+        hint = f"did you mean {close[0]!r}?" if close else f"write {' or '.join(allowed)}"
+        raise node.place.error(f"{value!r}; expected {' | '.join(allowed)}", hint)
     return value
 
 
@@ -234,14 +235,15 @@ def integer(node: Node, *, least: int, most: int, expected: str) -> int:
     digits = value.replace("_", "")
     number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 18 else None
     if number is None or (isinstance(node, Scalar) and node.quoted) or not least <= number <= most:
-        raise node.place.error(f"{describe(node)}; expected {expected}, {least} to {most}")
+        hint = "take the quotes away" if number is not None and least <= number <= most else "write a whole number"
+        raise node.place.error(f"{describe(node)}; expected {expected}, {least} to {most}", hint)
     return number
 
 
 def boolean(node: Node) -> bool:
     value = text(node, "true or false")
     if value not in {"true", "false"} or (isinstance(node, Scalar) and node.quoted):
-        raise node.place.error(f"{describe(node)}; expected true or false")
+        raise node.place.error(f"{describe(node)}; expected true or false", "write true or false, without quotes")
     return value == "true"
 
 

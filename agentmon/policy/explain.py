@@ -205,10 +205,13 @@ def _decided(policy: EffectivePolicy, decision: Decision, layer: str) -> dict[st
 
 def _target(dest: str) -> Rule:
     """The destination as a deny rule, whose grammar takes protected addresses as well."""
+    if dest.startswith("!"):
+        raise BadInput(f"destination {dest!r} is a rule", "leave the '!' out")
     try:
         target = parse_rule("!" + dest)
     except RuleError as e:
-        raise BadInput(f"destination {dest!r}: {e.message}", e.hint) from e
+        said = e.message.replace(repr("!" + dest), repr(dest))
+        raise BadInput(f"destination {dest!r}: {said}", e.hint) from e
     network = target.network
     single = network is None or network.prefixlen == network.max_prefixlen
     one_port = target.ports == ALL or (len(target.ports) == 1 and target.ports[0][0] == target.ports[0][1])

@@ -10,9 +10,13 @@ from agentmon.events import is_command
 
 def check_text(data: Mapping[str, Any]) -> str:
     """`policy check`."""
-    lines = [f"{data['file']}: ok, {data['rules']} rules from {len(data['sources'])} file(s)"]
+    lines = [f"{data['file']}: ok, {_count(data['rules'], 'rule')} from {_count(len(data['sources']), 'file')}"]
     lines += [f"warning: {w}" for w in data["warnings"]]
     return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def explain_text(data: Mapping[str, Any]) -> str:

@@ -155,6 +155,9 @@ def parse(text: str, file: str, *, trusted: bool) -> Manifest:
     :raises BadInput: as load().
     """
     table = document.parse(text, file)
+    if (denied := table.values.get("deny")) is not None:
+        hint = 'write "!host" under allow: (deny: stands in the settings only, above every manifest)'
+        raise Place(file, denied.place.line).error("unknown key 'deny'", hint)
     document.check_keys(table, _READERS)
     found: dict[str, Any] = {}
     for key, read in _READERS.items():
@@ -175,7 +178,7 @@ def _host_path(node: Node, base: Path, *, trusted: bool) -> str:
     if trusted:
         if written.startswith(("/", "~/")):
             return written
-        raise node.place.error(f"{written!r}; expected an absolute path, or one that begins with ~/")
+        raise node.place.error(f"{written!r}; expected an absolute path, or one that begins with ~/", "write it out")
     if written.startswith(("/", "~")):
         hint = "here, paths are relative to the manifest; others go on the command line (--ro, --rw) or in bottles_dir"
         raise node.place.error(f"{written!r} is outside this manifest's directory", hint)

@@ -40,6 +40,9 @@ def budget_option(text: str) -> tuple[str, int]:
     good = digits.isascii() and digits.isdigit() and len(digits) <= len(str(MAX_TOKENS)) and int(digits) <= MAX_TOKENS
     if not good or (equals and not provider):
         raise BadInput(f"--budget {text!r}; expected TOKENS or PROVIDER=TOKENS", "for example --budget claude=200000")
+    if int(digits) == 0:
+        hint = "a budget is 1 token or more; for none of a provider's hosts at all: --allow '!api.anthropic.com'"
+        raise BadInput(f"--budget {text!r} gives no token", hint)
     return provider, int(digits)
 
 

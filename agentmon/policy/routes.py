@@ -67,7 +67,7 @@ def _host(node: Node) -> str:
 def _method(node: Node) -> str:
     written = document.text(node, "a method such as POST")
     if not _TOKEN.fullmatch(written) or written != written.upper():
-        raise node.place.error(f"{written!r}; expected a method in capitals, such as POST")
+        raise node.place.error(f"{written!r}; expected a method in capitals, such as POST", "HTTP methods are words")
     return written
 
 
@@ -81,7 +81,7 @@ def _path(node: Node) -> str:
 def _header(node: Node) -> str:
     written = document.text(node, "a header name such as x-api-key")
     if not _TOKEN.fullmatch(written):
-        raise node.place.error(f"{written!r}; expected a header name such as x-api-key")
+        raise node.place.error(f"{written!r}; expected a header name such as x-api-key", "leave the colon out")
     return written.lower()
 
 

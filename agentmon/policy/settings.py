@@ -13,11 +13,13 @@ from urllib.parse import urlsplit
 
 from agentmon import paths
 from agentmon.addresses import Pool
+from agentmon.errors import BadInput
 from agentmon.policy import document, values
 from agentmon.policy.document import Items, Node, Place, Scalar
 from agentmon.policy.effective import WEIGHTS
 from agentmon.policy.rules import RuleError, canonical_host
 from agentmon.policy.values import Budget, PlacedRule
+from agentmon.providers import registry
 
 SHUTDOWNS = ("cutoff", "freeze", "kill")  # from the mildest to the strictest
 LOGS = ("off", "blocks", "full")
@@ -132,7 +134,7 @@ def _proxy(node: Node) -> str:
     except ValueError:  # the port
         usable = False
     if not usable:
-        raise node.place.error(f"{url!r}; expected http://host:port or https://host:port")
+        raise node.place.error(f"{url!r}; expected http://host:port or https://host:port", "write the scheme")
     if parts.username is not None or parts.password is not None:
         raise node.place.error("the URL has credentials in it", "settings.yml is world-readable; leave them out")
     return url
@@ -197,7 +199,7 @@ def _ca(node: Node) -> tuple[str, ...]:
 def absolute(node: Node) -> str:
     path = document.text(node, "an absolute path")
     if not path.startswith("/") or ".." in path.split("/"):
-        raise node.place.error(f"{path!r}; expected an absolute path without '..'")
+        raise node.place.error(f"{path!r}; expected an absolute path without '..'", "write it from / on")
     return path
 
 
@@ -218,7 +220,8 @@ def _retention(node: Node) -> dict[str, Any]:
 def _alert(node: Node) -> tuple[str, ...]:
     argv = document.texts(node, "words") if isinstance(node, Items) else _split(node)
     if not argv or not argv[0].startswith("/"):
-        raise node.place.error(f"{document.describe(node)}; expected a command with its absolute path")
+        hint = "write /usr/bin/COMMAND: no PATH is searched"
+        raise node.place.error(f"{document.describe(node)}; expected a command with its absolute path", hint)
     return argv
 
 
@@ -237,7 +240,19 @@ def _grants(node: Node) -> Grants:
 
 def _providers(node: Node) -> dict[str, Any]:
     table = document.mapping(node, "declarations by provider")
-    return {name: document.plain(document.mapping(inner, "a declaration")) for name, inner in table.values.items()}
+    found: dict[str, Any] = {}
+    for name, inner in table.values.items():
+        declaration = document.mapping(inner, "a declaration")
+        found[name] = document.plain(declaration)
+        try:
+            registry.load(found)
+        except BadInput as e:
+            what = e.message.removeprefix("providers: ").removeprefix(f"{name}: ")
+            key, colon, rest = what.partition(": ")
+            if colon and key in declaration.values:
+                raise declaration.values[key].place.error(rest, e.hint) from e
+            raise inner.place.error(what, e.hint) from e
+    return found
 
 
 def _pool(node: Node) -> Pool:
@@ -261,7 +276,7 @@ def _network(node: Node, kind: Callable[[str], Any], expected: str) -> Any:
     try:
         network = kind(written)
     except ValueError as e:
-        raise node.place.error(f"{written!r}: {e}; expected {expected}") from e
+        raise node.place.error(f"{written!r}: {e}; expected {expected}", "write a network, without host bits") from e
     if not network.is_private or network.is_loopback or network.is_link_local:
         raise node.place.error(f"{written!r} is not a private network", f"choose one that you do not use: {expected}")
     return network

@@ -47,13 +47,15 @@ def load(additions: Mapping[str, Any] | None = None) -> dict[str, Provider]:
 def _base(providers: Mapping[str, Provider], name: str, addition: Any) -> Provider:
     where = f"providers: {name}"
     if not isinstance(addition, Mapping):
-        raise BadInput(f"{where}: expected a table of {', '.join(_LISTS)}, got {addition!r}")
+        raise BadInput(
+            f"{where}: expected a table of {', '.join(_LISTS)}, got {addition!r}", "write {hosts: [llm.example]}"
+        )
     for key in addition:
         if key not in (*_LISTS, "like", "endpoints"):
             raise BadInput(f"{where}: unknown key {key!r}", f"known keys: like, endpoints, {', '.join(_LISTS)}")
     if name in providers:
         if "like" in addition:
-            raise BadInput(f"{where}: like: is for new names; {name} is built in")
+            raise BadInput(f"{where}: like: is for new names; {name} is built in", "leave like: out")
         return providers[name]
     like = addition.get("like")
     if not isinstance(like, str) or like not in {p.name for p in BUILT_IN}:
@@ -66,7 +68,7 @@ def _base(providers: Mapping[str, Provider], name: str, addition: Any) -> Provid
 
 def _texts(name: str, key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) and v for v in value):
-        raise BadInput(f"providers: {name}: {key}: expected a list of text, got {value!r}")
+        raise BadInput(f"providers: {name}: {key}: expected a list of text, got {value!r}", "write [a, b]")
     return tuple(v.lower().rstrip(".") if key in {"hosts", "also"} else v for v in value)
 
 
@@ -86,7 +88,7 @@ def _endpoints(name: str, base: Provider, value: Any) -> tuple[Endpoint, ...]:
         found = next((e for e in base.endpoints if e.path == like and e.metering is Metering.METERED), None)
         if found is None:
             metered = ", ".join(f"as {e.path}" for e in base.endpoints if e.metering is Metering.METERED)
-            raise BadInput(f"{where}: {key}: expected free, refused, {metered}, got {said!r}")
+            raise BadInput(f"{where}: {key}: expected free, refused, {metered}, got {said!r}", "write one of them")
         out.append(replace(found, method=method, path=path))
     return tuple(out)
 
@@ -96,4 +98,6 @@ def _check_owners(providers: Mapping[str, Provider]) -> None:
     for provider in providers.values():
         for host in provider.hosts:
             if owners.setdefault(host, provider.name) != provider.name:
-                raise BadInput(f"providers: host {host} belongs to {owners[host]} and to {provider.name}")
+                raise BadInput(
+                    f"providers: host {host} belongs to {owners[host]} and to {provider.name}", "name it once"
+                )

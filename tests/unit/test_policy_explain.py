@@ -183,7 +183,7 @@ def test_check(tmp_path):
     assert data["ok"] and data["rules"] == 2
     assert data["sources"] == [str(file), str(tmp_path / "base.yml"), "s.yml"]
     assert "warning: " in check_text(data)
-    assert "ok, 2 rules from 3 file(s)" in check_text(data)
+    assert "ok, 2 rules from 3 files" in check_text(data)
     file.write_text("allow: [a.example]\nbudget: {claud: 5}\n")
     with pytest.raises(BadInput, match=r"web.yml:2: budget.claud: unknown provider"):
         check(file, host, PROVIDERS)
