@@ -51,9 +51,9 @@ def host_text(host: object, family: int) -> str:
     :raises Unreadable: for a host that is no text, or has no such form.
     """
     if isinstance(host, bytes | bytearray):
-        raw = bytes(host)
+        raw = _bytes(host)
     elif isinstance(host, str):
-        text = host if type(host) is str else str.__str__(host)
+        text = host if type(host) is str else _plain(host)
         if text.isascii():
             return text or _unspecified(family)
         try:
@@ -66,6 +66,23 @@ def host_text(host: object, family: int) -> str:
         return raw.decode("ascii") or _unspecified(family)
     except UnicodeDecodeError:
         raise Unreadable(f"host {raw!r} is not ASCII") from None
+
+
+def _plain(host: str) -> str:
+    """The text of a `str` subclass. The idna codec calls its `encode`, so that must be str's own."""
+    kind = type(host)
+    if kind.encode is not str.encode or kind.__getattribute__ is not str.__getattribute__:
+        raise Unreadable(f"the host is {kind.__name__}, which encodes itself")
+    return str.__str__(host)
+
+
+def _bytes(host: bytes | bytearray) -> bytes:
+    """Their own bytes, whatever a subclass makes of `__bytes__` or `__buffer__`."""
+    if isinstance(host, bytes):
+        return bytes.decode(host, "latin-1").encode("latin-1")
+    if type(host) is not bytearray:
+        raise Unreadable(f"the host is {type(host).__name__}, not text")
+    return bytes(host)
 
 
 def _unspecified(family: int) -> str:

@@ -124,6 +124,17 @@ class Turns:
     def __index__(self): self.n += 1; return 54 if self.n == 1 else 53
 class Pair(tuple):
     def __getitem__(self, at): return ("198.51.100.53", 53)[at]
+class Encodes(str):
+    def encode(self, *a): return b"evil.test"
+class Attributes(str):
+    def __getattribute__(self, name):
+        return (lambda *a: b"evil.test") if name == "encode" else str.__getattribute__(self, name)
+class Bytes(bytes):
+    def __bytes__(self): return b"198.51.100.53"
+    def __buffer__(self, flags): return memoryview(b"198.51.100.53")
+class Array(bytearray):
+    def __buffer__(self, flags): return memoryview(b"198.51.100.53")
+class Plain(str): pass
 udp("198.51.100.53", 53)
 u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 print(json.dumps({
@@ -133,6 +144,10 @@ print(json.dumps({
     "nul": attempt(socket.getaddrinfo, "evil.test\\0.example.com", 443),
     "space": attempt(socket.getaddrinfo, "evil.test .example.com", 443),
     "liar": udp(Liar("192.0.2.9"), 53), "honest": udp(Liar("198.51.100.53"), 53),
+    "encodes": attempt(socket.getaddrinfo, Encodes("x.example.com"), 443), "array": udp(Array(b"192.0.2.9"), 53),
+    "attributes": attempt(socket.getaddrinfo, Attributes("x.example.com"), 443),
+    "own bytes": udp(Bytes(b"192.0.2.9"), 53),
+    "plain": udp(Plain("198.51.100.53"), 53), "plain name": attempt(socket.getaddrinfo, Plain("evil.test"), 443),
     "int subclass": udp("198.51.100.53", Port(54)), "index": udp("198.51.100.53", Turns()),
     "tuple subclass": attempt(u.connect, Pair(("192.0.2.9", 54))),
     "port as text": udp("198.51.100.53", "53"), "no host": udp(5, 53), "no tuple": attempt(u.connect, "198.51.100.53"),
@@ -152,7 +167,10 @@ print(json.dumps({
     assert found["idn"]["host"] == "xn--bcher-kva.test" and how["idn"] == "default"
     assert how["nul"] in ("form", "ValueError", "TypeError") and how["space"] == "form"
     assert how["liar"] == "default" and found["liar"]["address"] == "192.0.2.9"
-    assert how["honest"] == "ok"
+    assert how["honest"] == how["plain"] == "ok"
+    assert how["encodes"] == how["attributes"] == how["array"] == "form"
+    assert how["own bytes"] == "default" and found["own bytes"]["address"] == "192.0.2.9"
+    assert how["plain name"] == "default"
     assert how["int subclass"] == "default" and found["int subclass"]["port"] == 54
     assert how["index"] == "form" and how["tuple subclass"] == "default"
     assert how["port as text"] == how["no host"] == how["no tuple"] == how["list"] == how["one"] == "TypeError"
