@@ -56,6 +56,7 @@ _LEFT_OUT = {
     "vouch": "guard: observe and strict",
     "origin": "the system call and library in events",
     "unix": "holding bottles to the unix sockets of their policy",
+    "lsm": "a second verdict by the kernel's security hooks",
     "origin unix": "the path and library of refused unix sockets in events",
 }
 

@@ -6,6 +6,7 @@ operate their own; a process inside a bottle nothing, whatever its uid.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import time
@@ -181,7 +182,7 @@ class Ops:
     # ── looking ──
 
     async def _ps(self, connection: Connection, request: wire.Request) -> None:
-        guarded = Counter(self._d.kernel.bpf.guarded().values())
+        guarded = Counter((await asyncio.to_thread(self._d.kernel.bpf.guarded)).values())
         rows = [{**await self._row(b), "guarded": guarded[b.slot]} for b in self._d.host.bottles.values()]
         connection.send(wire.Reply(request.id, rows))
 

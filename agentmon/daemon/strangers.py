@@ -3,6 +3,7 @@ programs, only by its packet rules. Nothing of agentmon's is there while a bottl
 once.
 
 One readlink a process and look: 6 ms of CPU for 1,100 processes. Reading others' /proc/PID/ns/net needs CAP_SYS_PTRACE.
+A single thread that has entered the namespace, of a process that has not, is not found.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Strangers:
                 if slot < 0 or self._own(slot, pid):
                     continue
                 who = (pid, _started(f"{self._proc}/{pid}/stat"))
-            except OSError:
-                continue
+            except (OSError, IndexError):
+                continue  # it has ended
             here.add(who)
             if who not in self._told:
                 found.append((slot, pid))
