@@ -48,16 +48,34 @@ def needs_root(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(mark) for mark in NEEDS_ROOT)
 
 
+class _Host:
+    """The host as the last test found and left it; None where a wider fixture may have changed it since."""
+
+    picture: leftovers.Snapshot | None = None
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    if fixturedef.scope != "function":
+        _Host.picture = None
+
+
+def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[object]) -> None:
+    if fixturedef.scope != "function":
+        _Host.picture = None
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every root test the host is as it was before it, module fixtures included in both pictures."""
+    """After every root test the host is as it was before it, module fixtures included in both pictures. A test that
+    left nothing has left what it found: that picture is the next one's first."""
     if not (needs_root(request.node) and request.config.getoption("--leftovers")):
         yield
         return
-    before = leftovers.snapshot()
+    before, _Host.picture = _Host.picture or leftovers.snapshot(), None
     yield
     found = leftovers.since(before)
     assert not found, "left behind:\n" + "\n".join(found)
+    _Host.picture = before
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -112,7 +112,7 @@ def _cgroups() -> Iterator[str]:
 def _processes() -> Iterator[str]:
     """Command lines of processes that are ours, by word or by user, the second of the same as "(2)"; not this process
     and its ancestors. No ids: a service that was replaced by its like is not left over."""
-    own = set(_ancestors(os.getpid()))
+    own, services = set(_ancestors(os.getpid())), _service_uids()
     found: Counter[str] = Counter()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) in own:
@@ -122,7 +122,7 @@ def _processes() -> Iterator[str]:
             uid = entry.stat().st_uid
         except OSError:  # gone meanwhile
             continue
-        if _OURS.search(command) or uid in _service_uids():
+        if _OURS.search(command) or uid in services:
             line = command.replace(bytes(1), b" ").decode(errors="replace").strip()[:160]
             found[line] += 1
             yield f"{line} ({found[line]})" if found[line] > 1 else line

@@ -41,7 +41,6 @@ static __always_inline int am_lsm_ask(struct am_query *q, void *sock, void *addr
 	*type = socktype;
 	q->port = bpf_ntohs(to.port_be);
 	q->proto = protocol == AM_MPTCP ? AM_TCP : protocol;
-	q->now_ns = bpf_ktime_get_boot_ns();
 	if (to.family == AM_INET) {
 		q->addr_be[2] = bpf_htonl(0x0000ffff);
 		q->addr_be[3] = to.v4_be;
@@ -68,7 +67,7 @@ static __always_inline int am_lsm_judge(void *sock, void *address, __u8 kind)
 		return AM_LSM_GO; /* what is only to be reported the cgroup hook reports */
 	if (kind == AM_KIND_CONNECT && q.proto == AM_UDP && q.reason != AM_REASON_NETNS && am_is_sorting(&q))
 		return AM_LSM_STOP;
-	am_begin(&event, &q.bottle, q.now_ns);
+	am_begin(&event, &q.bottle, am_now(&q));
 	event.rule = q.rule;
 	event.port = q.port;
 	event.proto = q.proto;

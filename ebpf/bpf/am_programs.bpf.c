@@ -20,25 +20,11 @@
 #include "am_lsm.h"
 #endif
 
-static __always_inline int am_address_impl(struct bpf_sock_addr *ctx, struct am_query *q, __u8 kind)
+static __always_inline int am_report_address(struct bpf_sock_addr *ctx, struct am_query *q, __u8 kind, int bypass)
 {
 	struct am_event event = {};
-	int bypass;
 
-	am_find_bottle(&q->bottle);
-	q->port = bpf_ntohs((__u16)ctx->user_port);
-	q->proto = ctx->protocol == AM_MPTCP ? AM_TCP : ctx->protocol;
-	q->netns_cookie = bpf_get_netns_cookie(ctx);
-	q->now_ns = bpf_ktime_get_boot_ns();
-	am_decide(q);
-
-	if (q->verdict != AM_VERDICT_ALLOWED && kind == AM_KIND_CONNECT && q->proto == AM_UDP &&
-	    q->reason != AM_REASON_NETNS && am_is_sorting(q))
-		return q->verdict == AM_VERDICT_REFUSED ? AM_STOP : AM_GO;
-	bypass = am_judge_vouch(ctx->sk, q);
-	if (q->verdict == AM_VERDICT_ALLOWED && !am_logs_allowed())
-		return AM_GO;
-	am_begin(&event, &q->bottle, q->now_ns);
+	am_begin(&event, &q->bottle, am_now(q));
 	event.rule = q->rule;
 	event.port = q->port;
 	event.proto = q->proto;
@@ -51,6 +37,25 @@ static __always_inline int am_address_impl(struct bpf_sock_addr *ctx, struct am_
 	__builtin_memcpy(event.addr, q->addr_be, 16);
 	am_report(&event);
 	return q->verdict == AM_VERDICT_REFUSED ? AM_STOP : AM_GO;
+}
+
+static __always_inline int am_address_impl(struct bpf_sock_addr *ctx, struct am_query *q, __u8 kind)
+{
+	int bypass;
+
+	am_find_bottle(&q->bottle);
+	q->port = bpf_ntohs((__u16)ctx->user_port);
+	q->proto = ctx->protocol == AM_MPTCP ? AM_TCP : ctx->protocol;
+	q->netns_cookie = q->bottle.netns_cookie ? bpf_get_netns_cookie(ctx) : 0;
+	am_decide(q);
+
+	if (q->verdict != AM_VERDICT_ALLOWED && kind == AM_KIND_CONNECT && q->proto == AM_UDP &&
+	    q->reason != AM_REASON_NETNS && am_is_sorting(q))
+		return q->verdict == AM_VERDICT_REFUSED ? AM_STOP : AM_GO;
+	bypass = am_judge_vouch(ctx->sk, q);
+	if (q->verdict == AM_VERDICT_ALLOWED && !am_logs_allowed())
+		return AM_GO;
+	return am_report_address(ctx, q, kind, bypass);
 }
 
 static __always_inline int am_address4(struct bpf_sock_addr *ctx, __u8 kind)

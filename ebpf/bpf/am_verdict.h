@@ -18,7 +18,7 @@
 struct am_query {
 	struct am_bottle bottle; /* all zero when unknown */
 	__u64 netns_cookie;
-	__u64 now_ns;
+	__u64 now_ns; /* 0 until am_now() */
 	__u32 rule; /* out */
 	__u16 port;
 	__u8 proto;
@@ -75,53 +75,35 @@ static __always_inline struct am_range *am_find_range(struct am_ranges *ranges, 
 	for (i = 0; i < AM_RANGES; i++) {
 		struct am_range *range = &ranges->range[i];
 
-		if (i < ranges->count && port >= range->lo && port <= range->hi)
+		if (i >= ranges->count)
+			return 0;
+		if (port >= range->lo && port <= range->hi)
 			return range;
 	}
 	return 0;
 }
 
-static __always_inline void am_prefix_key_of(struct am_prefix_key *key, const struct am_query *q)
+/* CLOCK_BOOTTIME, read once a query and only where something ends or is reported: 25 ns, a tenth of a verdict. */
+static __always_inline __u64 am_now(struct am_query *q)
 {
-	key->prefixlen = AM_PREFIX_BASE + 128;
-	key->policy_id = q->bottle.policy_id;
-	key->proto = q->proto;
-	__builtin_memset(key->pad0, 0, sizeof(key->pad0));
-	__builtin_memcpy(key->addr, q->addr_be, 16);
+	if (!q->now_ns)
+		q->now_ns = bpf_ktime_get_boot_ns();
+	return q->now_ns;
 }
 
-static __always_inline int am_denied(struct am_query *q)
+#define AM_IN_DENY 0
+#define AM_IN_PREFIX 1
+
+/* The rule of the longest prefix that covers address and port, outwards by `shorter`. 1 when there is one. */
+static __always_inline int am_trie_has(struct am_query *q, int trie)
 {
-	struct am_prefix_key key;
+	struct am_prefix_key key = {.policy_id = q->bottle.policy_id, .proto = q->proto};
 	int i;
 
-	am_prefix_key_of(&key, q);
+	key.prefixlen = AM_PREFIX_BASE + 128;
+	__builtin_memcpy(key.addr, q->addr_be, 16);
 	for (i = 0; i < AM_NESTING; i++) {
-		struct am_ranges *ranges = am_deny.lookup(&key);
-		struct am_range *range;
-
-		if (!ranges)
-			return 0;
-		range = am_find_range(ranges, q->port);
-		if (range) {
-			q->rule = range->rule;
-			return 1;
-		}
-		if (!ranges->shorter)
-			return 0;
-		key.prefixlen = ranges->shorter;
-	}
-	return 0;
-}
-
-static __always_inline int am_prefix_allows(struct am_query *q)
-{
-	struct am_prefix_key key;
-	int i;
-
-	am_prefix_key_of(&key, q);
-	for (i = 0; i < AM_NESTING; i++) {
-		struct am_ranges *ranges = am_prefix.lookup(&key);
+		struct am_ranges *ranges = trie == AM_IN_DENY ? am_deny.lookup(&key) : am_prefix.lookup(&key);
 		struct am_range *range;
 
 		if (!ranges)
@@ -151,7 +133,7 @@ static __always_inline int am_host_allows(struct am_query *q, int *expired)
 	range = am_find_range(ranges, q->port);
 	if (!range)
 		return 0;
-	if (range->expires_ns && range->expires_ns <= q->now_ns) {
+	if (range->expires_ns && range->expires_ns <= am_now(q)) {
 		*expired = 1;
 		return 0;
 	}
@@ -223,13 +205,13 @@ static __always_inline void am_decide_allow(struct am_query *q, const struct am_
 	am_allow(q, AM_REASON_RULE);
 	if (exact) {
 		q->rule = exact->rule;
-		if (!exact->expires_ns || exact->expires_ns > q->now_ns)
+		if (!exact->expires_ns || exact->expires_ns > am_now(q))
 			return;
 		expired = 1;
 	}
 	if (am_host_allows(q, &expired))
 		return;
-	if ((q->bottle.flags & AM_BOTTLE_PREFIX) && am_prefix_allows(q))
+	if ((q->bottle.flags & AM_BOTTLE_PREFIX) && am_trie_has(q, AM_IN_PREFIX))
 		return;
 	am_refuse(q, expired ? AM_REASON_EXPIRED : AM_REASON_DEFAULT);
 }
@@ -245,7 +227,7 @@ static __always_inline void am_decide(struct am_query *q)
 		am_refuse(q, AM_REASON_CUT);
 		return;
 	}
-	if ((q->bottle.flags & AM_BOTTLE_DENY) && am_denied(q)) {
+	if ((q->bottle.flags & AM_BOTTLE_DENY) && am_trie_has(q, AM_IN_DENY)) {
 		am_refuse(q, AM_REASON_DENY);
 		return;
 	}

@@ -214,7 +214,7 @@ def test_a_killed_proxy_refuses_and_comes_back(world: World) -> None:
     os.kill(pid, signal.SIGSTOP)
     try:
         body = json.dumps({"model": "claude-scripted-in10-out10", "max_tokens": 64, "messages": []})
-        status = shell.status("https://api.anthropic.com/v1/messages", "-m 4", HEADERS, f"-d '{body}'")
+        status = shell.status("https://api.anthropic.com/v1/messages", "-m 2", HEADERS, f"-d '{body}'")
         assert status in {"000", "503"}
         assert len(world.counters()["served"]["calls"]) == billed
     finally:

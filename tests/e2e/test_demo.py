@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentmon.cli import leftovers
-from tests.internet import links
+from tests.internet import links, untraced
 from tests.support.live import alone, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -66,9 +66,9 @@ def test_for_people_it_ends_with_the_verdict() -> None:
     "step", ["the stand-in internet", "the daemon", "bottle", "is ready", "resuming", "the next call"]
 )
 def test_an_interrupted_demo_leaves_nothing(step: str, number: int) -> None:
-    """At every stage; progress is shown on stderr when AGENTMON_DEBUG is set."""
+    """At every stage; progress is shown on stderr when AGENTMON_DEBUG is set. Not traced: the whole demos above are."""
     before = leftovers.snapshot()
-    environment = ENVIRONMENT | {"AGENTMON_DEBUG": "1"}
+    environment = untraced() | {"PYTHONPATH": str(ROOT), "AGENTMON_DEBUG": "1"}
     demo = subprocess.Popen(DEMO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with demo:
         assert demo.stderr is not None

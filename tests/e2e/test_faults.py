@@ -61,7 +61,7 @@ def test_a_killed_service_refuses_and_comes_back(world: World, service: str) -> 
     old = world.pid_of(service)
     os.kill(old, signal.SIGSTOP)  # held, so that what is asked now meets an outage and not its successor
     try:
-        said = ask(job, FETCH).split()
+        said = ask(job, FETCH.replace("-m 5", "-m 2")).split()
         assert "000" in said and "200" not in said, said
     finally:
         os.kill(old, signal.SIGKILL)
@@ -172,7 +172,7 @@ def test_settings_that_cannot_be_used(world: World, tmp_path: Path) -> None:
 class TestStart:
     """Failures of a daemon's start, without one running."""
 
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def quiet(self, world: World) -> Iterator[World]:
         world.stop_daemon()
         yield world

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.internet import untraced
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "agentmon.cli"]
 CONTROL = Path("/run/agentmon/control.sock")
@@ -83,12 +85,12 @@ class World:
         self.root = Path(tempfile.mkdtemp(prefix="agentmon-test-", dir="/var/tmp"))  # services must reach it
         self.root.chmod(0o755)
         self.run_dir = self.root / "run/agentmon"
-        self.env = {
-            **os.environ,
+        self.own = {
             "AGENTMON_ROOT": str(self.root),
             "AGENTMON_SETTINGS": str(self.settings),
             "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
+        }
+        self.env = os.environ | self.own
         self._stack = contextlib.ExitStack()
         self.daemon: subprocess.Popen[str] | None = None
         self.jobs: list[Job] = []
@@ -121,7 +123,7 @@ class World:
         self.net.mkdir()
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.internet", str(self.net)], cwd=ROOT, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, env=untraced(), text=True,
         )  # fmt: skip
 
         def stop() -> None:
@@ -164,9 +166,11 @@ class World:
 
     # ── commands ──
 
-    def agentmon(self, *words: str, check: bool = True, seconds: float = 40.0) -> subprocess.CompletedProcess[str]:
+    def agentmon(
+        self, *words: str, check: bool = True, seconds: float = 40.0, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [*COMMAND, *words], cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            [*COMMAND, *words], cwd=ROOT, env=env or self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             timeout=seconds, check=False,
         )  # fmt: skip
         assert not check or done.returncode == 0, (
@@ -181,8 +185,8 @@ class World:
         return job
 
     def rows(self, *words: str) -> list[dict[str, Any]]:
-        """What a listing prints with --json: one object per line, or one list."""
-        out = self.agentmon(*words, "--json").stdout
+        """What a listing prints with --json: one object per line, or one list. Not traced: it is polled for."""
+        out = self.agentmon(*words, "--json", env=untraced() | self.own).stdout
         rows = [json.loads(line) for line in out.splitlines() if line.strip()]
         return rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
 
