@@ -30,13 +30,13 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> build.Built:
     return build.build(tmp_path_factory.mktemp("native"))
 
 
-@pytest.fixture(params=["127.0.0.1", "::1"])
+@pytest.fixture
 def closed(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     """An address and a port that is bound, so that nobody else takes it, and not listening."""
-    family = socket.AF_INET6 if ":" in request.param else socket.AF_INET
-    with socket.socket(family) as s:
-        s.bind((request.param, 0))
-        yield request.param, s.getsockname()[1]
+    host = getattr(request, "param", "127.0.0.1")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+        s.bind((host, 0))
+        yield host, s.getsockname()[1]
 
 
 def run(native: build.Built, argv: list[str], to: tuple[str, int]) -> tuple[int, list[dict[str, object]]]:
@@ -90,6 +90,7 @@ def builtin_is_a_file(method: str) -> bool:
     return name is None or bool(getattr(__import__(name), "__file__", None))
 
 
+@pytest.mark.parametrize("closed", ["127.0.0.1", "::1"], indirect=True)
 @pytest.mark.parametrize(
     ("method", "syscall"),
     [
