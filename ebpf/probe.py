@@ -28,6 +28,7 @@ class Finding(NamedTuple):
 
 _GO = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 0)  # r0 = 1; exit
 
+
 def probe() -> list[Finding]:
     """Every feature this package uses or could use on this host."""
     found = [
@@ -36,7 +37,7 @@ def probe() -> list[Finding]:
         attempt("bcc", True, partial(package, "bcc")),
     ]
     found.append(attempt("kernel BTF", False, btf.definitions))
-    # Programs for security hooks say when they are loaded which one they are for: CgroupPrograms.left_out tells of them.
+    # Programs for security hooks name their hook when they are loaded: CgroupPrograms.left_out tells of those.
     hooks = [h for h in links.HOOKS if h.prog_type != links.LSM]
     return found + [attempt(f"hook {h.function}", not h.feature, partial(load, h)) for h in hooks]
 

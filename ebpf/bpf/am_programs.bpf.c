@@ -35,7 +35,12 @@ static __always_inline int am_report_address(struct bpf_sock_addr *ctx, struct a
 	event.socktype = ctx->type;
 	event.guarded = bypass;
 	__builtin_memcpy(event.addr, q->addr_be, 16);
-	am_report(&event);
+	/* A guarded process's UDP connect may be libc sorting addresses, which only the caller's place in libc tells (in
+	 * user space); a real one to the same destination must not count as its repeat. */
+	if (bypass && kind == AM_KIND_CONNECT && q->proto == AM_UDP)
+		am_report_each(&event);
+	else
+		am_report(&event);
 	return q->verdict == AM_VERDICT_REFUSED ? AM_STOP : AM_GO;
 }
 
