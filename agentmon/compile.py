@@ -19,6 +19,7 @@ import ebpf.spec
 import netfilter.spec
 from agentmon import wire
 from agentmon.addresses import Pair, Pool
+from agentmon.policy import sockets
 from agentmon.policy.change import with_rule
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.rules import PolicySet, Rule, protected_in
@@ -42,6 +43,8 @@ class Place:
     worker: int = 0  # the proxy worker that serves it
     netns_cookie: int = 0
     policy_id: int = 1
+    unix: tuple[str, ...] | None = None  # places whose unix sockets it may use; None: the kernel cannot hold it to them
+    unix_closed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class _Service(NamedTuple):
     proto: Proto
     port: int
     survives_cut: bool
+    unvouched: bool = False
 
 
 class _Wanted(NamedTuple):
@@ -96,10 +100,14 @@ def compile_bottle(
         policy_id=place.policy_id,
         epoch=epoch,
         mode=ebpf.spec.Mode[mode.name],
-        services=tuple(ebpf.spec.Endpoint(a, s.proto, s.port, s.survives_cut) for s, a in services),
+        services=tuple(ebpf.spec.Endpoint(a, s.proto, s.port, s.survives_cut, s.unvouched) for s, a in services),
         allow=tuple(ebpf.spec.Entry(w.network, w.proto, w.ports, w.rule) for w in allow),
         deny=tuple(ebpf.spec.Entry(w.network, w.proto, w.ports, w.rule) for w in deny),
         netns_cookie=place.netns_cookie,
+        guard=ebpf.spec.Guard[policy.guard.upper()],
+        listen=None if policy.listen is None else tuple(ebpf.spec.Listen(*sockets.ports(t)) for t in policy.listen),
+        unix=place.unix,
+        unix_closed=place.unix_closed,
     )
     return Compiled(rules, bpf, view(policy, place, epoch, mode, run=run))
 
@@ -163,8 +171,8 @@ def learned(
 def _services(place: Place) -> list[tuple[_Service, Address]]:
     pool, proxy = place.pool, place.pool.proxy(place.worker)
     services = (
-        _Service(pool.resolver, "udp", 53, True),
-        _Service(pool.resolver, "tcp", 53, True),
+        _Service(pool.resolver, "udp", 53, True, unvouched=True),  # libc asks it, past any guard
+        _Service(pool.resolver, "tcp", 53, True, unvouched=True),
         _Service(pool.relay, "tcp", 443, False),
         _Service(pool.relay, "tcp", 80, False),  # plain HTTP to a name rule: the first proxy listens there
         _Service(proxy, "tcp", 443, True),

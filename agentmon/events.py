@@ -15,6 +15,9 @@ from agentmon.addresses import Pool
 Own = tuple[IPv4Network | IPv6Network, ...]
 OWN: Own = tuple(network for network in (Pool().v4, Pool().v6) if network is not None)
 
+# What a bottle sends, asks for and is refused: what `log: off` leaves out. Attempts on the supervision itself stay.
+TRAFFIC = frozenset({"connect", "send", "dns", "packet", "socket", "request", "websocket"})
+
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")  # what may stand in a command that people copy
 # The reasons for which a command helps. All others (deny, protected, inspected, not-tls, method, limit …) are refusals
 # that no allow rule changes; a reason that is not known here gets no command.
@@ -22,6 +25,8 @@ _NO_RULE = frozenset({"default", "policy"})
 _CUT = frozenset({"budget", "cut"})
 _TEXTS = {
     "expired": "an address is open while the answer that named it is valid: the client has to look the name up again",
+    "unvouched": "code beside this process's guard connects on its own: let it go through the guard, or write"
+    " `guard: observe` into the bottle's manifest (then it is reported only)",
 }
 
 
@@ -46,6 +51,7 @@ class Event(msgspec.Struct, omit_defaults=True, frozen=True):
     port: int = 0
     host: str = ""
     rule: str = ""
+    path: str = ""
     syscall: str = ""
     library: str = ""
     library_evidence: str = ""
@@ -75,7 +81,9 @@ def to_dict(event: Event) -> dict[str, Any]:
 
 
 def destination(event: Event) -> str:
-    """host:port, address:port or what is known of it, with brackets around IPv6."""
+    """host:port, address:port or what is known of it, with brackets around IPv6; the path of a unix socket."""
+    if event.path:
+        return event.path
     where = event.host or (f"[{event.dst}]" if ":" in event.dst else event.dst)
     return f"{where}:{event.port}" if event.port and where else where
 
@@ -90,6 +98,10 @@ def hint(event: Event, own: Own = OWN) -> str:
         return event.hint
     if event.reason in _CUT:
         return _resume(event)
+    if event.reason == "listen":
+        return f"write `listen: [{event.proto or 'tcp'}:{event.port}]` into the bottle's manifest"
+    if event.reason == "unix":
+        return _unix(event)
     if event.reason in _NO_RULE:
         return _allow(event, own) or event.hint
     return event.hint or _TEXTS.get(event.reason, "")
@@ -98,6 +110,12 @@ def hint(event: Event, own: Own = OWN) -> str:
 def is_command(text: str) -> bool:
     """Whether a hint is a command, to be typed as it stands."""
     return text.startswith("agentmon ")
+
+
+def _unix(event: Event) -> str:
+    if not event.path.startswith("/") or not event.path.isprintable() or "/." in event.path:
+        return "name the socket by its absolute path, without .. and //"
+    return f"write `unix: [{event.path}]` into a manifest of the host's bottles_dir"
 
 
 def _resume(event: Event) -> str:

@@ -48,13 +48,15 @@ NEWER_MEMBERS = {
 class Types:
     """A kernel's type information. `raw` is the content of /sys/kernel/btf/vmlinux.
 
-    :raises Missing: it is not BTF of this machine's byte order.
+    :raises Missing: it is not BTF of this machine's byte order, or cut short.
     """
 
     def __init__(self, raw: bytes) -> None:
-        if len(raw) < _HEADER.size or _HEADER.unpack_from(raw)[0] != _MAGIC:
+        fields = _HEADER.unpack_from(raw.ljust(_HEADER.size, b"\0"))
+        magic, _, _, header, type_at, type_bytes, text_at, text_bytes = fields
+        end = max(_HEADER.size, header + max(type_at + type_bytes, text_at + text_bytes))
+        if magic != _MAGIC or len(raw) < end:
             raise Missing("readable kernel BTF", "use a kernel built with CONFIG_DEBUG_INFO_BTF")
-        _, _, _, header, type_at, type_bytes, text_at, text_bytes = _HEADER.unpack_from(raw)
         self._types = raw[header + type_at : header + type_at + type_bytes]
         self._text = raw[header + text_at : header + text_at + text_bytes]
 
@@ -79,11 +81,12 @@ class Types:
         for number in self._name_at(name):
             needle = struct.pack("=I", number)
             at = self._types.find(needle)
-            while at >= 0:
+            while 0 <= at <= len(self._types) - 12:
                 if at % 4 == 0:
                     (info,) = struct.unpack_from("=I", self._types, at + 4)
-                    if info >> 24 & 0x1F == _STRUCT and info & 0xFFFF:
-                        yield at + 12, info & 0xFFFF, bool(info >> 31)
+                    count = info & 0xFFFF if at + 12 + (info & 0xFFFF) * _MEMBER.size <= len(self._types) else 0
+                    if info >> 24 & 0x1F == _STRUCT and count:
+                        yield at + 12, count, bool(info >> 31)
                 at = self._types.find(needle, at + 1)
 
     def _name_at(self, name: str) -> set[int]:

@@ -17,7 +17,7 @@ TIMEOUT_S = 60
 _PACKAGES = str(Path(__file__).resolve().parent.parent)
 
 
-def run(request: Request, timeout_s: int = TIMEOUT_S) -> dict[str, str]:
+def run(request: Request, timeout_s: int | None = None) -> dict[str, str]:
     """Load, attach and pin in a child; returns when all programs are in force: groups of optional programs that this
     host does not take, with the reason.
 
@@ -28,7 +28,7 @@ def run(request: Request, timeout_s: int = TIMEOUT_S) -> dict[str, str]:
     answer = os.memfd_create("agentmon-bpf-answer")
     log = os.memfd_create("agentmon-bpf-log")
     try:
-        code = _spawn(request, answer, log, timeout_s)
+        code = _spawn(request, answer, log, TIMEOUT_S if timeout_s is None else timeout_s)
         text = _content(log).decode("utf-8", "replace")
         return judge(_content(answer), code, text)
     finally:

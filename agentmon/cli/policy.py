@@ -57,7 +57,8 @@ def explain(bottle: str, dest: str | None, settings_file: Path | None, as_json: 
     from agentmon.policy.explain_text import explain_text
 
     if _is_file(bottle):
-        data: dict[str, Any] = explained.explain(_effective(Path(bottle), settings_file), dest)
+        providers = _host(settings_file)[1]
+        data: dict[str, Any] = explained.explain(_effective(Path(bottle), settings_file), dest, providers)
     else:
         data = ask("explain", bottle=bottle, dest=dest)
     _show(data, explain_text, as_json)

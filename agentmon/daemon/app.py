@@ -28,7 +28,7 @@ from agentmon.addresses import FIRST_SLOT
 from agentmon.control import actions as a
 from agentmon.control import events as e
 from agentmon.control.state import Bottle, Host, Phase
-from agentmon.daemon import files, persist, specs
+from agentmon.daemon import files, jobs, persist, specs
 from agentmon.daemon.applier import Applier
 from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.clients import Clients
@@ -41,15 +41,23 @@ from agentmon.daemon.reports import Reports
 from agentmon.daemon.runner import Runner
 from agentmon.daemon.services import Service
 from agentmon.daemon.sightings import Sightings
+from agentmon.daemon.strangers import Strangers
 from agentmon.errors import AgentmonError, BadInput, HostLacks
 from agentmon.events import Event
 from agentmon.launch.client import Spawner
+from agentmon.launch.host_sockets import Places, places
 from agentmon.policy.settings import Settings
 from agentmon.providers import registry
 
 T = TypeVar("T")
 FIRST_BOTTLE_S = 30.0  # an --until-idle daemon that nobody uses ends after this
 LINGER_S = 1.0  # and this long after its last bottle
+_LEFT_OUT = {
+    "vouch": "guard: observe and strict",
+    "origin": "the system call and library in events",
+    "unix": "holding bottles to the unix sockets of their policy",
+    "origin unix": "the path and library of refused unix sockets in events",
+}
 
 
 class Daemon:
@@ -63,7 +71,7 @@ class Daemon:
         self.pool = settings.pool
         self.providers = registry.load(settings.providers)
         self.trust = paths.TRUST / "bundle.pem"
-        self.kernel = Kernel(nft, bpf, tree, self.pool)
+        self.kernel = Kernel(nft, bpf, tree, self.pool, self._places)
         self._kernel_thread = ThreadPoolExecutor(1, "kernel")
         self.clients = Clients()
         self.commits = Commits(nft, bpf.learn, self._refence)
@@ -71,9 +79,12 @@ class Daemon:
         self.services: dict[str, Service] = {}
         host = Host(FIRST_SLOT, self.pool.last_slot, persist.load_epoch())
         self.runner = Runner(host, Applier(self).apply, self.clients, self._look_idle)
-        self.log = EventLog(str(paths.EVENTS), max_bytes=settings.events_bytes, max_age_s=settings.events_age_s)
+        self.log = EventLog(
+            str(paths.EVENTS), max_bytes=settings.events_bytes, max_age_s=settings.events_age_s, log=settings.log
+        )
         self._reports = Reports(lambda: self.host.bottles, tree.processes, self.log.add)
         self.ledger: LedgerLink
+        self.sightings: Sightings | None = None
         self._loop: asyncio.AbstractEventLoop
         self.ops = Ops(self)
         self.probed: dict[int, int] = {}  # slot → packets of the bottle's own test that the host side refused
@@ -117,6 +128,8 @@ class Daemon:
         trust.ensure_ca(paths.CA_DIR, owner=specs.USERS["proxy"])
         trust.bundle(paths.CA_DIR, [Path(p) for p in self.settings.upstream_ca], self.trust)
         await self.in_kernel(self.kernel.open, specs.host_spec(self.settings))
+        for group, why in self.kernel.left_out().items():
+            print(f"warning: {_LEFT_OUT.get(group, group)}: not on this host ({why})", file=sys.stderr)
         jobs = await self.spawner.start()
         self.spawn(self._watch_exits(), "exits")
         await self.in_kernel(self._clean_dead, {job.slot for job in jobs})
@@ -125,8 +138,9 @@ class Daemon:
         self.ledger = LedgerLink(self.services["ledger"])
         await asyncio.gather(*(service.start() for service in self.services.values()))
         await self._adopt({job.slot: job.run for job in jobs})
-        sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add)
-        asyncio.get_running_loop().add_reader(self.kernel.bpf.fileno(), sightings.read)
+        self.sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add)
+        strangers = Strangers(lambda: self.host.bottles, self.kernel.tree.holds, self.log.add)
+        self.spawn(strangers.watch(), "strangers")
         self.log.add(Event("daemon", "observed", reason="ready", layer="daemon", pid=os.getpid()))
 
     def _clean_dead(self, alive: set[int]) -> None:
@@ -157,9 +171,8 @@ class Daemon:
             for bottle in tuple(bottles.values()):
                 self.runner.dispatch(e.ClientGone(bottle.slot))
             await self.runner.drained()
-        if self.services:
-            with contextlib.suppress(OSError, ValueError):
-                asyncio.get_running_loop().remove_reader(self.kernel.bpf.fileno())
+        if self.sightings is not None:
+            await self.sightings.close()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -207,6 +220,10 @@ class Daemon:
             raise BadInput(str(e), e.hint) from e
         except ebpf.errors.UnknownSlot as e:
             raise AgentmonError(f"BPF does not know the bottle: {e}", "kill it and run it again") from e
+
+    def _places(self, bottle: Bottle) -> Places:
+        spec = jobs.launch_spec(bottle, self.kernel.tree.job(bottle.slot), self.trust, self.pool, self.providers)
+        return places(spec, home_is_private=bottle.policy.home == "private")
 
     def apply_rules(self, slot: int) -> None:
         """Both kernel layers to what the bottle's state is *now*; in the kernel thread, so that nothing comes between
@@ -290,6 +307,8 @@ class Daemon:
         bottle = self.host.bottles.get(slot)
         if bottle is None:
             return
+        if self.sightings is not None:
+            await self.sightings.settle()
         refused = dict(self.log.refused.pop(bottle.name, {}))
         with contextlib.suppress(OSError, KeyError):
             packets = sum((await self.in_kernel(self.kernel.nft.refusals, slot)).values()) - self.probed.pop(slot, 0)

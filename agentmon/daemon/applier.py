@@ -132,6 +132,8 @@ class Applier:
         return False
 
     async def _thaw(self, action: a.Thaw) -> None:
+        if self._d.sightings is not None and self._bottle(action.slot).phase is Phase.STARTING:
+            self._d.sightings.opened(action.slot)
         self._d.kernel.tree.freeze(action.slot, frozen=False)
 
     async def _freeze(self, action: a.Freeze) -> None:
@@ -208,6 +210,8 @@ class Applier:
     async def _forget_bpf(self, action: a.ForgetBpf) -> None:
         self._d.commits.forget(action.slot)
         await self._d.in_kernel(self._d.kernel.forget_bpf, action.slot)
+        if self._d.sightings is not None:  # repeats that were still being counted, while the bottle has a name
+            await self._d.sightings.settle()
 
     async def _delete_net(self, action: a.DeleteNet) -> None:
         await self._d.in_kernel(self._d.kernel.delete_net, action.slot)

@@ -118,6 +118,11 @@ class Tree:
                 out += [int(p) for p in (Path(path) / "cgroup.procs").read_text().split()]
         return out
 
+    def holds(self, slot: int, pid: int) -> bool:
+        """Whether a process is in the bottle's subtree. :raises OSError: it has ended."""
+        path = next((p for p in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if p.startswith("0::")), "")
+        return f"{path}/".find(f"/{self.parent.name}/b{slot}/") >= 0
+
     def close(self) -> None:
         """Remove the parent when no bottle is left in it."""
         with contextlib.suppress(OSError):

@@ -23,9 +23,13 @@ _QUEUE = 20_000
 
 
 class EventLog:
-    """One per daemon. add() is called in the loop and never blocks."""
+    """One per daemon. add() is called in the loop and never blocks.
 
-    def __init__(self, path: str, *, max_bytes: int, max_age_s: int) -> None:
+    :param log: the settings' `log`; with "off" a bottle's traffic is counted and neither stored nor shown, whoever
+        reports it. What happens to bottles (cuts, policies, tampering, the daemon's own) is told all the same."""
+
+    def __init__(self, path: str, *, max_bytes: int, max_age_s: int, log: str = "blocks") -> None:
+        self._silent = events.TRAFFIC if log == "off" else frozenset()
         self._path = path
         self._limits = (max_bytes, max_age_s)
         self._queue: queue.Queue[Event | threading.Event | None] = queue.Queue(_QUEUE)
@@ -43,6 +47,8 @@ class EventLog:
             event = msgspec.structs.replace(event, hint=hint)
         if event.verdict == "refused" and event.bottle and event.layer not in {"daemon", ""}:
             self.refused.setdefault(event.bottle, Counter())[event.layer] += max(event.count, 1)
+        if event.kind in self._silent and event.layer != "daemon":
+            return event
         try:
             self._queue.put_nowait(event)
         except queue.Full:

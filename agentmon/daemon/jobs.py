@@ -79,6 +79,7 @@ def launch_spec(bottle: Bottle, leaf: Path, trust: Path, pool: Pool, providers: 
         ),
         ro=(*policy.ro, *(ro if private else ())),
         rw=(*policy.rw, *(rw if private else ())),
+        unix=policy.unix,
         tty=job.tty,
         rows=job.rows,
         cols=job.cols,

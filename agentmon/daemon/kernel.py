@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 
+import ebpf.abi
 import ebpf.spec
 import netfilter.spec
 from agentmon import addresses, paths
@@ -16,6 +17,7 @@ from agentmon.compile import Compiled, Place, compile_bottle
 from agentmon.control.state import Bottle, Phase
 from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.netns_cookie import netns_cookie
+from agentmon.launch.host_sockets import Places
 
 MODES = {
     "closed": (netfilter.spec.Mode.CLOSED, ebpf.spec.Mode.CLOSED),
@@ -43,19 +45,29 @@ def _covers(wide: IPv4Network | IPv6Network, narrow: IPv4Network | IPv6Network) 
 class _Kept:
     cgroup_id: int
     cookie: int
+    places: Places | None = None
 
 
 class Kernel:
     """Every kernel object of every bottle.
 
+    :param places: where a bottle may connect to unix sockets.
     :raises OSError: from each call, when the kernel refuses; the state before the call stays in force.
     """
 
-    def __init__(self, nft: netfilter.spec.Netfilter, bpf: ebpf.spec.Bpf, tree: Tree, pool: Pool) -> None:
+    def __init__(
+        self,
+        nft: netfilter.spec.Netfilter,
+        bpf: ebpf.spec.Bpf,
+        tree: Tree,
+        pool: Pool,
+        places: Callable[[Bottle], Places],
+    ) -> None:
         self.nft = nft
         self.bpf = bpf
         self.tree = tree
         self.pool = pool
+        self._places = places
         self._kept: dict[int, _Kept] = {}
         self._policy_id = 0
 
@@ -64,6 +76,13 @@ class Kernel:
         self.nft.open_host(host)
         self.tree.open()
         self.bpf.open(str(self.tree.parent))
+
+    def left_out(self) -> dict[str, str]:
+        """Optional groups of BPF programs that are not in force, with the reason where it is known: an earlier daemon
+        may have been told."""
+        reasons: Mapping[str, str] = getattr(self.bpf, "left_out", {})
+        missing = {*(ebpf.abi.FEATURES.keys() - self.bpf.features()), *reasons}
+        return {name: reasons.get(name, "the kernel did not take its programs") for name in sorted(missing)}
 
     def close(self) -> None:
         """Remove all of it, the rest also where one layer fails; idempotent. No bottle is left when this is called."""
@@ -101,6 +120,8 @@ class Kernel:
 
     def compiled(self, bottle: Bottle, mode: str) -> Compiled:
         kept = self._kept[bottle.slot]
+        if kept.places is None and "unix" in self.bpf.features():
+            kept.places = self._places(bottle)
         self._policy_id = max(self._policy_id + 1, bottle.epoch << 8)
         place = Place(
             slot=bottle.slot,
@@ -110,6 +131,8 @@ class Kernel:
             worker=bottle.worker,
             netns_cookie=kept.cookie,
             policy_id=self._policy_id,
+            unix=None if kept.places is None else kept.places.open,
+            unix_closed=() if kept.places is None else kept.places.closed,
         )
         return compile_bottle(bottle.policy, place, bottle.epoch, mode, run=bottle.run)
 

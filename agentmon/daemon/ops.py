@@ -10,6 +10,7 @@ import contextlib
 import socket
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,7 +181,8 @@ class Ops:
     # ── looking ──
 
     async def _ps(self, connection: Connection, request: wire.Request) -> None:
-        rows = [await self._row(bottle) for bottle in self._d.host.bottles.values()]
+        guarded = Counter(self._d.kernel.bpf.guarded().values())
+        rows = [{**await self._row(b), "guarded": guarded[b.slot]} for b in self._d.host.bottles.values()]
         connection.send(wire.Reply(request.id, rows))
 
     async def _row(self, bottle: Bottle) -> dict[str, Any]:
@@ -191,8 +193,9 @@ class Ops:
         net = self._d.kernel.net(bottle.slot)
         return {
             "bottle": bottle.name, "slot": bottle.slot, "run": bottle.run, "phase": bottle.phase.value,
-            "observe": bottle.policy.observe, "command": list(bottle.job.argv), "uid": bottle.job.uid,
-            "owner": bottle.job.owner, "started_ns": bottle.started_ns, "epoch": bottle.epoch,
+            "observe": bottle.policy.observe, "guard": bottle.policy.guard,
+            "command": list(bottle.job.argv), "uid": bottle.job.uid, "owner": bottle.job.owner,
+            "started_ns": bottle.started_ns, "epoch": bottle.epoch,
             "addr4": str(net.addr4), "addr6": str(net.addr6 or ""),
             "spent": dict(bottle.spent) if bottle.spent else None,
             "processes": self._d.kernel.tree.processes(bottle.slot), "budgets": budgets,
@@ -201,6 +204,7 @@ class Ops:
     async def _status(self, connection: Connection, request: wire.Request) -> None:
         services = {name: {"pid": s.pid, "up": s.channel is not None} for name, s in self._d.services.items()}
         value = {"bottles": len(self._d.host.bottles), "services": services, "events_lost": self._d.log.lost}
+        value |= {"features": sorted(self._d.kernel.bpf.features()), "left_out": self._d.kernel.left_out()}
         connection.send(wire.Reply(request.id, value))
 
     async def _events(self, connection: Connection, request: wire.Request) -> None:
@@ -241,7 +245,8 @@ class Ops:
     async def _explain(self, connection: Connection, request: wire.Request) -> None:
         bottle = self._bottle(str(request.args["bottle"]))
         dest = request.args.get("dest")
-        connection.send(wire.Reply(request.id, explain.explain(bottle.policy, str(dest) if dest else None)))
+        said = explain.explain(bottle.policy, str(dest) if dest else None, self._d.providers)
+        connection.send(wire.Reply(request.id, said))
 
     async def _shutdown(self, connection: Connection, request: wire.Request) -> None:
         connection.send(wire.Reply(request.id, {}))

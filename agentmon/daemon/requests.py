@@ -59,7 +59,6 @@ def policy(
         user_home=entry.pw_dir,
     )
     found = merge.effective(settings, chain, options, providers=providers)
-    unbuilt.refuse_policy(found)
     unbuilt.refuse_on_kernel(found, features)
     return found
 

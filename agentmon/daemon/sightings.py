@@ -1,18 +1,29 @@
-"""What the BPF programs saw, made readable: ring records ─▶ events with process, rule and bottle names."""
+"""What the BPF programs saw, made readable: ring records ─▶ events with process, rule and bottle names.
+
+Reading looks into /proc (2 ms a process, up to 100 a second): it has a thread of its own, so that a cut never waits for
+it. Events are completed and logged on the loop, in the order in which they were read.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import ebpf.spec
 from agentmon.control.state import Bottle, Phase
 from agentmon.daemon import whose
 from agentmon.events import Event
 
+_PAUSE_S = 1.0  # after a read that failed
+_ROUNDS = 4  # of settle(): a read takes a few thousand events, and an origin may come a moment after its event
+
 
 class Sightings:
-    """:param bottles: the current bottles by slot."""
+    """Called in the loop, but for what it hands to its thread.
+
+    :param bottles: the current bottles by slot."""
 
     def __init__(
         self, bpf: ebpf.spec.Bpf, bottles: Callable[[], Mapping[int, Bottle]], emit: Callable[[Event], object]
@@ -20,20 +31,82 @@ class Sightings:
         self._bpf = bpf
         self._bottles = bottles
         self._emit = emit
-        self._lost = bpf.lost()
+        self._lost = (bpf.lost(), bpf.lost_origins())
+        self._thread = ThreadPoolExecutor(1, "sightings")
+        self._opened: dict[int, int] = {}
+        self._reading: asyncio.Task[int] | None = None
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(bpf.fileno(), self._ready)
 
-    def read(self) -> None:
-        """Called by the loop when the ring has records."""
+    def opened(self, slot: int) -> None:
+        """The job of `slot` begins now: what was seen before was the bottle's own test of what must be refused."""
+        self._opened[slot] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    async def settle(self) -> None:
+        """Return when what the kernel has seen until now is logged, as far as a few reads take it."""
+        for _ in range(_ROUNDS):
+            if not await self._read():
+                return
+
+    async def close(self) -> None:
+        """Read no more; the programs may be closed then."""
+        self._closed = True
+        self._loop.remove_reader(self._bpf.fileno())
+        if self._reading is not None:
+            await asyncio.wait({self._reading})
+        self._thread.shutdown()
+
+    def _ready(self) -> None:
+        """The descriptor stays readable until it is read: it is not watched meanwhile."""
+        self._loop.remove_reader(self._bpf.fileno())
+        if self._reading is None:
+            self._start()
+
+    def _watch(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._bpf.fileno(), self._ready)
+
+    def _start(self) -> asyncio.Task[int]:
+        task = self._reading = self._loop.create_task(self._take(), name="sightings")
+        return task
+
+    async def _read(self) -> int:
+        """How many events one read found, which begins after this was called."""
+        if self._reading is not None:
+            await asyncio.wait({self._reading})
+        return await asyncio.shield(self._reading or self._start())
+
+    async def _take(self) -> int:
+        try:
+            seen, lost = await self._loop.run_in_executor(self._thread, self._look)
+        except (OSError, ValueError) as error:
+            self._emit(Event("lost", layer="bpf", reason=f"events could not be read: {error}"))
+            self._loop.call_later(_PAUSE_S, self._watch)
+            return 0
+        finally:
+            self._reading = None
+        self._watch()
         to_real_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        for seen in self._bpf.read():
-            bottle = self._bottles().get(seen.slot)
-            if bottle is not None and bottle.phase is Phase.STARTING:
-                continue  # the job is frozen: this is the bottle's own test of what must be refused
-            self._emit(describe(seen, bottle, to_real_ns))
-        lost = self._bpf.lost()
-        if lost > self._lost:
-            self._emit(Event("lost", layer="bpf", count=lost - self._lost, reason="the event ring was full"))
-            self._lost = lost
+        for one in seen:
+            bottle = self._bottles().get(one.slot)
+            testing = bottle is not None and bottle.phase is Phase.STARTING
+            if not testing and one.ts_ns >= self._opened.get(one.slot, 0):
+                self._emit(describe(one, bottle, to_real_ns))
+        self._tell_lost(lost)
+        return len(seen)
+
+    def _look(self) -> tuple[list[ebpf.spec.Event], tuple[int, int]]:
+        return self._bpf.read(), (self._bpf.lost(), self._bpf.lost_origins())
+
+    def _tell_lost(self, lost: tuple[int, int]) -> None:
+        events, origins = (now - before for now, before in zip(lost, self._lost, strict=True))
+        self._lost = lost
+        if events > 0:
+            self._emit(Event("lost", layer="bpf", count=events, reason="the event ring was full"))
+        if origins > 0:
+            what = "the ring of origins was full: these events name no system call and no library"
+            self._emit(Event("lost", layer="bpf", count=origins, reason=what))
 
 
 def _reason(seen: str, bottle: Bottle | None) -> str:
@@ -44,8 +117,7 @@ def _reason(seen: str, bottle: Bottle | None) -> str:
 
 
 def describe(seen: ebpf.spec.Event, bottle: Bottle | None, to_real_ns: int) -> Event:
-    """One event; process details come from /proc if the process still lives."""
-    who = whose.describe(seen.tgid)
+    """One event. A process that could not be looked at when it was read (too many at once) is not looked at here."""
     rule = ""
     if bottle is not None and seen.reason == "deny" and 0 <= seen.rule < len(bottle.policy.rules):
         rule = bottle.policy.rules[seen.rule].text
@@ -57,15 +129,20 @@ def describe(seen: ebpf.spec.Event, bottle: Bottle | None, to_real_ns: int) -> E
         layer="bpf",
         pid=seen.pid,
         tgid=seen.tgid,
-        ppid=seen.ppid or who.get("ppid", 0),
+        ppid=seen.ppid,
         uid=seen.uid,
         comm=seen.comm,
-        exe=who.get("exe", ""),
-        cmdline=who.get("cmdline", ""),
+        exe=seen.exe,
+        cmdline=seen.cmdline[: whose.CMDLINE],
         proto=seen.proto,
         dst=str(seen.dst) if seen.dst is not None else "",
         port=seen.port,
+        path=seen.path,
         rule=rule,
+        syscall=seen.syscall,
+        library=seen.library,
+        library_evidence=seen.evidence,
+        offset=seen.offset,
         epoch=seen.epoch,
         count=seen.count,
         ts_ns=seen.ts_ns + to_real_ns,

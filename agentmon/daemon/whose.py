@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+CMDLINE = 512  # characters of a command line that an event has
+
 
 def process(pids: Iterable[int], proto: str, port: int) -> dict[str, Any]:
     """Event fields (pid, ppid, uid, comm, exe, cmdline …) of the process that holds local `port`; {} if it has gone.
@@ -73,5 +75,5 @@ def describe(pid: int) -> dict[str, Any]:
         "uid": uid,
         "comm": name,
         "exe": exe,
-        "cmdline": cmdline[:512],
+        "cmdline": cmdline[:CMDLINE],
     }

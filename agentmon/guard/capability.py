@@ -83,6 +83,7 @@ def _build() -> tuple[Callable[[object], Loopback], Callable[[], bool]]:
 
     def closed(grant: Loopback) -> None:
         minted.pop(grant, None)
+        waiting.discard(grant)
         holder.grants = tuple(g for g in getattr(holder, "grants", ()) if g is not grant)
 
     def loopback(request: object) -> Loopback:
@@ -97,6 +98,8 @@ def _build() -> tuple[Callable[[object], Loopback], Callable[[], bool]]:
             raise CapabilityRefused(f"the test did not ask for {FIXTURE}; name it as a parameter of the test")
         grant = Loopback(opened, closed)
         waiting.add(grant)
+        at_end: Callable[[Callable[[], None]], None] = getattr(item, "addfinalizer")  # noqa: B009 - mypy: an object
+        at_end(lambda: closed(grant))  # whoever entered it, and never left it
         return grant
 
     def is_open() -> bool:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
         state: State
         approved: dict[object, tuple[bytes, ...]]
-        looked: dict[object, str]
+        looked: dict[tuple[str, object, int], str]
 
     class Desk(NamedTuple):
         """What the hook lends: `mirrored` and `verify` raise where something was tampered with; `refuse` raises,
@@ -49,6 +49,8 @@ else:
     Desk = namedtuple("Desk", "mirrored verify refuse voucher known")
 
 MAX_APPROVED = 4096
+_PLAIN = frozenset({int, str})
+_KINDS = {1: "tcp", 2: "udp"}  # SOCK_STREAM, SOCK_DGRAM
 
 
 def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # noqa: C901, PLR0915 - one closure
@@ -120,9 +122,9 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
         if voucher.status == vouching.ACTIVE:
             vouch(sock, tuple(vouching.value_of(goal, port, proto) for goal in goals))
 
-    def bottle_page(name: str) -> bool:
+    def bottle_page(name: str, port: int = 80, proto: str = "tcp") -> bool:
         """agentmon.internal answers inside every bottle, on port 80, with the bottle's own allowlist and budget."""
-        return voucher.status == vouching.ACTIVE and name == OWN_NAME
+        return name == OWN_NAME and port == 80 and proto == "tcp" and voucher.status == vouching.ACTIVE
 
     def by_address(now: Live, where: Address, port: int, proto: str, key: object) -> tuple[Address, ...]:
         def ask(each: Judge) -> Verdict:
@@ -131,7 +133,7 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
         if ask(now.state.judge).reason == "default":
             known.chase()
         text = str(where)
-        if port == 80 and proto == "tcp" and any(map(bottle_page, known.of(where))):
+        if any(bottle_page(name, port, proto) for name in known.of(where)):
             return (where,)
         if judged(now, ask, port, text, proto) and key is not None and not loopback_open():
             remember(now, key, (vouching.value_of(where, port, proto),))
@@ -139,7 +141,9 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
 
     def by_name(now: Live, host: str, port: int, proto: str, family: int) -> tuple[Address, ...]:
         """CPython has looked `host` up already, and does not say what it found: ask again, vouch for each answer."""
-        approved = judged(now, lambda each: named(each, host, port, proto), port, "", proto, host)
+        approved = bottle_page(host, port, proto) or judged(
+            now, lambda each: named(each, host, port, proto), port, "", proto, host
+        )
         goals = known.addresses(host, family)
         if not goals and approved:
             refuse(now, EgressViolation(host, port, rules=now.state.judge.texts, reason="unknown"))
@@ -159,15 +163,17 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
     # ── lookups ──────────────────────────────────────────────────────────
 
     def looking_up(now: Live, args: tuple[Any, ...]) -> None:
-        look_up(now, args[0], args[2], args[1])
+        look_up(now, args[0], args[2], args[1], args[3])
 
     def looking_up_v4(now: Live, args: tuple[Any, ...]) -> None:
         look_up(now, args[0], targets.AF_INET)
 
-    def look_up(now: Live, host: object, family: int, port: object = None) -> None:
-        if type(host) is str and not scopes_now():
-            seen = now.looked.get(host)
-            if seen is not None and (not seen or known.fresh(seen, family)):
+    def look_up(now: Live, host: object, family: int, port: object = None, kind: int = 0) -> None:
+        key = None
+        if type(host) is str and (port is None or type(port) in _PLAIN):
+            key = (host, port, kind)
+            seen = now.looked.get(key)
+            if seen is not None and not scopes_now() and (not seen or known.fresh(seen, family)):
                 return mirrored(now)
         verify(now)
         if host is None or host in ("", b""):  # the addresses of this machine, for listening
@@ -177,19 +183,25 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
         except targets.Unreadable as e:
             return refuse(now, _formless(now, (host, 0), "form", str(e)))
         name = "" if literal(text) is not None else text  # an address is judged when it is connected to
-        if name and not _own_name(name):
-            port_shown = targets.number(port)
-            approved = bottle_page(name) or judged(now, lambda each: looked_up(each, name), port_shown, "", "", name)
-            if not known.fresh(name, family):
-                known.learn(name, family)
-            if not approved:  # observed
-                return
-            if judge.loopback_name(name):
-                return
-        if len(now.looked) >= MAX_APPROVED:
-            now.looked.clear()
-        if type(host) is str:
-            now.looked[host] = name
+        if name and not _own_name(name) and not by_lookup(now, name, family, targets.number(port), kind):
+            return
+        if key is not None and not loopback_open():
+            if len(now.looked) >= MAX_APPROVED:
+                now.looked.clear()
+            now.looked[key] = name
+
+    def by_lookup(now: Live, name: str, family: int, port: int, kind: int) -> bool:
+        """May `name` be asked for? And is what it leads to of any use: a connect whose error a client might lose in
+        a task group is refused here, where it surfaces. False where observed."""
+        proto = _KINDS.get(kind, "")
+        own = bottle_page(name)
+        allowed = own or judged(now, lambda each: looked_up(each, name), port, "", proto, name)
+        # While that is being learned, this very lookup comes by again: fresh, and without an answer yet.
+        goals = known.answer(name, family) if known.fresh(name, family) else known.learn(name, family)
+        if own or not allowed or not goals:
+            return allowed
+        address = "" if judge.usable(goals) else str(goals[0])
+        return judged(now, lambda each: judge.opens(each, name, goals, port, proto), port, address, proto, name)
 
     def looking_back(now: Live, args: tuple[Any, ...]) -> None:
         """gethostbyaddr, getnameinfo: an address in a question is data that leaves; a name is a lookup."""

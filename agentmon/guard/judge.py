@@ -100,6 +100,30 @@ def led_to(judge: Judge, host: str, address: Address, port: int, proto: str) -> 
     return Verdict("deny", host, rule.text, "") if rule is not None else Verdict(ALLOW, host, "", "")
 
 
+def usable(goals: tuple[Address, ...]) -> list[Address]:
+    """Those that are not protected: loopback, link-local, metadata and their like."""
+    return [goal for goal in goals if stripped(goal) is None]
+
+
+def opens(judge: Judge, host: str, goals: tuple[Address, ...], port: int, proto: str) -> Verdict:
+    """Is there a way to `host` at all, of those that its lookup gave? `port` 0: any; `proto` "": TCP or UDP."""
+    left = usable(goals)
+    if not left:
+        return led_to(judge, host, goals[0], port, proto or "tcp")
+    if port == 0:
+        return Verdict(ALLOW, host, "", "")
+    protos = (proto,) if proto else ("tcp", "udp")
+    verdicts = [named(judge, host, port, each) for each in protos]
+    for verdict in verdicts:
+        if verdict.reason == ALLOW:
+            return verdict
+    for goal in left:
+        for each in protos:
+            if judge.by_address(goal, port, each).allowed:
+                return Verdict(ALLOW, host, "", "")
+    return verdicts[0]
+
+
 def _verdict(decision: Decision, host: str, address: Address | None = None) -> Verdict:
     rule = decision.rule.text if decision.rule is not None else ""
     if decision.reason != "protected":

@@ -62,6 +62,11 @@ class Names:
             return asked[1]
         return self.learn(name, family)
 
+    def answer(self, name: str, family: int) -> tuple[Address, ...]:
+        """The last answer, empty while it is awaited."""
+        asked = self._asked.get((name, family))
+        return () if asked is None else asked[1]
+
     def learn(self, name: str, family: int) -> tuple[Address, ...]:
         """Look `name` up now. Empty where it does not resolve: whoever asked learns that from his own lookup."""
         self._note(name, family, ())  # first: the lookup raises an audit event of its own

@@ -10,7 +10,7 @@ libc are set by env(1) after the drop, because setsid and setpriv still have cap
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -65,20 +65,34 @@ class HostLayout:
         )
 
 
-def bwrap_argv(spec: LaunchSpec, layout: HostLayout, data: Mapping[str, int], seccomp: int, status: int) -> list[str]:
+def bwrap_argv(
+    spec: LaunchSpec,
+    layout: HostLayout,
+    data: Mapping[str, int],
+    seccomp: int,
+    status: int,
+    covered: Sequence[str] = (),
+) -> list[str]:
     """The whole command line.
 
     :param data: a descriptor for each path of `spec.files` and `layout.files`, read to its end, and for each of
-        shown_paths(), opened with the right of whoever asked: what is checked is what is mounted.
+        shown_paths(), opened with the right of whoever asked: what is checked is what is mounted; for those of
+        given_paths() that exist.
     :param seccomp: descriptor of the filter.
+    :param covered: paths of sockets that are shown with their directories, and are nobody's to connect to.
     :param status: gets JSON lines: {"child-pid": N}, then {"exit-code": N} if the command was executed.
     :raises BadInput: a path of --ro or --rw that may not be shown.
     """
-    return [BWRAP, *bwrap_options(spec, layout, data, seccomp, status), "--", *inner_command(spec)]
+    return [BWRAP, *bwrap_options(spec, layout, data, seccomp, status, covered), "--", *inner_command(spec)]
 
 
 def bwrap_options(
-    spec: LaunchSpec, layout: HostLayout, data: Mapping[str, int], seccomp: int, status: int
+    spec: LaunchSpec,
+    layout: HostLayout,
+    data: Mapping[str, int],
+    seccomp: int,
+    status: int,
+    covered: Sequence[str] = (),
 ) -> list[str]:
     """Options only: the spawner passes them by `--args`, which keeps the environment out of /proc/PID/cmdline."""
     early, _late = split_environment(spec.env)
@@ -91,6 +105,8 @@ def bwrap_options(
     words += _with_parents(
         [*_system(layout), *_private(spec), *_shown(spec, data), *_trust(spec, layout)]
         + [("--file", str(data[path]), path) for path in sorted({*layout.files, *spec.files} & data.keys())]
+        + [("--ro-bind", "/dev/null", path) for path in covered]
+        + [("--ro-bind-fd", str(data[path]), path) for path in given_paths(spec) if path in data]
     )
     words += ["--remount-ro", "/", "--remount-ro", "/dev", "--chdir", chdir, "--clearenv"]
     for name, value in sorted(early.items()):
@@ -157,6 +173,16 @@ def shown_paths(spec: LaunchSpec) -> dict[str, str]:
 def _shown(spec: LaunchSpec, data: Mapping[str, int]) -> list[_Mount]:
     shown = sorted(shown_paths(spec).items())  # parents come first
     return [(option, str(data[path]), path) for path, option in shown]
+
+
+def given_paths(spec: LaunchSpec) -> list[str]:
+    """Where the sockets of `spec.unix` are mounted, and directories of sockets, parents first."""
+    return sorted({inside(path) for path in spec.unix})
+
+
+def inside(path: str) -> str:
+    """Where a path of `unix:` is mounted: bwrap cannot go through the link that /var/run is in a bottle."""
+    return (path.removeprefix("/var") if path.startswith("/var/run/") else path).rstrip("/")
 
 
 def _trust(spec: LaunchSpec, layout: HostLayout) -> list[_Mount]:

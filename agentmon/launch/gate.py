@@ -14,7 +14,7 @@ import signal
 from collections.abc import Iterable
 
 from agentmon.errors import AgentmonError, BadInput
-from agentmon.launch import messages
+from agentmon.launch import host_sockets, messages
 from agentmon.launch.argv import BWRAP, HostLayout, bindable, bwrap_options, inner_command, shown_paths
 from agentmon.launch.seccomp import filter_bytes
 from agentmon.launch.spec import LaunchSpec
@@ -58,13 +58,18 @@ def _prepare(spec: LaunchSpec, layout: HostLayout, stdio: Stdio, status_w: int, 
     os.umask(spec.umask)
     for name, value in spec.rlimits.items():
         _limit(name, value)
+    shown = _shown(spec)
+    home = os.open(spec.home_source, os.O_PATH | os.O_CLOEXEC)
+    covered = host_sockets.covered({spec.home: home, **shown}, spec.unix)
+    os.close(home)
     data = (
-        _shown(spec)
+        shown
+        | host_sockets.given(spec.unix)
         | _host_files(layout)
         | {path: memory_file("etc", text.encode()) for path, text in spec.files.items()}
     )
     seccomp = memory_file("seccomp", filter_bytes(spec.io_uring))
-    options = bwrap_options(spec, layout, data, seccomp, status_w)
+    options = bwrap_options(spec, layout, data, seccomp, status_w, covered)
     args = memory_file("args", b"".join(os.fsencode(word) + b"\0" for word in options))
     for fd in (*data.values(), seccomp, args, status_w):
         os.set_inheritable(fd, True)

@@ -35,6 +35,9 @@ class LaunchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     files: dict[str, str] = {}  # path inside -> content, read-only; see etc.etc_files
     ro: tuple[str, ...] = ()
     rw: tuple[str, ...] = ()
+    unix: tuple[
+        str, ...
+    ] = ()  # the host's sockets, and directories of them, which end in "/"; mounted where they exist
     tmp_source: str = ""  # directory mounted as /tmp; "": a private tmpfs
     tty: bool = False
     rows: int = 24
@@ -53,7 +56,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
             )
         if not self.argv or not self.argv[0]:
             raise BadInput("no command given", "agentmon run -- COMMAND [ARGUMENT...]")
-        for path in (self.cwd, self.home, self.home_source, self.cgroup, *self.ro, *self.rw, *self.files):
+        for path in (self.cwd, self.home, self.home_source, self.cgroup, *self.ro, *self.rw, *self.unix, *self.files):
             if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
                 raise BadInput(f'path "{path}" is not absolute', 'write it from "/" on, without ".."')
         for text in (*self.argv, *self.env, *self.env.values()):

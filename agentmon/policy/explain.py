@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agentmon.errors import BadInput
+from agentmon.policy import explain_requests, unbuilt
 from agentmon.policy.change import is_removal, placed
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.manifest import load_chain
@@ -43,6 +44,7 @@ GUARD = {
 _FACTS = (
     "shutdown", "guard", "observe", "home", "ro", "rw", "unix", "listen", "io_uring", "limits", "provider", "agent",
 )  # fmt: skip
+_PLAIN_PORT = 80
 _DIRECT_TCP = 443  # the port that is meant where a destination names none
 
 
@@ -58,7 +60,7 @@ def check(path: Path | str, settings: Settings, providers: Mapping[str, Provider
         "ok": True,
         "sources": list(policy.sources),
         "rules": len(policy.rules),
-        "warnings": warnings(policy),
+        "warnings": [*unbuilt.notices(settings), *warnings(policy)],
     }
 
 
@@ -92,13 +94,15 @@ def covers_host(pattern: str, host: str) -> bool:
     return pattern == host or (pattern.startswith("*.") and host.endswith(pattern[1:]))
 
 
-def explain(policy: EffectivePolicy, dest: str | None = None) -> dict[str, Any]:
+def explain(
+    policy: EffectivePolicy, dest: str | None = None, providers: Mapping[str, Provider] | None = None
+) -> dict[str, Any]:
     """Each rule with its depth and what it does not check; with `dest`, what happens to it and which layer decides.
 
     :raises BadInput: for a destination that is none.
     """
     if dest is not None:
-        return {"bottle": policy.bottle, "dest": destination(policy, dest)}
+        return {"bottle": policy.bottle, "dest": destination(policy, dest, providers or {})}
     policies = PolicySet(policy.rules, policy.inspected)
     return {
         "bottle": policy.bottle,
@@ -145,8 +149,8 @@ def _rule(policies: PolicySet, rule: Rule, origin: str) -> dict[str, Any]:
     return out
 
 
-def destination(policy: EffectivePolicy, dest: str) -> dict[str, Any]:
-    """What would happen to one connection (or request, if `dest` has a path).
+def destination(policy: EffectivePolicy, dest: str, providers: Mapping[str, Provider]) -> dict[str, Any]:
+    """What would happen to one connection (or request, if `dest` has a path: routes and providers' endpoints count).
 
     `dest`: host[:port], address[:port], https://host/path, tcp:// and udp:// forms; port 443 if none is named.
 
@@ -171,6 +175,13 @@ def destination(policy: EffectivePolicy, dest: str) -> dict[str, Any]:
         layer = _LAYERS[decision.depth] if decision.depth else (refusing if resolved else "resolver")
         why = None
     out.update(_decided(policy, decision, layer))
+    decrypted = decision.depth is Depth.INSPECTED or any(covers_host(p, target.host) for p in policy.inspected)
+    if out["verdict"] != "refused" and target.network is None and decrypted:
+        tls = target.scheme == "https" or (target.scheme != "http" and port != _PLAIN_PORT)
+        if target.path is not None:
+            out.update(explain_requests.request(policy, target.host, port, target.path, tls=tls, providers=providers))
+        else:
+            out.update(explain_requests.connection(policy, target.host, tls=tls, providers=providers))
     if why:
         out["why"] = why
     if not decision.allowed and decision.reason == "default":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from agentmon.events import is_command
+
 
 def check_text(data: Mapping[str, Any]) -> str:
     """`policy check`."""
@@ -65,13 +67,16 @@ def _destination(bottle: str, dest: Mapping[str, Any]) -> str:
         "deny": f"denied by {dest.get('rule')}",
         "default": "no rule allows it",
         "protected": f"no rule can allow it ({dest.get('why', 'reserved')})",
-    }[dest["reason"]]
+    }.get(dest["reason"]) or str(dest["message"])
     lines.append(f"  {because}" + (f" ({dest['origin']})" if dest.get("origin") else ""))
     lines.append(f"  decided by {dest['layer']}")
     if "depth" in dest:
         lines.append(f"  depth {dest['depth']}; does not check {dest['unchecked']}")
-    if "hint" in dest:
-        lines.append(f"  to allow it: {dest['hint']}")
+    if "methods" in dest:
+        lines.append(f"  by these methods only: {', '.join(dest['methods'])}")
+    lines += [f"  requests, {text}" for text in dest.get("requests", ())]
+    if dest.get("hint"):
+        lines.append(f"  {'to allow it' if is_command(dest['hint']) else 'hint'}: {dest['hint']}")
     return "\n".join(lines)
 
 

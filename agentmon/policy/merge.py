@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from agentmon.errors import BadInput, Refused
-from agentmon.policy import document, sockets, values
+from agentmon.policy import document, sockets, unbuilt, values
 from agentmon.policy.effective import LIMITS, EffectivePolicy
 from agentmon.policy.manifest import GUARDS, HOMES, Manifest, untrusted
 from agentmon.policy.options import Options, environment
@@ -48,6 +48,7 @@ def effective(
     manifests = tuple(chain or ())
     for manifest in manifests:
         untrusted(manifest, settings)
+    unbuilt.refuse(settings, manifests)
     _check_options(settings, options)
     bottle = options.name or (manifests[0].bottle_name if manifests else "")
     if not bottle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentmon import wire
@@ -21,7 +21,8 @@ _CREDENTIAL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 @dataclass(frozen=True, slots=True)
 class PlacedRoute:
     route: wire.Route
-    place: Place
+    place: Place  # of its host
+    places: dict[str, Place] = field(default_factory=dict, compare=False)  # of each key that is written
 
 
 def route(node: Node) -> PlacedRoute:
@@ -46,7 +47,8 @@ def route(node: Node) -> PlacedRoute:
         found["scan_headers_except"] = _scan_headers(inner)
     if (inner := values.optional(table, "auth")) is not None:
         found.update(_auth(inner))
-    return PlacedRoute(wire.Route(**found), table.values["host"].place)
+    places = {key: inner.place for key, inner in table.values.items()}
+    return PlacedRoute(wire.Route(**found), table.values["host"].place, places)
 
 
 def routes(node: Node) -> tuple[PlacedRoute, ...]:

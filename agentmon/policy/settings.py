@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from agentmon import paths
 from agentmon.addresses import Pool
 from agentmon.policy import document, values
-from agentmon.policy.document import Items, Node, Scalar
+from agentmon.policy.document import Items, Node, Place, Scalar
 from agentmon.policy.effective import WEIGHTS
 from agentmon.policy.rules import RuleError, canonical_host
 from agentmon.policy.values import Budget, PlacedRule
@@ -56,6 +56,7 @@ class Settings:
     bottles_dir: Path = paths.BOTTLES
     pool: Pool = field(default_factory=Pool)
     source: str = ""  # the file, "" without one
+    places: Mapping[str, Place] = field(default_factory=dict, compare=False)  # where each key stands
 
 
 def default_path() -> Path:
@@ -84,7 +85,7 @@ def parse(text: str, file: str) -> Settings:
     """
     table = document.parse(text, file)
     document.check_keys(table, _READERS)
-    found: dict[str, Any] = {"source": file}
+    found: dict[str, Any] = {"source": file, "places": {key: node.place for key, node in table.values.items()}}
     for key, read in _READERS.items():
         node = values.optional(table, key)
         if node is not None:

@@ -3,28 +3,43 @@ told."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from agentmon import paths
-from agentmon.errors import BadInput, HostLacks
+from agentmon.errors import HostLacks
+from agentmon.policy.document import Place
 from agentmon.policy.effective import EffectivePolicy
+from agentmon.policy.manifest import Manifest
+from agentmon.policy.routes import PlacedRoute
 from agentmon.policy.settings import Settings
 
 _HINT = "this version does not enforce it: leave the key out (CHANGELOG.md says what is there)"
 
 
-def refuse_policy(policy: EffectivePolicy) -> None:
-    """:raises BadInput: the policy relies on a protection that would not be there."""
-    found: list[str] = []
-    for route in policy.routes:
-        wanted = {
-            f"outbound: {route.outbound}": route.outbound in {"block", "redact"},
-            f"inbound: {route.inbound}": route.inbound == "block",
-            "scan_headers": bool(route.scan_headers_except),
-            "git_fetch": route.git_fetch,
-            f"auth: credential {route.auth_credential}": bool(route.auth_credential),
-        }
-        found += [f"route {route.host}, {key}" for key, written in wanted.items() if written]
-    if found:
-        raise BadInput(f"{found[0]}: not in this version of agentmon", _HINT)
+def refuse(settings: Settings, manifests: Iterable[Manifest]) -> None:
+    """Part of every merge: `run`, `policy check`, `explain` and `diff` refuse the same, in the same words.
+
+    :raises BadInput: a file relies on a protection that would not be there; with file, line and key.
+    """
+    refuse_settings(settings)
+    for manifest in manifests:
+        for placed in manifest.routes:
+            _refuse_route(placed)
+
+
+def _refuse_route(placed: PlacedRoute) -> None:
+    route = placed.route
+    wanted = {
+        "outbound": (route.outbound, route.outbound in {"block", "redact"}),
+        "inbound": (route.inbound, route.inbound == "block"),
+        "scan_headers": (f"except {', '.join(route.scan_headers_except)}", bool(route.scan_headers_except)),
+        "git_fetch": ("true", route.git_fetch),
+        "auth": (f"credential {route.auth_credential}", bool(route.auth_credential)),
+    }
+    for key, (value, written) in wanted.items():
+        if written:
+            place = placed.places.get(key, placed.place)
+            raise place.error(f"{value}: not in this version of agentmon", _HINT)
 
 
 def refuse_on_kernel(policy: EffectivePolicy, features: frozenset[str]) -> None:
@@ -42,12 +57,13 @@ def refuse_on_kernel(policy: EffectivePolicy, features: frozenset[str]) -> None:
 
 def refuse_settings(settings: Settings) -> None:
     """:raises BadInput: the settings name a ledger that this version cannot keep."""
+    place = settings.places.get("ledger", Place(settings.source or "settings", 1, "ledger"))
     if settings.ledger.startswith(("postgres://", "postgresql://")):
-        what = f"{settings.source or 'settings'}: ledger: a PostgreSQL ledger is not in this version of agentmon"
-        raise BadInput(what, "leave the key out: the ledger is SQLite on this host (docs/adr/0009)")
+        what = "a PostgreSQL ledger is not in this version of agentmon"
+        raise place.error(what, "leave the key out: the ledger is SQLite on this host (docs/adr/0009)")
     if settings.ledger != f"sqlite:///{paths.LEDGER}":
-        what = f"{settings.source or 'settings'}: ledger: {settings.ledger!r} is not where this version keeps it"
-        raise BadInput(what, f"leave the key out, or write sqlite:///{paths.LEDGER}")
+        what = f"{settings.ledger!r} is not where this version keeps it"
+        raise place.error(what, f"leave the key out, or write sqlite:///{paths.LEDGER}")
 
 
 def notices(settings: Settings) -> list[str]:
@@ -55,11 +71,13 @@ def notices(settings: Settings) -> list[str]:
     plain = Settings()
     written = {
         "alert": settings.alert != plain.alert,
-        "retention: usage": settings.usage_age_s != plain.usage_age_s,
+        "retention": settings.usage_age_s != plain.usage_age_s,
         "approvals_timeout": settings.approvals_timeout_s != plain.approvals_timeout_s,
     }
+    told = {"retention": "retention: usage"}
     return [
-        f"{settings.source}: {key} is not in this version, ignoring"
+        f"{settings.places[key].at() if key in settings.places else settings.source}: "
+        f"{told.get(key, key)} is not in this version, ignoring"
         for key, is_written in written.items()
         if is_written
     ]

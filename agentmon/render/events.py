@@ -23,6 +23,7 @@ _VERBS = {
     "bypass": ("bypassed its guard", "bypassed its guard", "to"),
     "escape": ("connected from a foreign namespace", "tried to connect from a foreign namespace", "to"),
 }
+_LISTENS = ("bound a socket", "tried to bind a socket", "to")
 _NOWHERE = {"dns": "a name", "request": "something"}  # objects of verbs that need one
 _KERNEL = frozenset({"bpf", "host-nft", "bottle-nft"})
 
@@ -41,6 +42,8 @@ def sentence(event: Mapping[str, Any]) -> str:
     kind, verdict = str(event.get("kind", "")), str(event.get("verdict", ""))
     if kind not in _VERBS:
         return state(event)
+    if event.get("reason") == "stranger":
+        return f"{_who(event)} is in the bottle's network namespace, and {reason_text(event)}"
     text = f"{_who(event)} {_what(event)}{_outcome(verdict, event)}"
     count = int(event.get("count") or 0)
     return f"{text} ({count} times)" if count > 1 else text
@@ -48,7 +51,7 @@ def sentence(event: Mapping[str, Any]) -> str:
 
 def _what(event: Mapping[str, Any]) -> str:
     kind, reason = str(event["kind"]), event.get("reason")
-    done, tried, to = _VERBS[kind]
+    done, tried, to = _LISTENS if reason == "listen" else _VERBS[kind]
     if reason == "client-tls":
         done, to = "broke off its TLS handshake", "with the proxy for"
     elif event.get("verdict") == "refused" or reason == "unreachable":
@@ -62,16 +65,24 @@ def _what(event: Mapping[str, Any]) -> str:
 
 
 def _outcome(verdict: str, event: Mapping[str, Any]) -> str:
-    reason = event.get("reason")
+    reason, kind = event.get("reason"), event.get("kind")
     if reason == "client-tls":
         return f": {reason_text(event)}"
     if verdict == "refused":
-        return f": refused{_by(event)}, {_why(event)}"
+        return f": refused{_by(event)}, {_why(event)}{_library(event)}"
+    if verdict == "observed" and kind == "bypass":
+        return f": let through{_by(event)} (guard: observe), {_why(event)}{_library(event)}"
     if verdict == "observed":
         return f": let through under OBSERVE{_by(event)}, {_why(event)}"
     if verdict:
         return f": {printable(verdict)}{_by(event)}" + (f", but {_why(event)}" if reason else "")
     return ""
+
+
+def _library(event: Mapping[str, Any]) -> str:
+    """A guarded process and its reader want to know which native code it was."""
+    library = str(event.get("library") or "")
+    return f" (called by {printable(library)})" if library and event.get("kind") == "bypass" else ""
 
 
 def _who(event: Mapping[str, Any]) -> str:
@@ -80,6 +91,8 @@ def _who(event: Mapping[str, Any]) -> str:
 
 
 def _where(event: Mapping[str, Any]) -> str:
+    if event.get("path"):
+        return printable(str(event["path"]))
     host, dst, port = str(event.get("host") or ""), str(event.get("dst") or ""), event.get("port")
     shown = printable(host or (f"[{dst}]" if ":" in dst else dst))
     where = f"{shown}:{port}" if shown and port else shown

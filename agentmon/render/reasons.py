@@ -27,6 +27,10 @@ _REASONS = {
     "spoof": "the source address is not the bottle's own",
     "netns": "the process has left the bottle's network namespace",
     "unknown": "the process belongs to no bottle that is known",
+    "stranger": "it is a process of the host",
+    "unvouched": "its guard did not see it",
+    "listen": "no rule lets it listen on this port",
+    "unix": "no rule allows this unix socket",
     # the name
     "bad-name": "this cannot be a host name",
     "inspected": "this name is checked inside TLS, which only the proxy does",

@@ -7,6 +7,7 @@ import fcntl
 import json
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tests", action="append", metavar="PATH", help="instead of config.TESTS; may be repeated")
     parser.add_argument("--append", default="", metavar="WORDS", help="more words for the kernel's command line")
     chosen = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # QEMU ends with us
     if unknown := [n for n in chosen.names if n not in names]:
         parser.error(f"no kernel is called {', '.join(unknown)}; there are: {', '.join(names)}")
     rows = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 HEAD = ("kernel", "release", "boot", "tests", "passed", "failed", "skipped", "LSM", "fentry")
@@ -19,7 +20,7 @@ class Tests:
     """A junit file of pytest: how many, which failed, and why some were skipped."""
 
     passed: int = 0
-    failed: tuple[str, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()  # (test, first line of the reason)
     skipped: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
@@ -50,7 +51,7 @@ def read(junit: str) -> Tests:
         bad = [part for part in case if part.tag in ("failure", "error")]
         skip = case.find("skipped")
         if bad:
-            failed.append(f"{name}: {_first_line(bad[0].get('message', ''))}")
+            failed.append((name, _first_line(bad[0].get("message", ""))))
         elif skip is not None:
             skipped[_first_line(skip.get("message", ""))] += 1
         else:
@@ -68,7 +69,7 @@ def render(rows: list[Row]) -> list[str]:
     ]
     for row in rows:
         lines += [f"{row.kernel}: {row.trouble}"] if row.trouble else []
-        lines += [f"{row.kernel}: failed: {name}" for name in row.tests.failed]
+        lines += [f"{row.kernel}: failed: {text}" for text in _by_reason(row.tests.failed)]
         lines += [f"{row.kernel}: not there: {what}: {why}" for what, why in row.features.items() if why != "yes"]
         lines += [f"{row.kernel}: skipped {n}: {why}" for why, n in sorted(row.tests.skipped.items())]
     return lines
@@ -85,6 +86,16 @@ def _cells(row: Row) -> tuple[str, ...]:
         *(str(n) for n in counts),
         *(feature("LSM"), feature("fentry")),
     )
+
+
+def _by_reason(failed: Iterable[tuple[str, str]]) -> list[str]:
+    """One line for each reason: a program that does not load fails every test of a file."""
+    names: dict[str, list[str]] = {}
+    for name, reason in failed:
+        names.setdefault(reason, []).append(name)
+    return [
+        f"{which[0]}{f' and {len(which) - 1} more' if len(which) > 1 else ''}: {why}" for why, which in names.items()
+    ]
 
 
 def _first_line(text: str) -> str:

@@ -84,11 +84,11 @@ def test_vouch_sendto_and_sendmsg_on_an_unconnected_socket(lab: Lab, bottle: Bot
             assert job.do(op, vouched=[to, 80], **shape) == 0
             assert job.do(op, **shape) == (errno.EPERM if strict else 0)
     assert len(lab.received()) == (4 if strict else 8)
-    # Two operations to each destination are one event, and a second one where the count was flushed in between.
-    assert sorted(set(bypasses(lab, job))) == [
+    # Two operations to each destination are one event with a count (on a slow machine a second one, with the repeat).
+    assert set(bypasses(lab, job)) == {
         ("refused" if strict else "observed", "unvouched", KNOWN, 80),
         ("refused" if strict else "observed", "unvouched", SIX, 80),
-    ]
+    }
 
 
 def test_vouch_is_for_one_destination(lab: Lab, bottle: Bottle) -> None:

@@ -21,7 +21,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from ebpf import cgroup
+from ebpf import cgroup, child
 from ebpf.programs import CgroupPrograms
 from ebpf.sources import Sizes
 from ebpf.spec import BottlePolicy, Endpoint, Entry, Event, Mode
@@ -37,6 +37,7 @@ SIZES = Sizes(
 SO_NETNS_COOKIE = 71
 _libc = ctypes.CDLL(None, use_errno=True)
 _serial = itertools.count()
+child.TIMEOUT_S = 240  # an emulated processor (tests/kernel) compiles for a minute and more
 
 CLIENT = r"""
 import ctypes, errno, ipaddress, json, os, socket, struct, subprocess, sys, threading
@@ -68,7 +69,8 @@ def in_thread(request):
     thread = threading.Thread(target=lambda: out.append(attempt(request)))
     thread.start(); thread.join()
     return out[0]
-CONNECT = "import socket,sys\ntry: socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)\nexcept OSError as e: sys.exit(e.errno)"
+CONNECT = ("import socket,sys\ntry: socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)\n"
+           "except OSError as e: sys.exit(e.errno)")
 def in_program(request):
     return subprocess.run([sys.executable, "-c", CONNECT, request["to"][0], str(request["to"][1])]).returncode
 def attempt(request):

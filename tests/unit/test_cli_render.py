@@ -115,6 +115,44 @@ def test_table_aligns_and_counts_terminal_columns() -> None:
             "x connected to a.example:80 (203.0.113.1): let through under OBSERVE by bpf, no rule allows it",
         ),
         (
+            {
+                "kind": "bypass",
+                "verdict": "refused",
+                "comm": "python3",
+                "pid": 9,
+                "dst": "203.0.113.1",
+                "port": 443,
+                "layer": "bpf",
+                "reason": "unvouched",
+                "library": "/usr/lib/libffi.so.8",
+            },
+            "python3 (pid 9) bypassed its guard to 203.0.113.1:443: refused by bpf, its guard did not see it"
+            " (called by /usr/lib/libffi.so.8)",
+        ),
+        (
+            {"kind": "bypass", "verdict": "observed", "comm": "x", "dst": "::1", "layer": "bpf", "reason": "unvouched"},
+            "x bypassed its guard to [::1]: let through by bpf (guard: observe), its guard did not see it",
+        ),
+        (
+            {"kind": "connect", "verdict": "refused", "path": "/srv/\x1b.sock", "layer": "bpf", "reason": "unix"},
+            "a process tried to connect to /srv/\\x1b.sock: refused by bpf, no rule allows this unix socket",
+        ),
+        (
+            {
+                "kind": "socket",
+                "verdict": "refused",
+                "dst": "0.0.0.0",
+                "port": 80,
+                "layer": "bpf",
+                "reason": "listen",
+            },
+            "a process tried to bind a socket to 0.0.0.0:80: refused by bpf, no rule lets it listen on this port",
+        ),
+        (
+            {"kind": "escape", "verdict": "observed", "comm": "cat", "pid": 5, "layer": "daemon", "reason": "stranger"},
+            "cat (pid 5) is in the bottle's network namespace, and it is a process of the host",
+        ),
+        (
             {"kind": "request", "verdict": "allowed", "comm": "x", "host": "a.example", "layer": "proxy"},
             "x requested a.example: allowed by the proxy",
         ),
@@ -207,7 +245,21 @@ def test_a_refusal_without_a_destination_is_a_sentence_too(kind: str) -> None:
     "reason",
     [
         *("default", "policy", "deny", "cut", "closed", "protected", "family", "expired", "spoof", "netns", "budget"),
-        *("unknown", "no-sni", "bad-sni", "sni", "not-tls", "bad-name", "inspected", "direct", "slow", "limit"),
+        *(
+            "unknown",
+            "unvouched",
+            "listen",
+            "unix",
+            "no-sni",
+            "bad-sni",
+            "sni",
+            "not-tls",
+            "bad-name",
+            "inspected",
+            "direct",
+            "slow",
+            "limit",
+        ),
         *("method", "path", "endpoint", "host", "plain", "credential", "upgrade", "rate"),
     ],
 )

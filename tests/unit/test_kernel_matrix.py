@@ -143,8 +143,8 @@ def test_junit_is_counted_and_failures_keep_their_reason() -> None:
     assert found == table.Tests(
         1,
         (
-            "tests/root/test_bpf_unix.py::test_b[x]: assert 1 == 2",
-            "tests/root/test_bpf_unix.py::test_d: failed on setup",
+            ("tests/root/test_bpf_unix.py::test_b[x]", "assert 1 == 2"),
+            ("tests/root/test_bpf_unix.py::test_d", "failed on setup"),
         ),
         Counter({"needs Linux 6.7": 1}),
         12.5,
@@ -153,6 +153,11 @@ def test_junit_is_counted_and_failures_keep_their_reason() -> None:
 
 def test_the_table() -> None:
     good = table.Row("6.1", "6.1.0-50-amd64", 13.6, table.Tests(93, (), Counter({"needs 6.7": 2}), 290), {"LSM": "yes"})
+    failed = table.Tests(0, (("a", "no BTF"), ("b", "1 == 2"), ("c", "no BTF")))
+    assert table.render([table.Row("6.12", tests=failed)])[2:] == [
+        "6.12: failed: a and 1 more: no BTF",
+        "6.12: failed: b: 1 == 2",
+    ]
     assert table.render([good, table.Row("newest", trouble="did not boot in 120 s")]) == [
         "kernel  release         boot  tests  passed  failed  skipped  LSM  fentry",
         "6.1     6.1.0-50-amd64  14 s  290 s      93       0        2  yes       -",

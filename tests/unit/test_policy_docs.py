@@ -66,7 +66,9 @@ def test_what_to_write_instead(text, instead):
     assert caught.value.hint == instead
 
 
-@pytest.mark.parametrize("block", BLOCK.finditer(GUIDE), ids=lambda b: f"line-{GUIDE.count(chr(10), 0, b.start()) + 1}")
+@pytest.mark.parametrize(
+    "block", list(BLOCK.finditer(GUIDE)), ids=lambda b: f"line-{GUIDE.count(chr(10), 0, b.start()) + 1}"
+)
 def test_manifests_in_the_guide(block):
     info, body = block["info"], block["body"]
     if name := re.search(r"file=(\S+)", info):

@@ -11,6 +11,7 @@ from agentmon.policy import manifest, settings
 from agentmon.policy.explain import check, diff, explain, warnings
 from agentmon.policy.explain_text import check_text, diff_text, explain_text
 from agentmon.policy.merge import Options, effective
+from agentmon.providers import registry
 from agentmon.providers.declaration import Provider
 
 PROVIDERS = {"claude": Provider("claude", hosts=("api.anthropic.com",), endpoints=())}
@@ -95,6 +96,47 @@ def test_one_destination(dest, verdict, reason, layer, extra):
     text = explain_text(data)
     assert verdict in text and f"decided by {layer}" in text
     assert found.get("hint", "") in text
+
+
+ROUTED = (
+    "allow: [api.anthropic.com, 'https://h.other', 'http://h.other', wide.other]\n"
+    "routes: [{host: h.other, methods: [POST], paths: ['/v1/*']}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("dest", "reason", "word"),
+    [
+        ("https://h.other/v2/x", "path", "Path /v2/x is not allowed"),
+        ("https://api.anthropic.com/v1/unknown", "endpoint", "cannot be metered"),
+        ("https://api.anthropic.com/v1/messages/batches", "endpoint", "cannot be metered"),
+        ("http://h.other/v1/x", None, ""),
+        ("https://h.other/v1/x", None, ""),
+        ("https://api.anthropic.com/v1/messages", None, ""),
+    ],
+)
+def test_a_request_is_what_the_proxy_says_of_it(dest, reason, word):
+    data = explain(policy(ROUTED), dest, registry.load())
+    found, text = data["dest"], explain_text(data)
+    if reason is None:
+        assert found["verdict"] == "allowed" and found["methods"] == ["POST"] and "POST" in text
+        return
+    assert (found["verdict"], found["reason"], found["layer"]) == ("refused", reason, "proxy")
+    assert word in text and "refused in web" in text and "\n  hint: " in text
+    json.dumps(data)
+
+
+def test_a_host_says_which_of_its_requests_pass():
+    text = explain_text(explain(policy(ROUTED), "h.other", registry.load()))
+    assert "requests, methods: POST" in text and "requests, paths: /v1/*" in text
+    text = explain_text(explain(policy(ROUTED), "api.anthropic.com", registry.load()))
+    assert "requests, POST /v1/messages: metered" in text and "all others of claude: refused" in text
+    assert "requests" not in explain(policy(ROUTED), "wide.other", registry.load())["dest"]
+
+
+def test_a_provider_is_not_reached_in_the_clear():
+    found = explain(policy("allow: ['http://api.anthropic.com']"), "http://api.anthropic.com", registry.load())["dest"]
+    assert (found["verdict"], found["reason"]) == ("refused", "plain")
 
 
 def test_observe_relaxes_only_what_no_rule_speaks_of():

@@ -2,37 +2,64 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from agentmon import paths, wire
+from agentmon import paths
 from agentmon.errors import BadInput, HostLacks
 from agentmon.policy.effective import EffectivePolicy
-from agentmon.policy.settings import Settings
-from agentmon.policy.unbuilt import notices, refuse_on_kernel, refuse_policy, refuse_settings
+from agentmon.policy.explain import check
+from agentmon.policy.manifest import load_chain
+from agentmon.policy.merge import Options, effective
+from agentmon.policy.settings import Settings, parse
+from agentmon.policy.unbuilt import notices, refuse, refuse_on_kernel, refuse_settings
+from agentmon.providers import registry
+
+ROUTE = "routes:\n  - host: a.example\n    {}\n"
+UNBUILT = [
+    "outbound: block",
+    "outbound: redact",
+    "inbound: block",
+    "git_fetch: true",
+    "scan_headers: {except: [cookie]}",
+    "auth: {header: x-api-key, credential: k}",
+]
 
 
-def test_defaults_pass_without_a_word() -> None:
-    refuse_policy(EffectivePolicy("b", (), routes=(wire.Route("a.example", paths=("/x",), auth_none=True),)))
-    refuse_settings(Settings())
+def manifest(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "m.yml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults_pass_without_a_word(tmp_path: Path) -> None:
+    file = manifest(tmp_path, ROUTE.format("paths: [/x]\n    auth: none"))
+    refuse(Settings(), load_chain(file, tmp_path))
     refuse_settings(Settings(ledger=f"sqlite:///{paths.LEDGER}"))
     assert notices(Settings()) == []
 
 
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"routes": (wire.Route("a.example", outbound="block"),)}, "outbound: block"),
-        ({"routes": (wire.Route("a.example", outbound="redact"),)}, "outbound: redact"),
-        ({"routes": (wire.Route("a.example", inbound="block"),)}, "inbound: block"),
-        ({"routes": (wire.Route("a.example", git_fetch=True),)}, "git_fetch"),
-        ({"routes": (wire.Route("a.example", scan_headers_except=("cookie",)),)}, "scan_headers"),
-        ({"routes": (wire.Route("a.example", auth_header="x-api-key", auth_credential="k"),)}, "credential k"),
-    ],
-)
-def test_a_protection_that_is_not_there_is_refused(changes: dict[str, object], word: str) -> None:
-    with pytest.raises(BadInput, match="not in this version") as caught:
-        refuse_policy(EffectivePolicy("b", (), **changes))  # type: ignore[arg-type]
-    assert word in caught.value.message and caught.value.hint
+@pytest.mark.parametrize("written", UNBUILT)
+def test_a_protection_that_is_not_there_is_refused_with_its_place(tmp_path: Path, written: str) -> None:
+    """By the merge that `run` goes through, and by `policy check`, in the same words."""
+    file = manifest(tmp_path, 'allow: ["https://a.example"]\n' + ROUTE.format(written))
+    with pytest.raises(BadInput, match="not in this version") as merged:
+        effective(Settings(bottles_dir=tmp_path), load_chain(file, tmp_path), Options(name="b"), registry.load())
+    assert merged.value.message.startswith(f"{file}:4: routes[0].{written.partition(':')[0]}: ")
+    assert merged.value.hint
+    with pytest.raises(BadInput) as checked:
+        check(file, Settings(bottles_dir=tmp_path), registry.load())
+    assert (checked.value.message, checked.value.hint) == (merged.value.message, merged.value.hint)
+
+
+def test_a_check_refuses_and_tells_what_stands_in_the_settings(tmp_path: Path) -> None:
+    file = manifest(tmp_path, "allow: [a.example]\n")
+    with pytest.raises(BadInput, match=r"s\.yml:2: ledger: .*PostgreSQL") as caught:
+        check(file, parse("log: full\nledger: postgresql://h/agentmon\n", "s.yml"), registry.load())
+    assert caught.value.hint
+    told = check(file, parse("\nalert: /bin/true\n", "s.yml"), registry.load())
+    assert told["warnings"] == ["s.yml:2: alert is not in this version, ignoring"]
 
 
 @pytest.mark.parametrize(

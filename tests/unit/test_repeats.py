@@ -111,3 +111,20 @@ def test_no_rule_is_proposed_for_what_no_rule_changes(tmp_path: Path, reason: st
 
 def test_an_expired_address_has_a_hint_that_is_no_command() -> None:
     assert "look the name up again" in hint(refused("expired", dst="198.51.100.7"))
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (Event("socket", "refused", "b", "listen", "bpf", proto="udp", port=53), "`listen: [udp:53]`"),
+        (Event("connect", "refused", "b", "unix", "bpf", path="/srv/x.sock"), "`unix: [/srv/x.sock]`"),
+        (Event("connect", "refused", "b", "unix", "bpf", path="../x"), "absolute path"),
+        (Event("connect", "refused", "b", "unix", "bpf", path="/srv/../x\n"), "absolute path"),
+        (Event("bypass", "refused", "b", "unvouched", "bpf", dst="203.0.113.1", port=1), "`guard: observe`"),
+        (Event("bypass", "refused", "b", "default", "bpf", dst="203.0.113.1", port=1), "agentmon allow b "),
+    ],
+)
+def test_what_only_a_manifest_changes_is_said_so(event: Event, said: str) -> None:
+    assert said in hint(event)
+    assert "\n" not in hint(event)
+    assert hint(Event(event.kind, "observed", "b", event.reason, path=event.path, port=event.port)) == ""

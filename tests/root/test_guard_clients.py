@@ -1,0 +1,151 @@
+"""Every client that people use, under the guard: what it may reach it reaches, what it may not surfaces as the refusal.
+
+In a namespace with servers on ordinary addresses; what arrives at the forbidden one is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support import guard_clients, guarded
+from tests.support.guard_net import DNS, EVIL, FTP, GOOD, HTTP, OTHER, SMTP, Net
+
+pytestmark = pytest.mark.root
+
+PYTHONS = guarded.versions()
+NAME = "web.example.com"
+ALLOW = [f"{NAME}:{port}" for port in (HTTP, SMTP, FTP)]
+# These catch every Exception, or run each connect in a task of their own: the violation is behind what they raise.
+WRAPS = {"anthropic": "behind APIConnectionError"}
+WRAPS_ADDRESSES = {**WRAPS, "anyio": "behind ExceptionGroup", "httpx async": "behind ExceptionGroup"}
+LOSES_ADDRESSES = "asyncio happy eyeballs"  # CPython's staggered race: an IndexError of its own, or the violation
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
+    with Net(tmp_path_factory.mktemp("guard-net")) as running:
+        yield running
+
+
+def ask(net: Net, python: str, clients: Any, host: str, port: int, *allow: str, **more: str) -> dict[str, Any]:
+    script = str(guarded.ROOT / "tests/support/guard_clients.py")
+    env = {"PATH": "/usr/sbin:/usr/bin:/bin", "PYTHONPATH": str(guarded.ROOT), **more}
+    argv = [*net.inside, python, script, ",".join(clients), host, str(port), *allow]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=150, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def outside(net: Net) -> list[str]:
+    return [what for what in net.received() if EVIL in what or f":{OTHER}" in what or "tcp 127.0.0.1" in what]
+
+
+def by_interpreter() -> list[Any]:
+    mine = [pytest.param(sys.executable, guard_clients.INSTALLED, id="installed")]
+    return mine + [pytest.param(guarded.interpreters()[v], guard_clients.STANDARD, id=f"standard-{v}") for v in PYTHONS]
+
+
+@pytest.mark.parametrize(("python", "clients"), by_interpreter())
+def test_what_is_allowed_is_reached(net, python, clients):
+    found = ask(net, python, clients, NAME, HTTP, *ALLOW)
+    assert {name: how["how"] for name, how in found.items()} == dict.fromkeys(clients, "ok"), found
+    arrived = net.received()
+    assert sum(GOOD in what for what in arrived) >= len(clients)
+
+
+@pytest.mark.parametrize(("python", "clients"), by_interpreter())
+@pytest.mark.parametrize(
+    ("host", "port", "reason", "address"),
+    [
+        ("evil.example.com", HTTP, "default", ""),
+        (NAME, OTHER, "default", ""),  # its name is allowed, this port is not
+        ("rebound.example.com", HTTP, "loopback", "127.0.0.1"),  # its name is allowed, and leads to loopback
+    ],
+)
+def test_a_refused_name_reaches_the_caller(net, python, clients, host, port, reason, address):
+    net.received()
+    allow = (*ALLOW, *(f"rebound.example.com:{p}" for p in (HTTP, SMTP, FTP)))
+    found = ask(net, python, clients, host, port, *allow)
+    assert {name: how["how"] for name, how in found.items()} == {n: WRAPS.get(n, "itself") for n in clients}, found
+    assert {(how["host"], how["reason"], how["address"]) for how in found.values()} == {(host, reason, address)}
+    assert outside(net) == []
+
+
+@pytest.mark.parametrize(("python", "clients"), by_interpreter())
+@pytest.mark.parametrize("address", [EVIL, GOOD, "127.0.0.1"])
+def test_a_refused_address_reaches_the_caller(net, python, clients, address):
+    net.received()
+    found = ask(net, python, clients, address, HTTP, *ALLOW)
+    lost = found.pop(LOSES_ADDRESSES, {"how": "itself"})
+    assert lost["how"] in ("itself", "error IndexError"), lost
+    how = {name: result["how"] for name, result in found.items()}
+    assert how == {name: WRAPS_ADDRESSES.get(name, "itself") for name in found}, found
+    assert {result["address"] for result in found.values()} == {address}
+    assert [what for what in net.received() if "tcp" in what] == []
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_dns_by_hand(net, version):
+    python = guarded.interpreters()[version]
+    net.received()
+    allowed = ask(net, python, guard_clients.DATAGRAM, DNS, 53, f"udp://{DNS}:53")
+    assert {name: how["how"] for name, how in allowed.items()} == dict.fromkeys(guard_clients.DATAGRAM, "ok"), allowed
+    assert net.received().count(f"udp {DNS}:53") >= 2
+    for host, rules in ((EVIL, (f"udp://{DNS}:53",)), (DNS, (f"tcp://{DNS}:53",)), ("127.0.0.1", (f"udp://{DNS}:53",))):
+        refused = ask(net, python, guard_clients.DATAGRAM, host, 53, *rules)
+        assert {how["how"] for how in refused.values()} == {"itself"}, refused
+    assert net.received() == []
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_ipv6_by_name_and_by_mapped_address(net, version):
+    python = guarded.interpreters()[version]
+    standard = ("socket", "connect by name", "http.client", "asyncio streams")
+    six = ask(
+        net, python, [c for c in standard if c != "connect by name"], "six.example.com", HTTP, "six.example.com:8080"
+    )
+    assert {how["how"] for how in six.values()} == {"ok"}, six
+    refused = ask(net, python, [c for c in standard if c != "connect by name"], "2001:db8::7", HTTP, *ALLOW)
+    assert {how["how"] for how in refused.values()} == {"itself"}
+    assert ask(net, python, ["socket"], "2001:db8::7", HTTP, "[2001:db8::]/32:8080")["socket"]["how"] == "ok"
+
+
+def test_the_apis_by_their_own_names(net):
+    for client, host in (("anthropic", "api.anthropic.com"), ("openai", "api.openai.com")):
+        found = ask(net, sys.executable, [client], host, HTTP, f"{host}:{HTTP}")
+        assert (found[client]["how"], found[client].get("value")) == ("ok", "hello"), found
+
+
+def test_a_name_server_whose_answers_turn(net):
+    """The program's own lookup may give another address than the guard's: the name is asked again before refusing."""
+    script = f"""
+import ctypes, os, threading
+EgressGuard.install(["web.example.com:{HTTP}"])
+first = attempt(socket.getaddrinfo, "web.example.com", {HTTP})
+unknown = connect("{EVIL}", {HTTP})
+open("/etc/hosts", "w").write("{EVIL} web.example.com\\n")
+with socket.socket() as s:
+    s.settimeout(5)
+    again = attempt(s.connect, ("{EVIL}", {HTTP}))
+print(json.dumps([first, unknown, again]))
+"""
+    before = net.hosts.read_text()
+    try:
+        found = guarded.answer(script + "", None, inside=net.inside)
+        # Within a second of the last chase nothing is asked again, and what is unknown is refused.
+        assert "ok" in found[0] and found[1]["refused"] == "default" and found[2]["refused"] == "default"
+        waiting = script.replace(
+            "with socket.socket() as s:", "threading.Event().wait(1.1)\nwith socket.socket() as s:"
+        )
+        net.hosts.write_text(before)
+        assert "ok" in guarded.answer(waiting, None, inside=net.inside)[2]
+    finally:
+        net.hosts.write_text(before)
+    net.received()
