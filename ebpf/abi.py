@@ -39,7 +39,7 @@ VERDICTS = _names("AM_VERDICT_")
 REASONS = _names("AM_REASON_")
 
 
-FEATURES = {"vouch": C["AM_FEATURE_VOUCH"], "origin": C["AM_FEATURE_ORIGIN"], "unix": C["AM_FEATURE_UNIX"]}
+FEATURES = {name: C[f"AM_FEATURE_{name.upper()}"] for name in ("vouch", "origin", "unix", "lsm")}
 """Optional groups of programs that the programs themselves and callers ask about, as bits of am_config.features."""
 
 

@@ -36,6 +36,11 @@ MEMBERS = {
 NEWER_MEMBERS = {
     # v6.7, "bpf: Propagate modified uaddrlen from cgroup sockaddr programs"
     "AM_ADDR_LEN": ("bpf_sock_addr_kern", "uaddrlen"),
+    "AM_SOCKET_SK": ("socket", "sk"),
+    "AM_SK_PROTOCOL": ("sock", "sk_protocol"),
+    "AM_SK_TYPE": ("sock", "sk_type"),
+    "AM_SK_NET": ("sock_common", "skc_net"),
+    "AM_NET_COOKIE": ("net", "net_cookie"),
 }
 """The same for members that the minimum kernel lacks: what needs one is not compiled without it."""
 

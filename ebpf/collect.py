@@ -36,6 +36,11 @@ def _operations(records: bytes) -> list[bytes]:
     return [_OPERATION.pack(*fields) for fields in _FIELDS.iter_unpack(records)]
 
 
+def is_told_apart(event: Event) -> bool:
+    """Whether the kernel reports each of these, since libc's sorting of addresses looks the same there."""
+    return event.kind == "bypass" and event.proto == "udp" and event.syscall in ("connect", "io_uring")
+
+
 class Collector:
     """Reads one installation's events. `flush_ns`: how long repeats may wait.
 
@@ -55,6 +60,8 @@ class Collector:
         self._attribution = Attribution()
         self._lock = threading.Lock()
         self._described: dict[bytes, Event | None] = {}  # the last first occurrence of each operation, for its repeats
+        self._places: dict[tuple[bytes, str, str], tuple[Event, int]] = {}
+        self._counted: list[Event] = []
         self._epoll = select.epoll()
         self._epoll.register(self._ring.fd, select.EPOLLIN)
         self._epoll.register(self._timer, select.EPOLLIN)
@@ -90,14 +97,24 @@ class Collector:
         repeats, self._repeats = self._repeats, []
         for key, event in repeats:
             out += self._repeat(key, event)
-        return out
+        counted, self._counted = self._counted, []
+        return out + counted
 
     def _describe(self, key: bytes, event: Event, where: Origin | None) -> list[Event]:
         """The event completed, or nothing where it is none."""
         known = self._described[key] = self._attribution.describe(event, where)
         if len(self._described) > READ_LIMIT:
             del self._described[next(iter(self._described))]
-        return [] if known is None else [known]
+        if known is None:
+            return []
+        return self._first_from(key, known) if is_told_apart(known) else [known]
+
+    def _first_from(self, key: bytes, event: Event) -> list[Event]:
+        """Of operations that the kernel reports one by one: the first from each place, until the next flush."""
+        operation = (key, event.library, event.evidence.partition(":")[0])
+        known, more = self._places.get(operation, (event, -1))
+        self._places[operation] = (known, more + 1)
+        return [event] if more < 0 else []
 
     def _repeat(self, key: bytes, event: Event) -> list[Event]:
         """Counted repeats are the operation that was described when it came first."""
@@ -122,11 +139,13 @@ class Collector:
         """Turn counted repeats into events now and start counting anew; the descriptor becomes readable."""
         with self._lock:
             self._drain()
-            if self._repeats:
+            if self._repeats or self._counted:
                 self._arm(1)
 
     def _drain(self) -> None:
         records = [value for _, value in self._seen.drain() if _COUNT.unpack_from(value, _COUNT_AT)[0]]
+        self._counted += [replace(event, count=more) for event, more in self._places.values() if more]
+        self._places.clear()
         joined = b"".join(records)
         self._repeats += zip(_operations(joined), events.decode(joined), strict=True)
 

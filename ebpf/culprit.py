@@ -27,6 +27,8 @@ and interpreter on the stack (none); a worker of io_uring has no user stack (no-
 executed another program or unmapped the code (changed); or ended (gone); it was not
 looked at (busy)."""
 
+_FIXED = 1 << 32
+
 Role = Literal["libc", "loader", "interpreter", "module"]
 
 _LIBC = re.compile(  # glibc and the parts of it that were or are files of their own; musl, which is its loader too
@@ -69,7 +71,7 @@ def culprit(origin: Origin, memory: Lookup, code: Code | None = None, machine: s
     """Who made the call. `machine` as in uname(2), this one's by default."""
     if origin.worker or not origin.ip:
         return Culprit("", 0, "no-stack")
-    if not memory.code(origin.ip) or (origin.words and not memory.at(origin.sp)):
+    if _changed(origin, memory):
         return Culprit("", 0, "changed")
     seen: list[Frame] = []
     for index, frame in enumerate(frames(origin, memory, code, machine)):
@@ -146,6 +148,15 @@ def _words(origin: Origin, memory: Lookup) -> tuple[int, ...]:
     if not (origin.compat and memory.narrow):
         return origin.words
     return struct.unpack(f"={len(origin.words) * 2}I", struct.pack(f"={len(origin.words)}Q", *origin.words))
+
+
+def _changed(origin: Origin, memory: Lookup) -> bool:
+    """Whether the code is gone. Another program is told by its addresses, which are random; where they are not
+    (a program linked for a fixed place, below 4 GiB), the stack must be there too, else its thread may have ended."""
+    here = memory.code(origin.ip)
+    if here is None:
+        return True
+    return here.start < _FIXED and bool(origin.words) and memory.at(origin.sp) is None
 
 
 def _compiled(seen: list[Frame]) -> bool:

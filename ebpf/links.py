@@ -19,7 +19,7 @@ class Hook(NamedTuple):
     """One attach point: the C function, and include/uapi/linux/bpf.h's numbers for it.
 
     `feature` names the group of optional programs it belongs to ("" for what must be there); a raw tracepoint has its
-    name in `tracepoint` and no cgroup."""
+    name in `tracepoint`."""
 
     function: str
     prog_type: int
@@ -27,8 +27,13 @@ class Hook(NamedTuple):
     feature: str = ""
     tracepoint: str = ""
 
+    @property
+    def everywhere(self) -> bool:
+        """Attached to the kernel, not to a cgroup."""
+        return self.prog_type in {RAW_TRACEPOINT, LSM}
 
-SOCK, SOCK_ADDR, RAW_TRACEPOINT, SOCKOPT = 9, 18, 17, 25  # BPF_PROG_TYPE_CGROUP_SOCK, …
+
+SOCK, SOCK_ADDR, RAW_TRACEPOINT, SOCKOPT, LSM = 9, 18, 17, 25, 29  # BPF_PROG_TYPE_CGROUP_SOCK, …
 CGROUP_LINK = 3  # BPF_LINK_TYPE_CGROUP
 
 # Decisions before the attribution of the same hook: programs of one hook run in the order in which they were attached.
@@ -57,9 +62,12 @@ HOOKS = (
     Hook("am_by_bind6", SOCK_ADDR, 9, "origin"),
     Hook("am_by_unix_c", SOCK_ADDR, 49, "origin unix"),
     Hook("am_by_unix_s", SOCK_ADDR, 50, "origin unix"),
+    Hook("lsm__socket_connect", LSM, 27, "lsm"),  # bcc finds the security hook by the name behind lsm__
+    Hook("lsm__socket_sendmsg", LSM, 27, "lsm"),
+    Hook("lsm__socket_create", LSM, 27, "lsm"),
 )
 REQUIRED = tuple(h for h in HOOKS if not h.feature)
-FEATURES = ("vouch", "origin", "unix", "origin unix")
+FEATURES = ("vouch", "origin", "unix", "origin unix", "lsm")
 """Groups of optional programs; each is in force whole or not at all."""
 
 _HINT = (
@@ -96,7 +104,7 @@ def is_in_force(path: str, hook: Hook, cgroup_id: int) -> bool:
     link = pinned(path)
     if link is None:
         return False
-    return bool(hook.tracepoint) or (link.cgroup_id == cgroup_id and link.attach_type == hook.attach_type)
+    return hook.everywhere or (link.cgroup_id == cgroup_id and link.attach_type == hook.attach_type)
 
 
 def attach(path: str, hook: Hook, prog_fd: int, cgroup: str, cgroup_id: int) -> None:
@@ -104,8 +112,8 @@ def attach(path: str, hook: Hook, prog_fd: int, cgroup: str, cgroup_id: int) -> 
 
     :raises BpfError: what was in force before still is.
     """
-    if hook.tracepoint:
-        _attach_tracepoint(path, hook, prog_fd)
+    if hook.everywhere:
+        _attach_everywhere(path, hook, prog_fd)
     elif is_in_force(path, hook, cgroup_id):
         update(path, hook, prog_fd)
     else:
@@ -135,11 +143,13 @@ def _attach_cgroup(path: str, hook: Hook, prog_fd: int, cgroup: str) -> None:
     _pin(fd, path)
 
 
-def _attach_tracepoint(path: str, hook: Hook, prog_fd: int) -> None:
-    """These links cannot be updated; old and new one run side by side for an instant, which changes nothing here."""
+def _attach_everywhere(path: str, hook: Hook, prog_fd: int) -> None:
+    """These links cannot be updated; old and new one run side by side for an instant, which changes nothing here:
+    following a process twice is following it, and what one security hook refuses the other does not open."""
     name = hook.tracepoint.encode() + b"\0"
-    attr = struct.pack("=QI", syscall.address(name), prog_fd)
-    _pin(syscall.call(syscall.RAW_TRACEPOINT_OPEN, attr, f"attaching {hook.function} to {hook.tracepoint}"), path)
+    attr = struct.pack("=QI", syscall.address(name) if hook.tracepoint else 0, prog_fd)
+    where = hook.tracepoint or hook.function.removeprefix("lsm__")
+    _pin(syscall.call(syscall.RAW_TRACEPOINT_OPEN, attr, f"attaching {hook.function} to {where}"), path)
 
 
 def _pin(fd: int, path: str) -> None:

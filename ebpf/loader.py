@@ -73,7 +73,7 @@ def load(request: Request) -> dict[str, str]:
         left_out = dict.fromkeys(links.FEATURES, f"{error.what}: {error.hint}")
     text = sources.program_text(abi.SOURCES, request.source)
     try:
-        module = bcc.BPF(text=text, cflags=flags)
+        module = _Compiled.by(bcc)(text=text, cflags=flags)
     except Exception as error:  # bcc raises nothing narrower
         raise CompilerFailed(request.source, 0) from error
     programs = {h: _load(module, h) for h in links.REQUIRED}
@@ -88,6 +88,17 @@ def load(request: Request) -> dict[str, str]:
         features = abi.feature_bits(f for f in links.FEATURES if f not in left_out)
         config.update(b"\0\0\0\0", encode.CONFIG.pack(new, request.bottle_level, request.flags, features))
     return left_out
+
+
+class _Compiled:
+    """bcc.BPF without its habit to attach whatever has a known prefix (lsm__) as soon as it is compiled."""
+
+    def _trace_autoload(self) -> None:
+        pass
+
+    @classmethod
+    def by(cls, bcc: Any) -> Any:
+        return type("Compiled", (cls, bcc.BPF), {})
 
 
 def _load(module: Any, hook: links.Hook) -> int:
@@ -123,7 +134,7 @@ def _attach_all(request: Request, programs: dict[links.Hook, int]) -> dict[str, 
                 links.detach(f"{request.links}/{attribution_of(hook)}")  # it must come after what decides
             links.attach(path, hook, programs[hook], request.cgroup, request.cgroup_id)
             for directory in request.attached:
-                if not hook.tracepoint and os.path.lexists(f"{directory}/{hook.function}"):
+                if not hook.everywhere and os.path.lexists(f"{directory}/{hook.function}"):
                     links.update(f"{directory}/{hook.function}", hook, programs[hook])
         except BpfError as error:
             if not hook.feature:

@@ -60,7 +60,7 @@ class Pins:
             path.mkdir(mode=0o700, exist_ok=True)
         for hook in links.HOOKS:
             here, parent = str(where / hook.function), links.pinned(str(self.links / hook.function))
-            if hook.tracepoint or parent is None or links.is_in_force(here, hook, cgroup_id):
+            if hook.everywhere or parent is None or links.is_in_force(here, hook, cgroup_id):
                 continue
             fd = syscall.prog_fd(parent.prog_id)
             try:

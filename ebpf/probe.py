@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from ebpf import cgroup, links, pins, syscall
+from ebpf import btf, cgroup, links, pins, syscall
 from ebpf.errors import BpfError, Missing
 
 
@@ -28,11 +28,6 @@ class Finding(NamedTuple):
 
 _GO = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 0)  # r0 = 1; exit
 
-OPTIONAL = (
-    links.Hook("setsockopt", 25, 22),  # for vouching
-    links.Hook("unix connect", links.SOCK_ADDR, 49),  # v6.7, "bpf: Add cgroup hooks for unix sockets"
-)
-
 
 def probe() -> list[Finding]:
     """Every feature this package uses or could use on this host."""
@@ -41,9 +36,10 @@ def probe() -> list[Finding]:
         attempt("bpffs", True, _bpffs),
         attempt("bcc", True, partial(package, "bcc")),
     ]
-    found += [attempt(f"hook {h.function}", True, partial(load, h)) for h in links.HOOKS]
-    found += [attempt(f"hook {h.function}", False, partial(load, h)) for h in OPTIONAL]
-    return found
+    found.append(attempt("kernel BTF", False, btf.definitions))
+    # Programs for security hooks name their hook when they are loaded: CgroupPrograms.left_out tells of those.
+    hooks = [h for h in links.HOOKS if h.prog_type != links.LSM]
+    return found + [attempt(f"hook {h.function}", not h.feature, partial(load, h)) for h in hooks]
 
 
 def attempt(feature: str, required: bool, trial: Callable[[], object]) -> Finding:

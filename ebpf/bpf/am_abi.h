@@ -92,6 +92,7 @@
 #define AM_FEATURE_VOUCH 1 /* setsockopt, and following fork, exec and exit */
 #define AM_FEATURE_ORIGIN 2 /* attribution */
 #define AM_FEATURE_UNIX 4 /* unix connect and sendmsg, v6.7 */
+#define AM_FEATURE_LSM 8 /* security hooks */
 
 /* Indexes of am_lost */
 #define AM_LOST_EVENT 0 /* events that the ring could not take */

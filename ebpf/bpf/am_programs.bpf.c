@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* The programs on the parent cgroup of all bottles. This file: connect4/6 and sendmsg4/6; the others are in am_socket.h
- * (making, binding), am_unix.h, am_vouch.h (setsockopt), am_process.h (fork, exec, exit), am_origin.h (attribution).
+ * (making, binding), am_unix.h, am_vouch.h (setsockopt), am_process.h (fork, exec, exit), am_origin.h (attribution),
+ * am_lsm.h (the same at security hooks).
  *
  *   hook (thin, one per attach type) → am_address_impl → am_decide (am_verdict.h) → am_judge_vouch (am_vouch.h)
  *                                                      → am_report (am_report.h) ⇢ the attribution of the same hook
@@ -16,28 +17,8 @@
 #include "am_unix.h"
 #include "am_process.h"
 #include "am_origin.h"
+#include "am_lsm.h"
 #endif
-
-/* Ports that resolvers put into the UDP connect with which they sort candidate addresses by source address
- * (RFC 6724): glibc without a service 0, Go's net 9, musl 65535. */
-static __always_inline int am_is_sorting_port(__u16 port)
-{
-	return port == 0 || port == 9 || port == 65535;
-}
-
-/* A refused UDP connect that is only a resolver sorting addresses: by its port, or (glibc with a service) because
- * the same address and port are open by TCP. No data can follow, so nothing is lost but the report. */
-static __always_inline int am_is_sorting(struct am_query *q)
-{
-	int expired = 0, sorting;
-
-	if (am_is_sorting_port(q->port))
-		return 1;
-	q->proto = AM_TCP;
-	sorting = am_exact_of(q) || am_host_allows(q, &expired);
-	q->proto = AM_UDP;
-	return sorting;
-}
 
 static __always_inline int am_report_address(struct bpf_sock_addr *ctx, struct am_query *q, __u8 kind, int bypass)
 {
@@ -54,7 +35,12 @@ static __always_inline int am_report_address(struct bpf_sock_addr *ctx, struct a
 	event.socktype = ctx->type;
 	event.guarded = bypass;
 	__builtin_memcpy(event.addr, q->addr_be, 16);
-	am_report(&event);
+	/* A guarded process's UDP connect may be libc sorting addresses, which only the caller's place in libc tells (in
+	 * user space); a real one to the same destination must not count as its repeat. */
+	if (bypass && kind == AM_KIND_CONNECT && q->proto == AM_UDP)
+		am_report_each(&event);
+	else
+		am_report(&event);
 	return q->verdict == AM_VERDICT_REFUSED ? AM_STOP : AM_GO;
 }
 

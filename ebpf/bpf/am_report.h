@@ -38,19 +38,50 @@ static __always_inline void am_begin(struct am_event *event, const struct am_bot
 	event->epoch = bottle->epoch;
 }
 
+static __always_inline void am_fill_who(struct am_event *event, __u64 pid_tgid)
+{
+	event->pid = (__u32)pid_tgid;
+	event->tgid = pid_tgid >> 32;
+	event->uid = (__u32)bpf_get_current_uid_gid();
+	bpf_get_current_comm(event->comm, sizeof(event->comm));
+}
+
+/* Puts `event` into the ring. The word left for attribution, or NULL when nothing attributes or the ring is full. */
+static __always_inline struct am_pending *am_emit(struct am_event *event, __u64 pid_tgid)
+{
+	struct am_pending *pending = 0;
+
+	event->count = 1;
+	if (am_has_feature(AM_FEATURE_ORIGIN))
+		pending = am_leave_word(event->ts_ns, pid_tgid);
+	event->origin = pending ? AM_ORIGIN_FOLLOWS : AM_ORIGIN_NONE;
+	if (am_events.ringbuf_output(event, sizeof(*event), 0)) {
+		am_count_lost(AM_LOST_EVENT);
+		if (pending)
+			pending->ts_ns = 0;
+		return 0;
+	}
+	return pending;
+}
+
+/* Reports `event` also when the same was reported a moment ago: user space tells such operations apart. */
+static __always_inline void am_report_each(struct am_event *event)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+
+	am_fill_who(event, pid_tgid);
+	am_emit(event, pid_tgid);
+}
+
 /* Fills who is asking, then reports `event` unless the same was reported since the last flush.
  * The word left for attribution, or NULL when this was a repeat or nothing attributes. */
 static __always_inline struct am_pending *am_report(struct am_event *event)
 {
 	struct am_seen_key key = {};
-	struct am_pending *pending = 0;
 	struct am_event *seen;
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 
-	event->pid = (__u32)pid_tgid;
-	event->tgid = pid_tgid >> 32;
-	event->uid = (__u32)bpf_get_current_uid_gid();
-	bpf_get_current_comm(event->comm, sizeof(event->comm));
+	am_fill_who(event, pid_tgid);
 
 	key.slot = event->slot;
 	key.tgid = event->tgid;
@@ -68,17 +99,7 @@ static __always_inline struct am_pending *am_report(struct am_event *event)
 	}
 	event->count = 0;
 	am_seen.update(&key, event);
-	event->count = 1;
-	if (am_has_feature(AM_FEATURE_ORIGIN))
-		pending = am_leave_word(event->ts_ns, pid_tgid);
-	event->origin = pending ? AM_ORIGIN_FOLLOWS : AM_ORIGIN_NONE;
-	if (am_events.ringbuf_output(event, sizeof(*event), 0)) {
-		am_count_lost(AM_LOST_EVENT);
-		if (pending)
-			pending->ts_ns = 0;
-		return 0;
-	}
-	return pending;
+	return am_emit(event, pid_tgid);
 }
 
 #endif

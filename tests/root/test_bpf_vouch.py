@@ -318,3 +318,24 @@ def test_vouch_an_event_says_which_system_call(lab: Lab, bottle: Bottle) -> None
     assert attributed(lab, job).syscall == "connect"
     assert job.sendto(KNOWN, 80) == 0
     assert attributed(lab, job).syscall == "sendto"
+
+
+def test_vouch_a_udp_connect_is_not_hidden_behind_a_lookup(lab: Lab, bottle: Bottle) -> None:
+    """libc connects UDP sockets to sort its answers: nobody's doing, whereas the same connect by others is a bypass."""
+    loopback = (entry("127.0.0.1/32", 8099, proto="udp"), entry("::1/128", 8099, proto="udp"))
+    job = guarded(bottle, allow=(*ALLOW, *loopback))
+    for _ in range(2):
+        assert job.do("look-up", name="localhost", port=8099) >= 1
+        lab.programs.read()
+        assert job.connect("127.0.0.1", 8099, sort="dgram") == 0
+        assert bypasses(lab, job) == [("observed", "unvouched", "127.0.0.1", 8099)]
+        for _ in range(3):
+            assert job.connect("127.0.0.1", 8099, sort="dgram") == 0
+        counts: list[int] = []
+
+        def all_told(counts: list[int] = counts) -> bool:
+            counts += [e.count for e in lab.programs.read() if e.kind == "bypass" and e.port == 8099]
+            return sum(counts) >= 3
+
+        until(all_told)
+        assert sum(counts) == 3

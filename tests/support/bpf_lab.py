@@ -44,8 +44,9 @@ import ctypes, errno, ipaddress, json, os, socket, struct, subprocess, sys, thre
 procs, netns = sys.argv[1:]
 fd = os.open(netns, os.O_RDONLY)
 assert ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000) == 0
+# Made outside the bottle's cgroup: cgroup hooks are not asked about these.
+kept = {"early": socket.socket(), "early-udp": socket.socket(type=socket.SOCK_DGRAM), "early-6": socket.socket(socket.AF_INET6)}
 with open(procs, "w") as f: f.write(str(os.getpid()))
-kept = {}
 AM_SOL, REGISTER, UNREGISTER, VOUCH = 24941, 1, 2, 3
 def token(option, value):
     with socket.socket() as s: s.setsockopt(AM_SOL, option, struct.pack("=Q", value))
@@ -81,6 +82,9 @@ def attempt(request):
 FAMILY = {"4": socket.AF_INET, "6": socket.AF_INET6}
 def act(op, version="4", to=None, sort="stream", proto=0, keep=None, use=None, vouched=None, value=0, **more):
     if op in ("register", "unregister"): return token(REGISTER if op == "register" else UNREGISTER, value)
+    if op == "socket":
+        socket.socket(more["family"], more["type"], proto).close()
+        return
     if op.startswith("unix-"): return unix(op, sort, bytes.fromhex(more["path"]))
     family = FAMILY[version]
     kind = {"stream": socket.SOCK_STREAM, "dgram": socket.SOCK_DGRAM, "raw": socket.SOCK_RAW}[sort]

@@ -125,8 +125,13 @@ def test_bpf_culprit_worker_of_io_uring_has_no_stack() -> None:
 
 def test_bpf_culprit_of_a_process_that_has_changed_since() -> None:
     assert found(origin(0x7F10_9999_0000, CURL)) == Culprit("", 0, "changed")
-    assert found(origin(CONNECT, CURL, sp=0x1000)) == Culprit("", 0, "changed")
+    fixed = b"401000-4a0000 r-xp 00001000 fe:00 9  /srv/agent\n"
+    assert found(origin(0x433540, CURL), text=fixed) == Culprit("", 0, "changed")
     assert found(origin(0x7F10_A081_3000, CURL)) == Culprit("", 0, "changed"), "not executable"
+
+
+def test_bpf_culprit_of_a_thread_that_has_ended_since() -> None:
+    assert found(origin(CONNECT, CURL, sp=0x7F10_0000_1000)).library.endswith("libcurl-330bcbb6.so.4.8.0")
 
 
 def test_bpf_culprit_unreadable_stack_leaves_the_instruction_pointer() -> None:

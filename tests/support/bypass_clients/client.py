@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 WAIT_S = 4
+_kept: list[mmap.mmap] = []
 _SYS_CONNECT = {"x86_64": 42, "aarch64": 203}
 
 
@@ -39,9 +40,10 @@ def by_socket(_way: str, host: str, port: int) -> int:
         return s.connect_ex((host, port))
 
 
-def by_ctypes(_way: str, host: str, port: int) -> int:
+def by_ctypes(way: str, host: str, port: int) -> int:
+    """WAY: `udp`, else TCP."""
     libc = ctypes.CDLL(None, use_errno=True)
-    with socket.socket(_family(host)) as s:
+    with socket.socket(_family(host), socket.SOCK_DGRAM if way == "udp" else socket.SOCK_STREAM) as s:
         address = _sockaddr(host, port)
         return ctypes.get_errno() if libc.connect(s.fileno(), address, len(address)) else 0
 
@@ -80,6 +82,7 @@ def by_jit(_way: str, host: str, port: int) -> int:
     page.write(b"\xb8" + struct.pack("=I", _SYS_CONNECT["x86_64"]) + b"\x0f\x05\xc3")
     start = ctypes.addressof(ctypes.c_char.from_buffer(page))
     code = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)(start)
+    _kept.append(page)
     with socket.socket(_family(host)) as s:
         address = _sockaddr(host, port)
         return -int(code(s.fileno(), address, len(address)))
@@ -130,7 +133,9 @@ def by_grpc(_way: str, host: str, port: int) -> int:
             call(b"", timeout=WAIT_S)
         except grpc.RpcError as error:
             text = str(error.details())
-            return _errno_in(text) if "Failed to connect to remote host" in text else 0
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return errno.ETIMEDOUT
+            return _errno_in(text) if re.search("connect failed|Failed to connect to remote host", text) else 0
     return 0
 
 
@@ -145,12 +150,16 @@ def by_psycopg2(_way: str, host: str, port: int) -> int:
     return 0
 
 
-def by_getaddrinfo(way: str, _host: str, port: int) -> int:
-    """No connection: libc connects UDP sockets to both loopback addresses to sort them (RFC 6724). WAY: `ctypes`."""
+def by_getaddrinfo(way: str, host: str, port: int) -> int:
+    """No connection: libc connects UDP sockets to the addresses to sort them (RFC 6724), if there are several.
+
+    HOST is a name here; `::` is the loopback device, v4 and v6. WAY: `ctypes` calls the C function."""
+    name = None if host == "::" else host
     if way == "ctypes":
         found = ctypes.c_void_p()
-        return int(ctypes.CDLL(None).getaddrinfo(None, str(port).encode(), None, ctypes.byref(found)))
-    return 0 if len(socket.getaddrinfo(None, port, type=socket.SOCK_STREAM)) > 1 else errno.ENOMSG
+        c_name = name.encode() if name else None
+        return int(ctypes.CDLL(None).getaddrinfo(c_name, str(port).encode(), None, ctypes.byref(found)))
+    return 0 if len(socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)) > 1 else errno.ENOMSG
 
 
 METHODS: dict[str, Callable[[str, str, int], int]] = {
