@@ -135,9 +135,11 @@ def _bottle(bottle: dict[str, str]) -> str:
     if vouching == "active":
         return f"bottle: inside {name or 'one'}; vouching is active: what the guard did not see is reported, or refused"
     if vouching == "refused":
-        return f"bottle: inside {name or 'one'}; it does not let processes register (guard: off)"
+        return f"bottle: inside {name or 'one'}; the kernel refused to register this process"
     if name:
-        return f"bottle: AGENTMON_BOTTLE says {name}, but the kernel does not vouch here"
+        return (
+            f"bottle: AGENTMON_BOTTLE says {name}, but the kernel does not vouch here (guard: off, or another kernel)"
+        )
     return "bottle: not inside one; nothing holds native code and other programs"
 
 
