@@ -45,7 +45,8 @@ procs, netns = sys.argv[1:]
 fd = os.open(netns, os.O_RDONLY)
 assert ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000) == 0
 # Made outside the bottle's cgroup: cgroup hooks are not asked about these.
-kept = {"early": socket.socket(), "early-udp": socket.socket(type=socket.SOCK_DGRAM), "early-6": socket.socket(socket.AF_INET6)}
+kept = {"early": socket.socket(), "early-6": socket.socket(socket.AF_INET6)}
+kept["early-udp"] = socket.socket(type=socket.SOCK_DGRAM)
 with open(procs, "w") as f: f.write(str(os.getpid()))
 AM_SOL, REGISTER, UNREGISTER, VOUCH = 24941, 1, 2, 3
 def token(option, value):

@@ -19,6 +19,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 WAIT_S = 4
@@ -38,6 +39,36 @@ def by_socket(_way: str, host: str, port: int) -> int:
     """The Python way, which a guard does see."""
     with socket.socket(_family(host)) as s:
         return s.connect_ex((host, port))
+
+
+def by_asyncio(_way: str, host: str, port: int) -> int:
+    """The standard library's own loop connects in Python: a guard sees it."""
+
+    async def dial() -> None:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), WAIT_S)
+        writer.close()
+
+    asyncio.run(dial())
+    return 0
+
+
+def by_thread(_way: str, host: str, port: int) -> int:
+    with ThreadPoolExecutor(4) as threads:
+        return max(threads.map(lambda _: by_socket("", host, port), range(8)))
+
+
+def by_fork(_way: str, host: str, port: int) -> int:
+    """A child that was forked, as multiprocessing does: still guarded, and its guard still vouches."""
+    child = os.fork()
+    if child == 0:
+        os._exit(by_socket("", host, port))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def by_sendto(_way: str, host: str, port: int) -> int:
+    with socket.socket(_family(host), socket.SOCK_DGRAM) as s:
+        s.sendto(b"x", (host, port))
+    return 0
 
 
 def by_ctypes(way: str, host: str, port: int) -> int:
@@ -164,6 +195,10 @@ def by_getaddrinfo(way: str, host: str, port: int) -> int:
 
 METHODS: dict[str, Callable[[str, str, int], int]] = {
     "socket": by_socket,
+    "asyncio": by_asyncio,
+    "thread": by_thread,
+    "fork": by_fork,
+    "sendto": by_sendto,
     "ctypes": by_ctypes,
     "syscall": by_syscall,
     "library": by_library,

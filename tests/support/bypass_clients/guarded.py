@@ -1,6 +1,7 @@
-"""client.py under the real guard: guarded.py METHOD HOST PORT RULE… installs it for RULEs, then does what client.py does.
+"""client.py under the real guard: METHOD HOST PORT RULE… installs it for RULEs, then does as client.py.
 
-Exits with 0 or the errno; 100 for a refusal by the guard itself, 101 when the kernel takes no vouching here.
+Prints 0 or the errno (100 for a refusal by the guard itself, 101 when the kernel takes no vouching here), and lives on
+until its input ends, so that it can be looked at.
 """
 
 from __future__ import annotations
@@ -22,4 +23,5 @@ def main(method: str, host: str, port: int, rules: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]))
+    print(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]), flush=True)
+    sys.stdin.read()
