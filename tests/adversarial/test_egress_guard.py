@@ -7,6 +7,7 @@ Attempts to open loopback for more than one test run in a pytest of their own.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -317,3 +318,10 @@ def test_importing_the_plugin_outside_pytest_mints_nothing() -> None:
         [sys.executable, "-c", OUTSIDE], env=env, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout.endswith("closed\n"), done.stdout + done.stderr
+
+
+def test_the_example_in_the_guide_runs(tmp_path: Path) -> None:
+    guide = (ROOT / "docs/contributing.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    out = run_pytest(tmp_path, example.replace("def guarded", "def guarded_again"))
+    assert "2 passed" in out, out
