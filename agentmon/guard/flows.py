@@ -50,6 +50,8 @@ else:
 
 MAX_APPROVED = 4096
 _PLAIN = frozenset({int, str})
+# http.server looks up the address it binds. What these questions say is known, and a connect is judged all the same.
+_SERVING = frozenset({"127.0.0.1", "::1", "0.0.0.0", "::"})
 _KINDS = {1: "tcp", 2: "udp"}  # SOCK_STREAM, SOCK_DGRAM
 
 
@@ -214,6 +216,8 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
         where = literal(text)
         if where is None:
             return look_up(now, text, 0)
+        if str(where) in _SERVING:
+            return
         judged(now, lambda each: judge.spoken_of(each, where, known.of(where)), 0, str(where), "")
 
     # ── bind, processes ──────────────────────────────────────────────────

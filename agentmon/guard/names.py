@@ -9,7 +9,7 @@ to an unknown address asks the last few names once more (`chase`) before it is r
 from __future__ import annotations
 
 import _socket
-from _thread import allocate_lock
+from _thread import RLock
 from time import monotonic_ns
 
 from agentmon.guard.targets import addr16, literal
@@ -40,7 +40,7 @@ class Names:
 
     def __init__(self, look_up: Callable[[str, int], list[str]] = _look_up) -> None:
         self._look_up = look_up
-        self._lock = allocate_lock()
+        self._lock = RLock()  # a signal handler or a finalizer may look something up while its thread holds it
         self._by_address: dict[bytes, dict[str, None]] = {}
         # (name, family) → monotonic_ns of the last lookup and what it gave; newest last
         self._asked: dict[tuple[str, int], tuple[int, tuple[Address, ...]]] = {}
@@ -93,7 +93,7 @@ class Names:
 
     def forget_lock(self) -> None:
         """In a forked child: a lock that another thread held stays held for ever."""
-        self._lock = allocate_lock()
+        self._lock = RLock()
 
     def _note(self, name: str, family: int, addresses: tuple[Address, ...]) -> None:
         with self._lock:

@@ -30,7 +30,8 @@ for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
 for name in ("localhost", "localhost.localdomain", "x.localhost", "ip6-localhost"):
     out[f"getaddrinfo {{name}}"] = reason(attempt(socket.getaddrinfo, name, 80))
     out[f"gethostbyname {{name}}"] = reason(attempt(socket.gethostbyname, name))
-out["gethostbyaddr"] = reason(attempt(socket.gethostbyaddr, "127.0.0.1"))
+out["gethostbyaddr"] = reason(attempt(socket.gethostbyaddr, "127.1.2.3"))
+out["gethostbyaddr name"] = reason(attempt(socket.gethostbyaddr, "localhost"))
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
     out["sendto"] = reason(attempt(s.sendto, b"x", ("127.0.0.1", 9)))
     out["sendmsg"] = reason(attempt(s.sendmsg, [b"x"], [], 0, ("127.0.0.1", 9)))
@@ -218,3 +219,45 @@ print(json.dumps([udp("198.51.100.8", 53), udp("198.51.100.9", 53), bad]))
     assert "ok" in allowed
     assert (address["refused"], address["rule"]) == ("deny", "!198.51.100.9")
     assert (name["refused"], name["rule"]) == ("deny", "!bad.example.com")
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_a_local_server_may_listen_and_not_be_called(version):
+    body = (
+        INSTALL
+        + """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+import asyncio
+with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+    out = [connect("127.0.0.1", server.server_address[1])]
+async def main():
+    server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
+    out.append(connect("127.0.0.1", server.sockets[0].getsockname()[1]))
+    server.close()
+asyncio.run(main())
+print(json.dumps(out))
+"""
+    )
+    assert [r["refused"] for r in guarded.answer(body, version)] == ["loopback", "loopback"]
+
+
+def test_a_signal_handler_may_look_up_while_the_guard_does():
+    body = (
+        INSTALL
+        + """
+import signal
+count = 0
+def handler(*_):
+    global count
+    count += 1
+    known.learn(f"h{count}.test", 0)
+from agentmon.guard import names
+known = names.Names(lambda name, family: ["198.51.100.1"])
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+for i in range(20000): known.learn(f"n{i % 50}.test", 0)
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(json.dumps(count))
+"""
+    )
+    assert guarded.answer(body) > 5
