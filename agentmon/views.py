@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -20,6 +22,12 @@ class View:
     wire: wire.BottleView
     policy: PolicySet
     generation: int
+    spent: bool = False  # in mode cut: a budget is the cause; else an operator, or nobody said
+
+    @property
+    def cut_reason(self) -> str:
+        """What a refusal in mode cut is reported as."""
+        return "budget" if self.spent else "cut"
 
     @property
     def slot(self) -> int:
@@ -39,16 +47,18 @@ class Views:
     def set(self, message: wire.BottleView) -> View:
         """:raises agentmon.policy.rules.RuleError: a rule does not parse."""
         policy = PolicySet([parse_rule(text) for text in message.rules], message.inspected)
-        view = View(message, policy, next(_generations))
+        old = self._views.get(message.slot)
+        same_cut = old is not None and old.wire.run == message.run and old.mode == message.mode == "cut"
+        view = View(message, policy, next(_generations), spent=same_cut and old is not None and old.spent)
         self._views[message.slot] = view
         return view
 
-    def cut(self, slot: int) -> None:
-        """The same view in mode cut; the next set() ends it."""
+    def cut(self, slot: int, spent: Mapping[str, Any]) -> None:
+        """The same view in mode cut; a set() of another mode ends it. :param spent: CutBottle.spent."""
         view = self._views.get(slot)
         if view is not None:
             changed = msgspec.structs.replace(view.wire, mode="cut")
-            self._views[slot] = View(changed, view.policy, next(_generations))
+            self._views[slot] = View(changed, view.policy, next(_generations), spent=bool(spent))
 
     def drop(self, slot: int) -> None:
         self._views.pop(slot, None)

@@ -49,7 +49,7 @@ class Bottles:
 
     def cut(self, slot: int, spent: dict[str, Any]) -> None:
         if self._views.get(slot) is not None:
-            self._views.cut(slot)
+            self._views.cut(slot, spent)
             self._spent[slot] = spent
 
     def at(self, slot: int) -> Bottle | None:

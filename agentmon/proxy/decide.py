@@ -44,7 +44,7 @@ class Refuse:
 
     @property
     def hint(self) -> str:
-        """What an operator could do; "" where the event composes it (a missing rule, a spent budget)."""
+        """What an operator could do; "" where the event composes it (a missing rule, a cut)."""
         return _HINTS.get(self.reason, "")
 
 
@@ -82,7 +82,6 @@ _HINTS = {
     "upgrade": "no rule helps: the client has to use plain HTTP",
     "plain": "the client has to use https",
     "endpoint": "no rule helps: what cannot be metered is refused on a provider's host",
-    "cut": "agentmon resume BOTTLE",
 }
 
 

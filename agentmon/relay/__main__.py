@@ -87,7 +87,7 @@ class Relay:
                 closed = self.flows.close(message.slot)
                 self.reporter.drop(message.slot)
             case wire.CutBottle():
-                self.views.cut(message.slot)
+                self.views.cut(message.slot, message.spent)
                 closed = self.flows.close(message.slot)
             case _:
                 return None

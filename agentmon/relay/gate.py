@@ -13,7 +13,7 @@ DENIED = ALERT_UNRECOGNIZED_NAME
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`reason` as in a policy's Decision (default, deny, protected), or closed, budget, inspected, direct."""
+    """`reason` as in a policy's Decision (default, deny, protected), or closed, budget, cut, inspected, direct."""
 
     allowed: bool
     reason: str = ""
@@ -27,7 +27,7 @@ def decide(view: View, host: str, port: int) -> Verdict:
     if view.mode == "closed":
         return Verdict(False, "closed", ALERT_ACCESS_DENIED)
     if view.mode == "cut":
-        return Verdict(False, "budget", ALERT_ACCESS_DENIED)
+        return Verdict(False, view.cut_reason, ALERT_ACCESS_DENIED)
     decision = view.policy.decide_name(host, port)
     rule = "" if decision.rule is None else decision.rule.text
     if decision.depth is Depth.INSPECTED:

@@ -8,7 +8,8 @@ from typing import Any
 from agentmon.render.words import printable
 
 _CUT = "the bottle is cut off"
-_METERS = frozenset({"proxy", "daemon", ""})  # the layers that tell a spent budget from an operator's cut
+# The layers that tell a spent budget from an operator's cut.
+_METERS = frozenset({"proxy", "resolver", "relay", "daemon", ""})
 _REASONS = {
     # policy
     "default": "no rule allows it",

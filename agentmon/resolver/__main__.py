@@ -69,7 +69,7 @@ class Resolver:
                 self.desk.forget(message.slot)
                 self.reporter.drop(message.slot)
             case wire.CutBottle():
-                self.views.cut(message.slot)
+                self.views.cut(message.slot, message.spent)
             case _:
                 return None
         return wire.Ack(message.id, at_ns=time.monotonic_ns())

@@ -1,7 +1,7 @@
 """What a bottle is told about a name: one pure decision, before anything is asked.
 
     closed, or no host name      denied
-    cut                          names the proxy serves: proxy (it explains); every other: denied, reason budget
+    cut                          names the proxy serves: proxy (it explains); every other: denied, reason budget or cut
     allowed, name rule           relay's address            inspected: proxy's address
     allowed, direct              to be asked upstream
     unlisted, mode observe       to be asked upstream, observed
@@ -49,7 +49,7 @@ def decide(name: str, view: View, internal: Mapping[str, str]) -> Plan:
     decision = view.policy.resolves(name)
     rule = "" if decision.rule is None else decision.rule.text
     if view.mode == "cut" and (not decision.allowed or decision.depth is not Depth.INSPECTED):
-        return Plan(Kind.DENIED, reason="budget")
+        return Plan(Kind.DENIED, reason=view.cut_reason)
     if not decision.allowed:
         if view.mode == "observe" and decision.reason == "default" and not view.policy.is_inspected(name):
             return Plan(Kind.UPSTREAM, observed=True)

@@ -363,7 +363,7 @@ def test_a_cut_closes_everything_of_the_bottle_only(net: SimpleNamespace) -> Non
         with connect(net) as sock:
             sock.sendall(hello_of("web.example"))
             assert rest(sock) == b"\x15\x03\x03\x00\x02\x02\x31"
-        assert net.daemon.report(reason="budget")["hint"].startswith("agentmon resume b16")
+        assert net.daemon.report(reason="cut")["hint"].startswith("agentmon resume b16")
         net.set(A, "web.example")
         established(net, "web.example").close()
 

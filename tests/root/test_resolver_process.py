@@ -307,7 +307,7 @@ def test_cut_leaves_only_what_the_proxy_serves(net: SimpleNamespace) -> None:
     assert addresses(ask(net.world, A, "api.vendor.example")) == [names.PROXY]
     assert addresses(ask(net.world, A, "agentmon.internal")) == [names.PROXY]
     assert ask(net.world, A, "web.example").rcode() == dns.rcode.NXDOMAIN
-    assert net.daemon.report(host="web.example", reason="budget")["hint"].startswith("agentmon resume b16")
+    assert net.daemon.report(host="web.example", reason="cut")["hint"].startswith("agentmon resume b16")
     net.daemon.set(A, *BOTH)
     assert addresses(ask(net.world, A, "web.example")) == [names.RELAY]
 

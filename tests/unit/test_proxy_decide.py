@@ -10,6 +10,7 @@ import pytest
 
 from agentmon import wire
 from agentmon.addresses import Pool
+from agentmon.events import Event, hint
 from agentmon.policy.rules import RuleError
 from agentmon.providers.registry import load
 from agentmon.proxy import bodies, introspect
@@ -146,6 +147,8 @@ def test_a_cut_bottle() -> None:
     assert {k: verdict.error[k] for k in spent} == spent
     by_operator = refusal(decide(bottle(spent={}), facts(), PROVIDERS))
     assert by_operator.error["type"] == "egress_denied" and by_operator.reason == "cut"
+    event = Event("request", "refused", "crate", reason=by_operator.reason, layer="proxy", hint=by_operator.hint)
+    assert hint(event).startswith("agentmon resume crate")
     assert isinstance(decide(bottle(spent={}), facts(sni=None, hosts=("agentmon.internal",), port=80), PROVIDERS), Tell)
 
 

@@ -50,9 +50,30 @@ def test_enforce(host: str, reason: str) -> None:
     assert (verdict.allowed, verdict.reason, bool(verdict.alert)) == (not reason, reason, bool(reason))
 
 
-@pytest.mark.parametrize(("mode", "reason"), [("closed", "closed"), ("cut", "budget")])
+@pytest.mark.parametrize(("mode", "reason"), [("closed", "closed"), ("cut", "cut")])
 def test_nothing_passes_a_closed_or_cut_bottle(mode: str, reason: str) -> None:
     assert decide(view(mode), "web.example", 443).reason == reason
+
+
+def test_a_cut_says_whether_a_budget_is_the_cause() -> None:
+    views = Views()
+    views.set(view().wire)
+    views.cut(16, {"tokens": 5, "used": 7})
+    assert reason_of(views) == "budget"
+    views.set(view("cut").wire)  # the same view, pushed once more
+    assert reason_of(views) == "budget"
+    views.set(view().wire)
+    assert reason_of(views) == ""
+    views.cut(16, {})
+    assert reason_of(views) == "cut"
+    views.set(view("cut").wire)
+    assert reason_of(views) == "cut"
+
+
+def reason_of(views: Views) -> str:
+    known = views.get(16)
+    assert known is not None
+    return decide(known, "web.example", 443).reason
 
 
 def test_observe_relaxes_the_allowlist_only() -> None:

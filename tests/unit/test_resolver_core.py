@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -86,8 +87,9 @@ def test_modes() -> None:
     cut = view(*rules, mode="cut", inspected=("api.vendor.example",))
     assert decide("agentmon.internal", cut, INTERNAL).addresses == PROXY
     assert decide("api.vendor.example", cut, INTERNAL).addresses == PROXY
-    assert decide("web.example", cut, INTERNAL) == Plan(Kind.DENIED, reason="budget")
-    assert decide("x.example", cut, INTERNAL) == Plan(Kind.DENIED, reason="budget")
+    assert decide("web.example", cut, INTERNAL) == Plan(Kind.DENIED, reason="cut")
+    assert decide("x.example", cut, INTERNAL) == Plan(Kind.DENIED, reason="cut")
+    assert decide("x.example", replace(cut, spent=True), INTERNAL) == Plan(Kind.DENIED, reason="budget")
     observe = view(*rules, mode="observe")
     assert decide("x.example", observe, INTERNAL) == Plan(Kind.UPSTREAM, observed=True)
     for name in ("bad.example", "localhost", ""):

@@ -7,6 +7,7 @@ from typing import Any
 
 from agentmon.cli.demo.play import Seen
 from agentmon.cli.demo.verdict import as_json, refusal
+from agentmon.events import is_command
 from agentmon.render.events import sentence
 
 
@@ -43,7 +44,7 @@ def _refusals(seen: Seen) -> Iterator[str]:
         if event is not None:
             yield f"    {sentence(event)}"
             if event.get("hint"):
-                yield f"    allow it: {event['hint']}"
+                yield f"    {'allow it' if is_command(event['hint']) else 'hint'}: {event['hint']}"
 
 
 def _budget(seen: Seen, cutoff: dict[str, Any]) -> Iterator[str]:
