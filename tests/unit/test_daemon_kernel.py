@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
+
 import ebpf.spec
 from agentmon.addresses import Pool
+from agentmon.channel import Peer
 from agentmon.control.state import Bottle, Job, Phase
+from agentmon.daemon import requests
 from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.kernel import Kernel, _Kept
+from agentmon.errors import HostLacks
 from agentmon.launch.host_sockets import Places
 from agentmon.policy.effective import EffectivePolicy
+from agentmon.policy.settings import Settings
 from ebpf.fake import FakeBpf
 from netfilter.fake import FakeNetfilter
 
@@ -56,3 +62,12 @@ def test_what_is_left_out_is_said_with_its_reason(tmp_path: Path) -> None:
     assert "vouch" not in found
     whole = Kernel(FakeNetfilter(), FakeBpf(), Tree(tmp_path), Pool(), lambda _: Places((), ())).left_out()
     assert FakeBpf().features().isdisjoint(whole)
+
+
+def test_a_run_that_needs_what_the_kernel_lacks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "strict.yml").write_text("guard: strict\n")
+    args = {"argv": ["true"], "policy_file": str(tmp_path / "strict.yml"), "run_as": [1, 1]}
+    settings = Settings(bottles_dir=tmp_path)
+    with pytest.raises(HostLacks, match="guard: strict"):
+        requests.policy(args, settings, {}, Peer(1, 0, 0, (0,)), frozenset(("unix",)))
+    assert requests.policy(args, settings, {}, Peer(1, 0, 0, (0,)), Older().features()).guard == "strict"
