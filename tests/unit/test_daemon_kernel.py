@@ -69,5 +69,5 @@ def test_a_run_that_needs_what_the_kernel_lacks_is_refused(tmp_path: Path) -> No
     args = {"argv": ["true"], "policy_file": str(tmp_path / "strict.yml"), "run_as": [1, 1]}
     settings = Settings(bottles_dir=tmp_path)
     with pytest.raises(HostLacks, match="guard: strict"):
-        requests.policy(args, settings, {}, Peer(1, 0, 0, (0,)), frozenset(("unix",)))
-    assert requests.policy(args, settings, {}, Peer(1, 0, 0, (0,)), Older().features()).guard == "strict"
+        requests.policy(args, settings, {}, Peer(1, 0, 0, frozenset((0,))), frozenset(("unix",)))
+    assert requests.policy(args, settings, {}, Peer(1, 0, 0, frozenset((0,))), Older().features()).guard == "strict"
