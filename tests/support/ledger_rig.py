@@ -14,9 +14,13 @@ from typing import Any
 
 from agentmon import wire
 from agentmon.channel import BlockingChannel
+from agentmon.ledger.state import Now, Owner
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 20.0
+A, B = Owner("boot", 100, 1), Owner("boot", 200, 2)
+HOUR_NS = 3600 * 10**9
+START = Now(1_780_000_000 * 10**9, 10**12)
 
 
 def until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
