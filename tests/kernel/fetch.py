@@ -5,12 +5,11 @@ Nothing is installed: packages are downloaded, their signatures checked by apt, 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kernel import archive
@@ -63,38 +62,38 @@ def debian_mirror() -> str:
 
 def have(directory: Path) -> Files | None:
     """What an earlier `fetch` has put into `directory`."""
-    try:
-        return Files(**json.loads((directory / "kernel.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, TypeError, ValueError):
-        return None
+    return _found(directory / "root") if (directory / "root").is_dir() else None
 
 
 def fetch(kernel: Kernel, directory: Path, mirror: str) -> Files:
-    """Download and unpack the newest kernel of the suite; what was there before is replaced.
+    """Download and unpack the newest kernel of the suite; what was there before is replaced when that is done.
 
     :raises Unavailable: apt or dpkg said no.
     """
-    shutil.rmtree(directory, ignore_errors=True)
-    root, apt = directory / "root", _apt(directory / "apt", kernel.suite, mirror)
-    architecture = ARCHITECTURES[platform.machine()]
+    architecture = ARCHITECTURES.get(platform.machine())
+    if architecture is None:
+        raise Unavailable(f"the kernel matrix does not know {platform.machine()}", f"use {', '.join(ARCHITECTURES)}")
+    fresh = directory / "fresh"
+    shutil.rmtree(fresh, ignore_errors=True)
+    apt, packages, root = _apt(fresh / "apt", kernel.suite, mirror), fresh / "packages", fresh / "root"
+    packages.mkdir()
     _run(["apt-get", *apt, "-q", "update"])
     show = ["apt-cache", *apt, "--no-all-versions", "show"]
-    names = archive.parts(_run([*show, archive.META.format(architecture)]))
+    meta = archive.META.format(architecture)
+    names = archive.parts(_run([*show, meta]))
     if not names:
-        raise Unavailable(f"{kernel.suite} has no {archive.META.format(architecture)}", "see tests/kernel/config.py")
+        raise Unavailable(f"{kernel.suite} has no {meta}", "see tests/kernel/config.py")
     for name in names:  # the list grows while it is read
         names += [n for n in archive.parts(_run([*show, name])) if n not in names]
-    packages = directory / "packages"
-    packages.mkdir()
     _run(["apt-get", *apt, "-q", "download", *names, archive.SHELL], packages)
     for package in packages.glob("*.deb"):
         _run(["dpkg-deb", "--extract", str(package), str(root)])
-    shutil.rmtree(packages)
-    shutil.rmtree(directory / "apt")
     files = _found(root)
     _run(["depmod", "-b", str(Path(files.modules).parent.parent), files.release])
-    (directory / "kernel.json").write_text(json.dumps(asdict(files)), encoding="utf-8")
-    return files
+    shutil.rmtree(directory / "root", ignore_errors=True)
+    root.rename(directory / "root")
+    shutil.rmtree(fresh)
+    return _found(directory / "root")
 
 
 def _found(root: Path) -> Files:

@@ -83,12 +83,17 @@ def test_a_host_that_is_not_debian_says_what_to_set(monkeypatch: pytest.MonkeyPa
         fetch.debian_mirror()
 
 
-def test_what_was_fetched_is_known_again_only_when_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("usr", [False, True], ids=["6.1", "7.0"])
+def test_what_was_fetched_is_found_where_the_packages_put_it(usr: bool, tmp_path: Path) -> None:
     assert fetch.have(tmp_path) is None
-    (tmp_path / "kernel.json").write_text('{"release": "6.1"')
-    assert fetch.have(tmp_path) is None
-    (tmp_path / "kernel.json").write_text('{"release": "6.1", "image": "i", "modules": "m", "shell": "s"}')
-    assert fetch.have(tmp_path) == fetch.Files("6.1", "i", "m", "s")
+    modules = tmp_path / ("root/usr/lib/modules" if usr else "root/lib/modules")
+    image = modules / "6.1.0/vmlinuz" if usr else tmp_path / "root/boot/vmlinuz-6.1.0"
+    shell = tmp_path / ("root/usr/bin/busybox" if usr else "root/bin/busybox")
+    (modules / "6.1.0").mkdir(parents=True)
+    for file in (image, shell):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert fetch.have(tmp_path) == fetch.Files("6.1.0", str(image), str(modules), str(shell))
 
 
 def test_modules_come_after_what_they_need() -> None:
