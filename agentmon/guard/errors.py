@@ -57,7 +57,7 @@ class EgressViolation(RuntimeError):
     @property
     def target(self) -> str:
         """What was tried: `name:port`, with the address where both are known."""
-        where = self.host or (f"[{self.address}]" if ":" in self.address else self.address) or "(nothing)"
+        where = self.host or (f"[{self.address}]" if ":" in self.address else self.address) or "this call"
         port = f":{self.port}" if self.port else ""
         also = f" ({self.address})" if self.host and self.address and self.host != self.address else ""
         return f"{where}{port}{also}"

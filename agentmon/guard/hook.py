@@ -218,6 +218,8 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
 
     def after_fork() -> None:
         nonlocal changing
+        if not changing.acquire(blocking=False):  # held by a thread that is not here: it was replacing the two of them
+            state.in_force = None if live is None else live.state
         changing = RLock()
         known.forget_lock()
 
