@@ -109,7 +109,7 @@ def _image(elf: ELFFile, file: IO[bytes], size: int) -> Image:
     return Image(
         machine=machine,
         static=static,
-        program=interpreter or static,
+        program=static or (interpreter and not soname),  # libc.so.6 can be started, too
         soname=soname,
         needed=needed,
         imports=imports,

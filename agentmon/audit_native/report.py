@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +23,17 @@ class Audit:
     findings: tuple[Finding, ...]
 
 
-def audit(tree: Tree) -> Audit:
+def audit(tree: Tree, files: Iterable[str] | None = None) -> Audit:
     """What cannot be read is noted in the tree, unless it is all that was asked for.
 
+    :param files: the tree's files, where somebody wants to see how far it is.
     :raises BadInput: one file was named, and it cannot be judged.
     """
     owners = Owners(tree.stdlib)
     for site in tree.sites:
         owners.learn(site)
     images: dict[str, Image] = {}
-    for path in tree.files:
+    for path in tree.files if files is None else files:
         try:
             images[path] = elf.read(path)
         except Unreadable as e:

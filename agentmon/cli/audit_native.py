@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,9 @@ def audit_native(
     if as_json and as_contract:
         raise click.UsageError("--json and --import-linter are two forms of output: choose one")
     bound = (sources or _root_packages()) if as_contract else ()
-    audit = report.audit(tree.of_venv(venv) if venv is not None else tree.of_path(path or Path()))
+    found = tree.of_venv(venv) if venv is not None else tree.of_path(path or Path())
+    with click.progressbar(found.files, label="reading", file=sys.stderr, hidden=not sys.stderr.isatty()) as files:
+        audit = report.audit(found, files)
     if as_contract:
         emit(linter.contract(audit.findings, bound, reviewed))
         return

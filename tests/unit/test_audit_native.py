@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from agentmon import paths
-from agentmon.audit_native import linter, report, sightings, tree
+from agentmon.audit_native import elf, linter, report, sightings, tree
 from agentmon.audit_native.judge import join, judge
 from agentmon.audit_native.model import Finding, Image, Owner, Way
 from agentmon.cli.main import main
@@ -157,8 +159,20 @@ def test_without_a_daemon_it_is_unknown_and_no_error(venv: Path, capsys: Any) ->
     data = json.loads(capsys.readouterr().out)
     assert {f["layer3"] for f in data["findings"]} == {"unknown"} and "no events to read" in data["layer3"]["why"]
     assert main(["audit-native", "--venv", str(venv)]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err == ""  # progress is for terminals
     assert "3 native files; 2 could get past the guard." in out and "unknown" in out
+
+
+def test_progress_is_shown_on_a_terminal(venv: Path) -> None:
+    master, slave = pty.openpty()
+    with contextlib.closing(os.fdopen(master, "rb", 0)) as seen:
+        command = [sys.executable, "-m", "agentmon.cli", "audit-native", str(venv)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=slave, timeout=60, check=True)
+        os.close(slave)
+        shown = seen.read(65536)
+    assert b"reading" in shown and b"100%" in shown and b"reading" not in done.stdout
 
 
 def test_the_contract_is_import_linters(venv: Path, tmp_path: Path, capsys: Any) -> None:
@@ -194,6 +208,15 @@ def test_the_contract_takes_its_packages_from_the_project(
     assert main(args) == 0 and 'source_modules = ["one", "two"]' in capsys.readouterr().out
     (tmp_path / "pyproject.toml").write_text("[tool")
     assert main(args) == 2 and "is not TOML" in capsys.readouterr().err
+
+
+def test_libc_is_a_library_and_python_a_program() -> None:
+    kinds = {}
+    for path in (sys.executable, "/usr/lib/x86_64-linux-gnu/libc.so.6", "/usr/lib/aarch64-linux-gnu/libc.so.6"):
+        if os.path.exists(path):
+            kinds[os.path.basename(path)] = elf.read(path).program
+    assert kinds.pop(os.path.basename(sys.executable)) is True
+    assert set(kinds.values()) <= {False}
 
 
 def test_programs_are_not_imported() -> None:
