@@ -87,7 +87,11 @@ def _spawning(lab: Lab, spawn: Callable[[], float], rounds: int) -> list[Figure]
                     held.callback(os.close, _tracepoint(hook, fd))
                 return work()
 
-        got = interleaved(rounds, {"with": partial(with_programs, spawn), "without": spawn})
+        def settled() -> float:
+            spawn()  # what taking tracepoints off leaves to the kernel's workers is done by then
+            return spawn()
+
+        got = interleaved(rounds, {"with": partial(with_programs, settled), "without": settled})
         with ebpf_stats.counting():
             ns = {
                 hook.function: [

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import struct
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -182,10 +181,11 @@ def test_stress_100_upgrades_in_place_without_a_wrong_verdict() -> None:
             Storm(strict.directory, lab.netns, guarded, guarded="guarded"),
         ]  # fmt: skip
         with storms(*made) as end:
-            for number in range(100):
+            for number in range(100):  # each one meets every process in a round of its own
                 for hook, fd in (before, after)[number % 2].items():
                     links.update(str(lab.pin_dir / "links" / hook.function), hook, fd)
-                time.sleep(0)
+                at = [storm.done() for storm in made]
+                until(lambda at=at: all(storm.done() > a + 1 for storm, a in zip(made, at, strict=True)), 30)
             for _ in range(2):
                 reload(lab)
             counts = end()

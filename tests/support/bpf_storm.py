@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 STORM = r"""
-import collections, ctypes, ipaddress, json, os, select, socket, struct, sys
+import collections, ctypes, ipaddress, json, mmap, os, select, socket, struct, sys
 procs, netns, rounds, guarded = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+progress = memoryview(mmap.mmap(int(sys.argv[5]), 8)).cast("Q")
+os.nice(10) # what is done to the programs meanwhile comes first
 fd = os.open(netns, os.O_RDONLY)
 assert ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000) == 0
 with open(procs, "w") as f: f.write(str(os.getpid()))
@@ -57,6 +61,7 @@ while rounds < 0 or done < rounds:
         switches += before is not None and pattern != before
         before = pattern
     done += 1
+    progress[0] = done
     if rounds < 0 and done % 8 == 0 and select.select([0], [], [], 0)[0]: break
 print(json.dumps({"rounds": done, "wrong": wrong[:9], "got": got, "switches": switches}), flush=True)
 """
@@ -70,7 +75,12 @@ class Storm:
 
     def __init__(self, cgroup_dir: Path, netns: str, steps: list[Step], rounds: int = -1, guarded: str = "") -> None:
         argv = [sys.executable, "-c", STORM, str(cgroup_dir / "cgroup.procs"), netns, str(rounds), guarded]
-        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        shared = os.memfd_create("storm")
+        os.truncate(shared, 8)
+        self._progress = mmap.mmap(shared, 8)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([*argv, str(shared)], stdin=pipe, stdout=pipe, text=True, pass_fds=[shared])
+        os.close(shared)
         self.pid = self._process.pid
         self._write(json.dumps(steps))
         assert self._process.stdout is not None
@@ -78,6 +88,10 @@ class Storm:
 
     def begin(self) -> None:
         self._write("go")
+
+    def done(self) -> int:
+        """Rounds so far."""
+        return int.from_bytes(self._progress[:], sys.byteorder)
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
