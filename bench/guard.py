@@ -59,14 +59,18 @@ def _figures(got: dict[str, list[float]]) -> list[Figure]:
     return figures
 
 
-def _start(installs: list[float]) -> Figure:
-    note = "import agentmon.guard and install, in a fresh interpreter"
-    return Figure("guard.install_ms", median(installs), "ms", "<= 15", spread=spread(installs), note=note)
+def _start(installs: list[tuple[float, float]]) -> Figure:
+    note = "import agentmon.guard and install, in a fresh interpreter; on a busy machine the CPU time says more"
+    wall = [took for took, _ in installs]
+    cpu = {"CPU time": median([took for _, took in installs])}
+    return Figure("guard.install_ms", median(wall), "ms", "<= 15", cpu, spread=spread(wall), note=note)
 
 
-def _install_ms(tmp: Path, hosts: Path) -> float:
+def _install_ms(tmp: Path, hosts: Path) -> tuple[float, float]:
+    """Wall and CPU time."""
     with contextlib.ExitStack() as stack:
-        return _Job("guard", tmp, hosts, stack).install_ns / 1e6
+        job = _Job("guard", tmp, hosts, stack)
+        return job.install_ns / 1e6, job.cpu_ns / 1e6
 
 
 class _Job:
@@ -77,7 +81,8 @@ class _Job:
         inside = ["unshare", "-n", "-m", "sh", "-c", _SHELL, str(hosts), str(ROOT), str(tmp / "pyc"), *argv]
         self._process = subprocess.Popen(inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         stack.callback(end, self._process)
-        self.install_ns: int = self._line()["install_ns"]
+        took = self._line()
+        self.install_ns, self.cpu_ns = took["install_ns"], took["cpu_ns"]
 
     def ask(self, way: str, times: int) -> float:
         assert self._process.stdin is not None
