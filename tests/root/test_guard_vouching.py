@@ -5,6 +5,7 @@ On every Python present; what a process does behind its guard is test_bpf_bypass
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from ebpf.spec import Guard
 from tests.support import guarded
-from tests.support.bpf_lab import Bottle, Lab, entry
+from tests.support.bpf_lab import Bottle, Lab, entry, until
 
 pytestmark = pytest.mark.root
 PYTHONS = guarded.versions()
@@ -177,6 +178,58 @@ print(json.dumps([first.vouching, connected, after.vouching, after.vouches_refus
     first, connected, after, refused = run(lab, bottle, None, body, tmp_path / "hosts")
     assert (first, after, refused) == ("inactive", "inactive", 0)
     assert "ok" in connected or connected["error"] == "BlockingIOError"
+
+
+def test_what_the_kernel_refuses_to_register(lab: Lab, bottle: Bottle, tmp_path: Path) -> None:
+    """Another token came first: this process is guarded, and not by this guard. Each connect is then a bypass."""
+    body = f"""
+import struct
+socket.socket(socket.AF_UNIX).setsockopt(24941, 1, struct.pack("=Q", 7))
+EgressGuard.install({RULES!r})
+print(json.dumps([EgressGuard.status().vouching, connect("198.51.100.7", 443)]))
+"""
+    status, connected = run(lab, bottle, None, body, tmp_path / "hosts", install=False)
+    assert status == "refused" and connected["error"] == "PermissionError"
+    assert bypasses(lab) == [f"bypass refused {ONE}:443"]
+
+
+def test_a_refused_vouch_is_counted_and_the_call_goes_on(lab: Lab, bottle: Bottle, tmp_path: Path) -> None:
+    body = """
+import agentmon.guard
+token = agentmon.guard._control.voucher._token
+socket.socket(socket.AF_UNIX).setsockopt(24941, 2, token)
+out = [udp("198.51.100.7", 443), EgressGuard.status().vouching, EgressGuard.status().vouches_refused]
+print(json.dumps(out))
+"""
+    connected, status, refused = run(lab, bottle, None, body, tmp_path / "hosts")
+    assert "ok" in connected  # not guarded any more, so that the policy alone decides
+    assert (status, refused) == ("active", 1)
+
+
+def test_a_policy_that_stops_asking_is_noticed(lab: Lab, bottle: Bottle, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+
+    def turn_off() -> None:
+        until(ready.exists, 30)
+        bottle.apply(allow=ALLOW, guard=Guard.OFF)
+
+    thread = threading.Thread(target=turn_off)
+    thread.start()
+    body = f"""
+import select, time
+first = EgressGuard.status().vouching
+open({str(ready)!r}, "w").close()
+deadline = time.monotonic() + 30
+while EgressGuard.status().vouching == "active" and time.monotonic() < deadline:
+    udp("198.51.100.7", 443)
+    select.select([], [], [], 0.01)
+connected, now = udp("198.51.100.7", 443), EgressGuard.status()
+print(json.dumps([first, now.vouching, connected, now.vouches_refused]))
+"""
+    first, after, connected, refused = run(lab, bottle, None, body, tmp_path / "hosts")
+    thread.join()
+    assert (first, after, refused) == ("active", "inactive", 1)
+    assert "ok" in connected
 
 
 def test_a_vouch_is_the_documented_24_bytes() -> None:
