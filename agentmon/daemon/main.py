@@ -15,6 +15,8 @@ from agentmon.errors import HostLacks
 from agentmon.policy import settings as settings_file
 from agentmon.policy import unbuilt
 
+_SWITCH_S = 0.0005  # how long a thread that decodes events may keep the loop, which cuts, from running (Python: 5 ms)
+
 
 def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None:
     """Run until a signal or idleness.
@@ -40,6 +42,7 @@ def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None
         daemon = Daemon(settings, nft=HostNetfilter(), bpf=bpf, tree=Tree(), until_idle=until_idle)
         await daemon.run()
 
+    sys.setswitchinterval(_SWITCH_S)
     try:
         asyncio.run(body())
     finally:

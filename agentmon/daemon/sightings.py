@@ -16,6 +16,7 @@ from agentmon.control.state import Bottle, Phase
 from agentmon.daemon import whose
 from agentmon.events import Event
 
+_SLICE = 50  # events logged in one turn of the loop, some 20 µs each
 _PAUSE_S = 1.0  # after a read that failed
 _ROUNDS = 4  # of settle(): a read takes a few thousand events, and an origin may come a moment after its event
 
@@ -78,8 +79,15 @@ class Sightings:
         return await asyncio.shield(self._reading or self._start())
 
     async def _take(self) -> int:
+        """One read, and what it found logged: in slices, because a read may find thousands."""
         try:
             seen, lost = await self._loop.run_in_executor(self._thread, self._look)
+            to_real_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            for number, one in enumerate(seen, 1):
+                self._log(one, to_real_ns)
+                if number % _SLICE == 0:
+                    await asyncio.sleep(0)
+            self._tell_lost(lost)
         except (OSError, ValueError) as error:
             self._emit(Event("lost", layer="bpf", reason=f"events could not be read: {error}"))
             self._loop.call_later(_PAUSE_S, self._watch)
@@ -87,14 +95,13 @@ class Sightings:
         finally:
             self._reading = None
         self._watch()
-        to_real_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        for one in seen:
-            bottle = self._bottles().get(one.slot)
-            testing = bottle is not None and bottle.phase is Phase.STARTING
-            if not testing and one.ts_ns >= self._opened.get(one.slot, 0):
-                self._emit(describe(one, bottle, to_real_ns))
-        self._tell_lost(lost)
         return len(seen)
+
+    def _log(self, one: ebpf.spec.Event, to_real_ns: int) -> None:
+        bottle = self._bottles().get(one.slot)
+        testing = bottle is not None and bottle.phase is Phase.STARTING
+        if not testing and one.ts_ns >= self._opened.get(one.slot, 0):
+            self._emit(describe(one, bottle, to_real_ns))
 
     def _look(self) -> tuple[list[ebpf.spec.Event], tuple[int, int]]:
         return self._bpf.read(), (self._bpf.lost(), self._bpf.lost_origins())
