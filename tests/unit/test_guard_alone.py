@@ -27,7 +27,7 @@ print(json.dumps([foreign, own]))
 
 @pytest.mark.parametrize("version", PYTHONS)
 def test_the_guard_imports_no_slow_module(version):
-    script = "import sys, agentmon.guard as g; g.EgressGuard.install([]); print(' '.join(sorted(sys.modules)))"
+    script = "import sys, agentmon.guard as g; g.EgressGuard.install([]); print(*sorted(sys.modules))"
     done = guarded.run_text(script, version, options=("-S",))
     assert done.returncode == 0, done.stderr
     assert not set(done.stdout.split()) & {"socket", "re", "typing", "dataclasses", "asyncio", "threading", "inspect",
