@@ -104,7 +104,8 @@ def test_icmp_and_other_protocols_stay_in(lab: Lab, mode: Mode) -> None:
     lab.inside(name, send)
     assert lab.world.to(WEB4) == lab.world.to(WEB6) == 0
     reason = {Mode.ENFORCE: "policy", Mode.CUT: "cut", Mode.CLOSED: "closed"}[mode]
-    assert lab.run(lab.nf.refusals, 16)[reason] >= 10
+    # Ten, or eight: conntrack of a kernel that knows DCCP (until 6.16) drops that malformed packet before any chain.
+    assert lab.run(lab.nf.refusals, 16)[reason] >= 8
 
 
 @pytest.mark.parametrize("six", [False, True], ids=["v4", "v6"])
