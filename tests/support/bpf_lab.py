@@ -83,7 +83,7 @@ def attempt(request):
 FAMILY = {"4": socket.AF_INET, "6": socket.AF_INET6}
 def act(op, version="4", to=None, sort="stream", proto=0, keep=None, use=None, vouched=None, value=0, **more):
     if op in ("register", "unregister"): return token(REGISTER if op == "register" else UNREGISTER, value)
-    if op == "socket":
+    if op == "socket" and more:
         socket.socket(more["family"], more["type"], proto).close()
         return
     if op.startswith("unix-"): return unix(op, sort, bytes.fromhex(more["path"]))
