@@ -14,7 +14,7 @@ from tests.support.bypass_clients import client
 
 def main(method: str, host: str, port: int, rules: list[str]) -> int:
     EgressGuard.install(allow=rules)
-    if not EgressGuard.status().vouching:
+    if EgressGuard.status().vouching != "active":
         return 101
     try:
         return client.main(method, host, port)
