@@ -19,7 +19,7 @@ from bench.figure import Figure, against, interleaved, median, pairwise, spread
 from bench.process import Failed, end, run
 from tests.internet import world as internet
 from tests.support.live import Job, World
-from tests.support.proxy_rig import own_ca
+from tests.support.proxy_upstream import own_ca
 
 JOBS = Path(__file__).parent / "jobs"
 NAMED, RAW = "www.allowed.example", "other.allowed.example"

@@ -15,7 +15,8 @@ import pytest
 
 from agentmon import trust
 from tests.support import proxy_rig
-from tests.support.proxy_rig import Rig, chunked, reply
+from tests.support.proxy_rig import Rig
+from tests.support.proxy_upstream import chunked, reply
 
 pytestmark = pytest.mark.root
 
