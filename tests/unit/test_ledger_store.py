@@ -10,53 +10,12 @@ import apsw
 import pytest
 
 from agentmon import wire
-from agentmon.ledger import migrations
 from agentmon.ledger.book import Spent, Sweep
 from agentmon.ledger.reader import Reader
-from agentmon.ledger.state import Now, Owner
-from agentmon.ledger.store import Store
-from tests.support.ledger_rig import HOUR_NS, START, A, B, scope, usage
+from agentmon.ledger.state import Now
+from tests.support.ledger_book import Book
+from tests.support.ledger_rig import HOUR_NS, A, B, scope, usage
 from tests.support.ledger_rig import budget as of
-
-
-class Book:
-    """A store with short questions."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path / "ledger.db")
-        self.store = Store(self.path)
-        self.now = START
-        self.crossed: list[wire.Crossed] = []
-
-    def ask(self, kind: type[Any], *fields: Any, owner: Owner = A, **named: Any) -> Any:
-        return self.all([(kind(1, *fields, **named), owner)])[0]
-
-    def all(self, asked: list[tuple[Any, Owner]]) -> list[Any]:
-        out = self.store.run(asked, self.now)
-        self.crossed += out.crossed
-        return out.answers
-
-    def open(self, slot: int, *scopes: wire.ScopeDef, run: str = "", bottle: str = "", **weights: int) -> None:
-        done = self.ask(wire.OpenRun, slot, bottle or f"b{slot}", run or f"run{slot}", "", scopes, weights)
-        assert isinstance(done, wire.Done), done
-
-    def reserve(self, slot: int, input: int, output: int, key: str, provider: str = "claude", owner: Owner = A) -> Any:
-        return self.ask(wire.Reserve, slot, provider, "m", input, output, key, owner=owner)
-
-    def spend(self, slot: int, tokens: int, request: str, provider: str = "claude") -> wire.Settled:
-        """A row of `tokens`, whatever was held for it."""
-        hold = self.reserve(slot, 1, 0, request, provider)
-        assert isinstance(hold, wire.Granted), hold
-        settled = self.ask(wire.Settle, hold.hold, usage(tokens, request_id=request, provider=provider))
-        assert isinstance(settled, wire.Settled)
-        return settled
-
-    def line(self, slot: int, scope: str, provider: str = "claude") -> dict[str, Any]:
-        lines = self.ask(wire.Totals, slot).value
-        return next(line for line in lines if (line["scope"], line["provider"]) == (scope, provider))
-
-    def reads(self, sql: str) -> list[Any]:
-        return apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READONLY).execute(sql).fetchall()
 
 
 @pytest.fixture
@@ -319,60 +278,6 @@ def test_long_texts_are_cut_and_long_ids_stay_distinct(book: Book) -> None:
         row = wire.Usage("claude", "m" * 999, "r" * 500 + str(n), 1, raw=b"x" * 100_000)
         assert not book.ask(wire.Settle, hold.hold, row).duplicate
     assert book.reads("SELECT length(model), length(raw) FROM usage") == [(256, 65536)] * 2
-
-
-def test_rows_of_record_are_append_only(book: Book) -> None:
-    book.open(1, scope("bottle", "b1", of("claude", 1, shadow=True)))
-    book.spend(1, 5, "a")
-    book.ask(wire.Enforced, 1, "b1", "run1", "cutoff", "budget", "bottle:b1", 12_000_000, "cut")
-    book.ask(wire.Audit, 0, "cut", "b1", {"all": False})
-    db = apsw.Connection(book.path)
-    for table, column in (("usage", "input"), ("enforcement", "result"), ("audit", "action")):
-        assert db.execute(f"SELECT count(*) FROM {table}").get
-        for sql in (f"UPDATE {table} SET {column} = 7", f"DELETE FROM {table}"):
-            with pytest.raises(apsw.ConstraintError, match="append-only"):
-                db.execute(sql)
-    db.close()
-
-
-COPIES = [
-    ("usage", {}),
-    ("usage", {"id": "NULL", "hold": "NULL"}),  # by the request's name
-    ("usage", {"id": "NULL", "request_id": "'other'"}),  # by its hold
-    ("enforcement", {}),
-    ("audit", {}),
-]
-
-
-def replace_row(db: apsw.Connection, table: str, changed: dict[str, str]) -> None:
-    columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
-    values = ", ".join(changed.get(name, f'"{name}"') for name in columns)
-    db.execute(f"INSERT OR REPLACE INTO {table} SELECT {values} FROM {table} WHERE id = 1")
-
-
-@pytest.mark.parametrize(("table", "changed"), COPIES)
-def test_rows_of_record_cannot_be_replaced(book: Book, table: str, changed: dict[str, str]) -> None:
-    book.open(1, scope("bottle", "b1", of("claude", 1, shadow=True)))
-    book.spend(1, 5, "a")
-    book.ask(wire.Enforced, 1, "b1", "run1", "cutoff", "budget", "bottle:b1", 12_000_000, "cut")
-    book.ask(wire.Audit, 0, "cut", "b1", {"all": False})
-    db = apsw.Connection(book.path)
-    before = db.execute(f"SELECT * FROM {table}").fetchall()
-    with pytest.raises(apsw.ConstraintError, match="append-only"):
-        replace_row(db, table, changed)
-    assert db.execute(f"SELECT * FROM {table}").fetchall() == before != []
-    db.close()
-
-
-def test_a_ledger_of_the_first_version_gets_the_same_protection(tmp_path: Path) -> None:
-    db = apsw.Connection(str(tmp_path / "old.db"))
-    assert migrations.migrate(db, migrations.MIGRATIONS[:1]) == 1
-    db.execute("INSERT INTO audit VALUES (1, 1, 0, 'cut', 'b1', '{}')")
-    assert migrations.migrate(db) == migrations.MIGRATIONS[-1].version
-    with pytest.raises(apsw.ConstraintError, match="append-only"):
-        replace_row(db, "audit", {"action": "'resume'"})
-    db.execute("INSERT INTO audit VALUES (NULL, 2, 0, 'cut', 'b1', '{}')")
-    db.close()
 
 
 def test_hold_ids_are_never_used_twice(book: Book) -> None:
