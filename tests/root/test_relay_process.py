@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import os
@@ -20,80 +19,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from agentmon import wire
 from tests.support import names
-from tests.support.names import Daemon, DnsServer, World, until
+from tests.support.names import until
+from tests.support.relay_rig import A, B, Server, between, connect, echo, established, hello_of, rest, tls_server
 
 pytestmark = pytest.mark.root
 
-A, B = 16, 17
 MB = 1 << 20
 
 
 @pytest.fixture
 def net() -> Iterator[SimpleNamespace]:
-    with contextlib.ExitStack() as stack:
-        world = World()
-        stack.callback(world.close)
-        dns = DnsServer(world)
-        stack.callback(dns.close)
-        dns.records |= {
-            ("web.example", "A"): [names.WEB],
-            ("other.example", "A"): [names.WEB],
-            ("api.vendor.example", "A"): [names.WEB],
-            ("six.example", "AAAA"): [names.WEB6],
-            ("half-dead.example", "A"): [names.WEB2],
-            ("half-dead.example", "AAAA"): [names.WEB6],
-        }
-        directory = stack.enter_context(names.directory())
-        stack.enter_context(names.service(world, "resolver", names.resolver_config(directory), directory))
-        stack.enter_context(names.service(world, "relay", names.relay_config(directory, hello_s=1.0), directory))
-        resolver = Daemon(directory / "resolver.sock")
-        stack.callback(resolver.close)
-        relay = Daemon(directory / "relay.sock")
-        stack.callback(relay.close)
-
-        def set_both(slot: int, *rules: str, **more: object) -> wire.Ack:
-            assert resolver.set(slot, *rules, **more).error == ""
-            return relay.set(slot, *rules, **more)
-
-        yield SimpleNamespace(world=world, dns=dns, dir=directory, resolver=resolver, daemon=relay, set=set_both)
-
-
-class Server:
-    """An upstream: one thread per connection runs `talk`."""
-
-    def __init__(self, world: World, address: str, talk: Callable[[socket.socket], None]) -> None:
-        self._sock = world.listen(address, 443)
-        self._talk = talk
-        self._over = False
-        self._threads = [threading.Thread(target=self._serve)]
-        self.accepted = 0
-        self._threads[0].start()
-
-    def _serve(self) -> None:
-        self._sock.settimeout(0.2)
-        while not self._over:
-            with contextlib.suppress(TimeoutError):
-                client, _ = self._sock.accept()
-                self.accepted += 1
-                client.settimeout(20)
-                thread = threading.Thread(target=self._one, args=(client,))
-                self._threads.append(thread)
-                thread.start()
-
-    def _one(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):
-            self._talk(client)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over = True
-        for thread in self._threads:
-            thread.join()
-        self._sock.close()
+    with between() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -120,64 +58,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         + cert.public_bytes(serialization.Encoding.PEM)
     )
     return path
-
-
-def tls_server(certificate: Path) -> Callable[[socket.socket], None]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-
-    def talk(client: socket.socket) -> None:
-        with context.wrap_socket(client, server_side=True) as tls:
-            while data := tls.recv(65536):
-                tls.sendall(data)
-
-    return talk
-
-
-def hello_of(name: str | None) -> bytes:
-    """A real ClientHello."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    out = ssl.MemoryBIO()
-    tls = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
-    with pytest.raises(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return out.read()
-
-
-def connect(net: SimpleNamespace, slot: int = A) -> socket.socket:
-    return net.world.connect(names.addr4(slot), names.RELAY, 443)
-
-
-def rest(sock: socket.socket) -> bytes:
-    """Everything until the peer closes; b"RESET" if it resets."""
-    out = bytearray()
-    try:
-        while data := sock.recv(65536):
-            out += data
-    except ConnectionResetError:
-        return b"RESET"
-    return bytes(out)
-
-
-def echo(client: socket.socket) -> None:
-    while data := client.recv(65536):
-        client.sendall(data)
-
-
-def established(net: SimpleNamespace, name: str, slot: int = A) -> socket.socket:
-    """A flow through the relay to an echo server, the hello already echoed."""
-    hello = hello_of(name)
-    sock = connect(net, slot)
-    sock.sendall(hello)
-    got = b""
-    while len(got) < len(hello):
-        data = sock.recv(65536)
-        assert data, got
-        got += data
-    assert got == hello
-    return sock
 
 
 def test_tls_end_to_end_over_both_families(net: SimpleNamespace, certificate: Path) -> None:
@@ -329,81 +209,6 @@ def _steady(value: Callable[[], int]) -> bool:
     return True
 
 
-def test_a_removed_name_loses_its_flows_and_others_live(net: SimpleNamespace) -> None:
-    net.set(A, "web.example", "other.example")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(Server(net.world, names.WEB, echo))
-        web = stack.enter_context(established(net, "web.example"))
-        other = stack.enter_context(established(net, "other.example"))
-        assert net.set(A, "web.example", "other.example", "third.example").closed == 0
-        assert net.set(A, "other.example").closed == 1
-        assert rest(web) == b"RESET"
-        other.sendall(b"alive")
-        assert other.recv(5) == b"alive"
-        assert net.daemon.tell(wire.DropBottle, A).closed == 1
-        assert rest(other) == b"RESET"
-
-
-def test_a_cut_closes_everything_of_the_bottle_only(net: SimpleNamespace) -> None:
-    net.set(A, "web.example")
-    net.set(B, "web.example")
-    with Server(net.world, names.WEB, echo):
-        with (
-            established(net, "web.example") as mine,
-            established(net, "web.example", B) as theirs,
-            connect(net) as new,
-        ):
-            ack = net.daemon.tell(wire.CutBottle, A)
-            assert ack.closed == 2
-            assert 0 < ack.at_ns <= time.monotonic_ns()
-            assert rest(mine) == b"RESET"
-            assert rest(new) == b"RESET"
-            theirs.sendall(b"alive")
-            assert theirs.recv(5) == b"alive"
-        with connect(net) as sock:
-            sock.sendall(hello_of("web.example"))
-            assert rest(sock) == b"\x15\x03\x03\x00\x02\x02\x31"
-        assert net.daemon.report(reason="cut")["hint"].startswith("agentmon resume b16")
-        net.set(A, "web.example")
-        established(net, "web.example").close()
-
-
-def test_a_policy_that_changes_while_the_name_is_looked_up(net: SimpleNamespace) -> None:
-    net.set(A, "web.example")
-    asked = threading.Event()
-    go = threading.Event()
-
-    def hold(commit: wire.Commit) -> wire.Committed:
-        asked.set()
-        assert go.wait(5)
-        return wire.Committed(commit.id, commit.addresses)
-
-    net.resolver.decide = hold
-    with Server(net.world, names.WEB, echo) as server, connect(net) as sock:
-        sock.sendall(hello_of("web.example"))
-        assert asked.wait(5)
-        assert net.daemon.set(A, "third.example").closed == 1
-        go.set()
-        assert rest(sock) == b"RESET"
-        assert server.accepted == 0
-
-
-def test_the_limit_on_connections(net: SimpleNamespace) -> None:
-    net.set(A, "web.example", limits={"connections": 2})
-    with Server(net.world, names.WEB, echo):
-        with established(net, "web.example"), established(net, "web.example"), connect(net) as third:
-            assert rest(third) == b""
-            net.daemon.report(reason="limit")
-        until(lambda: _works(net))
-
-
-def _works(net: SimpleNamespace) -> bool:
-    with connect(net) as sock, contextlib.suppress(ConnectionError):
-        sock.sendall(hello_of("web.example"))
-        return sock.recv(1) == b"\x16"
-    return False
-
-
 def test_an_unreachable_upstream_is_said_and_the_next_address_is_tried(net: SimpleNamespace) -> None:
     net.set(A, "web.example", "half-dead.example", "missing.example")
     for name, reason in (("web.example", "unreachable"), ("missing.example", "nxdomain")):
@@ -426,34 +231,3 @@ def test_an_upstream_that_resets_is_passed_on(net: SimpleNamespace) -> None:
     with Server(net.world, names.WEB, talk), connect(net) as sock:
         sock.sendall(hello_of("web.example"))
         assert rest(sock) == b"RESET"
-
-
-def test_flows_outlive_the_daemon_and_the_resolver_answers_the_next_one(net: SimpleNamespace) -> None:
-    net.set(A, "web.example")
-    with Server(net.world, names.WEB, echo), established(net, "web.example") as sock:
-        net.daemon.close()
-        sock.sendall(b"alive")
-        assert sock.recv(5) == b"alive"
-        again = Daemon(net.dir / "relay.sock")
-        try:
-            assert again.ready.service == "relay"
-            assert again.set(A, "web.example").closed == 0
-            sock.sendall(b"still")
-            assert sock.recv(5) == b"still"
-            assert again.set(A, "nothing.example").closed == 1
-        finally:
-            again.close()
-
-
-def test_observe_lets_unlisted_names_pass_and_says_so(net: SimpleNamespace) -> None:
-    net.set(A, "web.example", mode="observe")
-    with Server(net.world, names.WEB, echo):
-        established(net, "other.example").close()
-    net.daemon.report(verdict="observed", host="other.example")
-
-
-def test_bad_rules_keep_the_old_view(net: SimpleNamespace) -> None:
-    net.set(A, "web.example")
-    assert "b16" in net.daemon.set(A, "https://u:p@x").error
-    with Server(net.world, names.WEB, echo):
-        established(net, "web.example").close()
