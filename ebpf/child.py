@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from ebpf.errors import BpfError, Missing, VerifierRefused
 from ebpf.loader import ANSWER_FD, Request
@@ -17,9 +18,16 @@ TIMEOUT_S = 60
 _PACKAGES = str(Path(__file__).resolve().parent.parent)
 
 
-def run(request: Request, timeout_s: int | None = None) -> dict[str, str]:
-    """Load, attach and pin in a child; returns when all programs are in force: groups of optional programs that this
-    host does not take, with the reason.
+class Loaded(NamedTuple):
+    """Groups of optional programs that this host does not take, with the reason; and the whole text of compiler and
+    verifier, empty where both were content."""
+
+    left_out: dict[str, str]
+    log: str
+
+
+def run(request: Request, timeout_s: int | None = None) -> Loaded:
+    """Load, attach and pin in a child; returns when all programs are in force.
 
     :raises VerifierRefused: clang or the verifier said no; nothing was attached.
     :raises BpfError: an attachment was refused, or the child died or hung.
@@ -30,7 +38,7 @@ def run(request: Request, timeout_s: int | None = None) -> dict[str, str]:
     try:
         code = _spawn(request, answer, log, TIMEOUT_S if timeout_s is None else timeout_s)
         text = _content(log).decode("utf-8", "replace")
-        return judge(_content(answer), code, text)
+        return Loaded(judge(_content(answer), code, text), text)
     finally:
         os.close(answer)
         os.close(log)

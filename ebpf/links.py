@@ -19,13 +19,14 @@ class Hook(NamedTuple):
     """One attach point: the C function, and include/uapi/linux/bpf.h's numbers for it.
 
     `feature` names the group of optional programs it belongs to ("" for what must be there); a raw tracepoint has its
-    name in `tracepoint`."""
+    name in `tracepoint`. `code` is the C function where several hooks load the same one."""
 
     function: str
     prog_type: int
     attach_type: int
     feature: str = ""
     tracepoint: str = ""
+    code: str = ""
 
     @property
     def everywhere(self) -> bool:
@@ -34,6 +35,7 @@ class Hook(NamedTuple):
 
 
 SOCK, SOCK_ADDR, RAW_TRACEPOINT, SOCKOPT, LSM = 9, 18, 17, 25, 29  # BPF_PROG_TYPE_CGROUP_SOCK, …
+LSM_MAC = 27  # BPF_LSM_MAC
 CGROUP_LINK = 3  # BPF_LINK_TYPE_CGROUP
 
 # Decisions before the attribution of the same hook: programs of one hook run in the order in which they were attached.
@@ -53,18 +55,18 @@ HOOKS = (
     Hook("am_setsockopt", SOCKOPT, 22, "vouch"),
     Hook("am_unix_connect", SOCK_ADDR, 49, "unix"),
     Hook("am_unix_sendmsg", SOCK_ADDR, 50, "unix"),
-    Hook("am_by_connect4", SOCK_ADDR, 10, "origin"),
-    Hook("am_by_connect6", SOCK_ADDR, 11, "origin"),
-    Hook("am_by_sendmsg4", SOCK_ADDR, 14, "origin"),
-    Hook("am_by_sendmsg6", SOCK_ADDR, 15, "origin"),
+    Hook("am_by_connect4", SOCK_ADDR, 10, "origin", code="am_by_address"),
+    Hook("am_by_connect6", SOCK_ADDR, 11, "origin", code="am_by_address"),
+    Hook("am_by_sendmsg4", SOCK_ADDR, 14, "origin", code="am_by_address"),
+    Hook("am_by_sendmsg6", SOCK_ADDR, 15, "origin", code="am_by_address"),
     Hook("am_by_create", SOCK, 2, "origin"),
-    Hook("am_by_bind4", SOCK_ADDR, 8, "origin"),
-    Hook("am_by_bind6", SOCK_ADDR, 9, "origin"),
-    Hook("am_by_unix_c", SOCK_ADDR, 49, "origin unix"),
-    Hook("am_by_unix_s", SOCK_ADDR, 50, "origin unix"),
-    Hook("lsm__socket_connect", LSM, 27, "lsm"),  # bcc finds the security hook by the name behind lsm__
-    Hook("lsm__socket_sendmsg", LSM, 27, "lsm"),
-    Hook("lsm__socket_create", LSM, 27, "lsm"),
+    Hook("am_by_bind4", SOCK_ADDR, 8, "origin", code="am_by_address"),
+    Hook("am_by_bind6", SOCK_ADDR, 9, "origin", code="am_by_address"),
+    Hook("am_by_unix_c", SOCK_ADDR, 49, "origin unix", code="am_by_address"),
+    Hook("am_by_unix_s", SOCK_ADDR, 50, "origin unix", code="am_by_address"),
+    Hook("lsm__socket_connect", LSM, LSM_MAC, "lsm"),  # bcc finds the security hook by the name behind lsm__
+    Hook("lsm__socket_sendmsg", LSM, LSM_MAC, "lsm"),
+    Hook("lsm__socket_create", LSM, LSM_MAC, "lsm"),
 )
 REQUIRED = tuple(h for h in HOOKS if not h.feature)
 FEATURES = ("vouch", "origin", "unix", "origin unix", "lsm")

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import sys
 import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ebpf import abi, btf, encode, links, sources
+from ebpf import abi, btf, encode, links, sources, syscall
 from ebpf.errors import BpfError, Missing
 from ebpf.maps import Map
 
 ANSWER_FD = 3
+_PASS = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)  # r0 = 0; exit
 MINIMUM_BCC = (0, 25)  # load_func's attach_type
 
 
@@ -69,6 +71,7 @@ def load(request: Request) -> dict[str, str]:
     flags = [*request.sizes.defines(), f'-DAM_PINS="{request.maps}"']
     try:
         flags += [f"-D{name}={value}" for name, value in btf.definitions().items()]
+        flags += _security_hooks(bcc, left_out)
     except Missing as error:
         left_out = dict.fromkeys(links.FEATURES, f"{error.what}: {error.hint}")
     text = sources.program_text(abi.SOURCES, request.source)
@@ -90,6 +93,21 @@ def load(request: Request) -> dict[str, str]:
     return left_out
 
 
+def _security_hooks(bcc: Any, left_out: dict[str, str]) -> list[str]:
+    """What compiles the programs for security hooks in; nothing, and the reason in `left_out`, where the kernel refuses
+    one that does nothing."""
+    try:
+        find = bcc.libbcc.lib.libbpf_find_vmlinux_btf_id
+        number = find(b"socket_connect", links.LSM_MAC)
+        if number <= 0:
+            raise BpfError(-number, "looking for the security hook socket_connect in the kernel's BTF")
+        os.close(syscall.prog_load(_PASS, links.LSM, links.LSM_MAC, number))
+    except (AttributeError, BpfError) as error:
+        left_out["lsm"] = str(error)
+        return []
+    return ["-DAM_LSM"]
+
+
 class _Compiled:
     """bcc.BPF without its habit to attach whatever has a known prefix (lsm__) as soon as it is compiled."""
 
@@ -102,9 +120,12 @@ class _Compiled:
 
 
 def _load(module: Any, hook: links.Hook) -> int:
+    """bcc remembers a function by its name alone: one that is loaded for several hooks is forgotten each time."""
     attach_type = {"attach_type": hook.attach_type} if not hook.tracepoint else {}
+    code = hook.code or hook.function
+    module.funcs.pop(code.encode(), None)
     try:
-        return int(module.load_func(hook.function, hook.prog_type, **attach_type).fd)
+        return int(module.load_func(code, hook.prog_type, **attach_type).fd)
     except Exception as error:  # bcc raises nothing narrower; the errno is in ctypes' copy
         raise CompilerFailed(hook.function, _errno_of(error)) from error
 

@@ -50,6 +50,8 @@ class CgroupPrograms:
         self._bottles: dict[int, encode.BottleState] = {}
         self._policy_id = 0
         self._parent = Path("/")
+        self.loader_log = ""
+        """The whole text of compiler and verifier of the last load by this object."""
         self.left_out: dict[str, str] = {}
         """Groups of optional programs (ebpf.links.FEATURES) that this host does not take, with the reason."""
         self._entries: Entries | None = None
@@ -58,7 +60,7 @@ class CgroupPrograms:
     # ---- life
 
     def open(self, cgroup_path: str) -> None:
-        """See ebpf.spec.Bpf. Loading takes a child process and some 0.8 s; adopting, a few milliseconds.
+        """See ebpf.spec.Bpf. Loading takes a child process and some 1.5 s of CPU; adopting, a few milliseconds.
 
         :raises Missing: bcc, bpffs or cgroup v2.
         :raises VerifierRefused: what was in force before still is.
@@ -69,7 +71,7 @@ class CgroupPrograms:
         cgroup_id = cgroup.cgroup_id(cgroup_path)
         self._pins.prepare()
         if not self._is_current(cgroup_id, bottle_level):
-            self.left_out = child.run(
+            self.left_out, self.loader_log = child.run(
                 Request(
                     SOURCE,
                     str(self._pins.maps),
@@ -82,8 +84,13 @@ class CgroupPrograms:
                     tuple(map(str, self._pins.attached())),
                 )
             )
-        self._pins.drop_stale()
-        self._adopt()
+            self._pins.drop_stale()
+            self._adopt()
+        else:
+            self._pins.drop_stale()
+            self._adopt()
+            missing = sorted(abi.FEATURES.keys() - self.features())
+            self.left_out = dict.fromkeys(missing, "refused when the programs were loaded, by an earlier start")
 
     def close(self) -> None:
         self._forget()

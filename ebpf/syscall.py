@@ -78,7 +78,7 @@ def prog_fd(prog_id: int) -> int:
     return call(PROG_GET_FD_BY_ID, struct.pack("=III", prog_id, 0, 0), f"opening the program {prog_id}")
 
 
-def prog_load(instructions: bytes, prog_type: int, attach_type: int) -> int:
+def prog_load(instructions: bytes, prog_type: int, attach_type: int, attach_btf_id: int = 0) -> int:
     """A descriptor of a program made of raw `instructions` (8 bytes each). Used for probing.
 
     :raises BpfError: the kernel does not take this type.
@@ -86,6 +86,7 @@ def prog_load(instructions: bytes, prog_type: int, attach_type: int) -> int:
     gpl = b"GPL\0"
     attr = struct.pack("=IIQQ", prog_type, len(instructions) // 8, address(instructions), address(gpl))
     attr = attr.ljust(68, b"\0") + struct.pack("=I", attach_type)  # past the log, flags, name and ifindex
+    attr = attr.ljust(108, b"\0") + struct.pack("=I", attach_btf_id)  # past BTF, function and line information
     return call(PROG_LOAD, attr, f"loading a program of type {prog_type}, attach type {attach_type}")
 
 

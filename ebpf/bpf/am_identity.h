@@ -27,7 +27,7 @@ static __always_inline int am_copy_bottle(struct am_bottle *out, __u64 id)
 {
 	int i;
 
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (i = 0; i < 3; i++) {
 		struct am_bottle *bottle = am_bottle.lookup(&id);
 

@@ -3,13 +3,15 @@
  *
  * A cgroup hook runs for the cgroup that a socket was made in; a security hook runs for whoever uses it. So a bottle's
  * process is held here also on a socket that it was handed from elsewhere, and in families that no cgroup hook sees.
- * Everyone else on the host passes at once. Vouching is judged by the cgroup hooks. Offsets come from the kernel's BTF.
+ * Everyone else on the host passes at once. What the policy allows is left to the cgroup hooks, vouching included. Offsets
+ * come from the kernel's BTF.
  */
 #ifndef AM_LSM_H
 #define AM_LSM_H
 
 #include "am_hooks.h"
 #include "am_origin.h"
+#include "am_vouch.h"
 
 #define AM_LSM_GO 0
 #define AM_LSM_STOP -1 /* -EPERM */
@@ -58,20 +60,23 @@ static __always_inline int am_lsm_judge(void *sock, void *address, __u8 kind)
 	struct am_query q = {};
 	struct am_event event = {};
 	__u8 type = 0;
+	int bypass;
 
 	am_find_bottle(&q.bottle);
 	if (!q.bottle.cgroup_id || !am_lsm_ask(&q, sock, address, &type))
 		return AM_LSM_GO;
 	am_decide(&q);
 	if (q.verdict != AM_VERDICT_REFUSED)
-		return AM_LSM_GO; /* what is only to be reported the cgroup hook reports */
+		return AM_LSM_GO; /* what is only to be reported the cgroup hook reports, and vouching is judged there */
 	if (kind == AM_KIND_CONNECT && q.proto == AM_UDP && q.reason != AM_REASON_NETNS && am_is_sorting(&q))
 		return AM_LSM_STOP;
+	bypass = am_judge_vouch(*(struct bpf_sock **)(sock + AM_SOCKET_SK), &q);
 	am_begin(&event, &q.bottle, am_now(&q));
 	event.rule = q.rule;
 	event.port = q.port;
 	event.proto = q.proto;
-	event.kind = q.reason == AM_REASON_NETNS ? AM_KIND_ESCAPE : kind;
+	event.kind = q.reason == AM_REASON_NETNS ? AM_KIND_ESCAPE : bypass ? AM_KIND_BYPASS : kind;
+	event.guarded = bypass;
 	event.verdict = q.verdict;
 	event.reason = q.reason;
 	event.family = am_is_mapped(q.addr_be) ? AM_INET : AM_INET6;

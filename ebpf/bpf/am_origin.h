@@ -82,42 +82,8 @@ static __always_inline int am_attribute(void)
 	return 1;
 }
 
-int am_by_connect4(struct bpf_sock_addr *ctx)
-{
-	return am_attribute();
-}
-
-int am_by_connect6(struct bpf_sock_addr *ctx)
-{
-	return am_attribute();
-}
-
-int am_by_sendmsg4(struct bpf_sock_addr *ctx)
-{
-	return am_attribute();
-}
-
-int am_by_sendmsg6(struct bpf_sock_addr *ctx)
-{
-	return am_attribute();
-}
-
-int am_by_bind4(struct bpf_sock_addr *ctx)
-{
-	return am_attribute();
-}
-
-int am_by_bind6(struct bpf_sock_addr *ctx)
-{
-	return am_attribute();
-}
-
-int am_by_unix_c(struct bpf_sock_addr *ctx)
-{
-	return am_attribute();
-}
-
-int am_by_unix_s(struct bpf_sock_addr *ctx)
+/* For every hook that has an address; loaded once for each of them. */
+int am_by_address(struct bpf_sock_addr *ctx)
 {
 	return am_attribute();
 }

@@ -17,7 +17,9 @@
 #include "am_unix.h"
 #include "am_process.h"
 #include "am_origin.h"
+#ifdef AM_LSM /* this kernel takes programs for security hooks: 0.5 s of compiling where it does not */
 #include "am_lsm.h"
+#endif
 #endif
 
 static __always_inline int am_report_address(struct bpf_sock_addr *ctx, struct am_query *q, __u8 kind, int bypass)

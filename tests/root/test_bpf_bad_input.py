@@ -74,9 +74,13 @@ def holds(lab: Lab) -> None:
 
 BROKEN = {  # function and context of one program of each optional group, and a number of that context
     "vouch": ("int am_setsockopt(struct bpf_sockopt *ctx)\n{\n", "level"),
-    "origin": ("int am_by_connect4(struct bpf_sock_addr *ctx)\n{\n", "type"),
+    "origin": ("int am_by_address(struct bpf_sock_addr *ctx)\n{\n", "type"),
     "unix": ("int am_unix_connect(struct bpf_sock_addr *ctx)\n{\n", "type"),
 }
+
+
+def named(hook: links.Hook) -> str:
+    return f" {hook.code or hook.function}("
 
 
 @pytest.mark.parametrize("feature", BROKEN)
@@ -93,8 +97,11 @@ def test_bad_input_an_optional_program_that_the_verifier_refuses_is_left_out(
     bad = tmp_path / "bad.c"
     bad.write_text(text.replace(head, head + wrong))
     before = lab.programs.features()
-    left_out = child.run(request(lab, str(bad)))
-    assert feature in left_out and left_out[feature].startswith(head.split("(")[0].removeprefix("int "))
+    left_out, log = child.run(request(lab, str(bad)))
+    assert left_out[feature].startswith(
+        next(h.function for h in links.HOOKS if h.feature == feature and named(h) in head)
+    )
+    assert "processed" in log and "invalid" in log  # the verifier's whole text is kept
     assert "ermission denied" in left_out[feature]
     assert lab.programs.features() == before - {feature}
     for hook in links.HOOKS:
@@ -241,3 +248,12 @@ def test_bad_input_a_process_that_is_gone_leaves_what_the_kernel_saw(lab: Lab) -
     assert (event.ppid, event.exe, event.cmdline, event.library) == (0, "", "", "")
     if "origin" in lab.programs.features():
         assert (event.syscall, event.evidence) == ("connect", "gone")
+
+
+def test_bad_input_an_adopter_says_what_is_missing_too(lab: Lab) -> None:
+    lab.programs.open(str(lab.parent))
+    loaded = dict(lab.programs.left_out)
+    lab.programs.release()
+    lab.programs.open(str(lab.parent))
+    assert lab.programs.left_out.keys() == loaded.keys() & abi.FEATURES.keys()
+    assert all("refused when" in why for why in lab.programs.left_out.values())
