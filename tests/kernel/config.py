@@ -26,6 +26,7 @@ _LIFE = "tests/root/test_bpf_life.py::test_bpf_"
 TESTS = (
     "tests/abi/test_bpf_abi.py",
     "tests/root/test_bpf_connect.py",
+    "tests/root/test_bpf_policy.py",
     "tests/root/test_bpf_vouch.py",
     "tests/root/test_bpf_listen.py",
     "tests/root/test_bpf_unix.py",
