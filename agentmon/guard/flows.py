@@ -63,6 +63,7 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
     host_and_port, literal, protocol = targets.host_and_port, targets.literal, targets.protocol
     family_of, type_of, proto_of = targets.family_of, targets.type_of, targets.proto_of
     loopback_open, scopes_now, vouch = capability.is_open, scopes.current, voucher.vouch
+    asked = frozenset({vouching.ACTIVE, vouching.UNASKED})
 
     def judged(now: Live, ask: Callable[[Judge], Verdict], port: int, address: str, proto: str, host: str = "") -> bool:
         """True where the policy and every scope allow. False where refused, but observed. Else it raises."""
@@ -97,7 +98,7 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
             values = now.approved.get(key)
             if values is not None and (not (inner := scopes_now()) or all(key in scope.approved for scope in inner)):
                 mirrored(now)
-                if voucher.status == vouching.ACTIVE:
+                if voucher.status in asked:
                     vouch(sock, values)
                 return
         else:
@@ -121,7 +122,7 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
             return refuse(now, EgressViolation(host, port, rules=now.state.judge.texts, reason="protocol", detail=kind))
         where = literal(host)
         goals = by_name(now, host, port, proto, family) if where is None else by_address(now, where, port, proto, key)
-        if voucher.status == vouching.ACTIVE:
+        if voucher.status in asked:
             vouch(sock, tuple(vouching.value_of(goal, port, proto) for goal in goals))
 
     def bottle_page(name: str, port: int = 80, proto: str = "tcp") -> bool:
@@ -225,6 +226,7 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
     def binding(now: Live, args: tuple[Any, ...]) -> None:
         if now.state.bind == state.BIND_ANY or family_of(args[0]) not in targets.INET:
             return
+        verify(now)
         host, port = host_and_port(args[1], family_of(args[0]))
         where = literal(host)
         if port and not (where is not None and where.is_loopback and loopback_open()):

@@ -4,16 +4,17 @@
     setsockopt(fd, AM_SOL, UNREGISTER, "=Q"        token)
     setsockopt(fd, AM_SOL, VOUCH,      "=16sHBxI"  addr16, port, protocol, 0)       before each connect and send
 
-A cgroup program of agentmon swallows them (ebpf/bpf); a kernel without it answers ENOPROTOOPT, and then nothing is
-asked again in this process. EPERM means that vouching is active, and this one refused. Forked children stay
-registered; exec ends it. A socket keeps its last four destinations.
+A cgroup program of agentmon swallows them (ebpf/bpf); a kernel without it answers ENOPROTOOPT (EOPNOTSUPP for the
+AF_UNIX socket that registers), and then nothing is asked again in this process. EPERM means that vouching is active,
+and this one refused. Any other error (a closed socket, no descriptor left) is that call's own: the next one is asked
+again. Forked children stay registered; exec ends it. A socket keeps its last four destinations.
 """
 
 from __future__ import annotations
 
 import _socket
 import struct
-from errno import EPERM
+from errno import ENOPROTOOPT, EOPNOTSUPP, EPERM
 from os import urandom
 
 from agentmon.guard.targets import NUMBERS, addr16
@@ -47,7 +48,7 @@ class Voucher:
         self.failed = 0
 
     def register(self) -> None:
-        """Once for each process; what the kernel answers decides whether anything is ever asked again."""
+        """Once for each process; only where the kernel knows nothing of it is nothing ever asked again."""
         if self.status == INACTIVE:
             return
         self.status = self._ask(REGISTER)
@@ -59,12 +60,16 @@ class Voucher:
 
     def vouch(self, sock: _socket.socket, values: tuple[bytes, ...]) -> None:
         """Mark `sock` for these destinations. A refusal by the kernel is its own to enforce: the call goes on."""
+        if self.status == UNASKED:  # registering failed for want of a descriptor, say
+            self.register()
+        if self.status != ACTIVE:
+            return
         for value in values:
             try:
                 _setsockopt(sock, AM_SOL, VOUCH, value)
             except OSError as e:
                 self.failed += 1
-                if e.errno != EPERM:
+                if e.errno == ENOPROTOOPT:
                     self.status = INACTIVE
                     return
 
@@ -72,11 +77,17 @@ class Voucher:
         try:
             sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
         except OSError:
-            return INACTIVE
+            return self._missed()
         try:
             _setsockopt(sock, AM_SOL, option, self._token)
         except OSError as e:
-            return REFUSED if e.errno == EPERM else INACTIVE
+            if e.errno in (ENOPROTOOPT, EOPNOTSUPP):
+                return INACTIVE
+            return REFUSED if e.errno == EPERM else self._missed()
         finally:
             sock.close()
         return ACTIVE
+
+    def _missed(self) -> str:
+        self.failed += 1
+        return UNASKED

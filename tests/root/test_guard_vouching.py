@@ -206,6 +206,29 @@ print(json.dumps(out))
     assert (status, refused) == ("active", 1)
 
 
+def test_an_error_of_one_call_does_not_turn_vouching_off(lab: Lab, bottle: Bottle, tmp_path: Path) -> None:
+    """A closed socket, and a process without descriptors: the next call is vouched for all the same."""
+    body = f"""
+import resource
+closed = socket.socket(); closed.close()
+out = [attempt(closed.connect, ("198.51.100.7", 443)), EgressGuard.status().vouching]
+out += [udp("198.51.100.7", 443), EgressGuard.status().vouches_refused]
+EgressGuard.uninstall()
+ready = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+EgressGuard.install({RULES!r})
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+out += [EgressGuard.status().vouching, attempt(ready.connect, ("198.51.100.7", 443)), EgressGuard.status().vouching]
+print(json.dumps(out))
+"""
+    closed, status, good, failed, without, later, at_last = run(lab, bottle, None, body, tmp_path / "hosts")
+    assert closed["error"] == "OSError" and "Bad file descriptor" in closed["text"]
+    assert (status, failed) == ("active", 1) and "ok" in good
+    assert (without, at_last) == ("unasked", "active") and "ok" in later
+    assert bypasses(lab) == []
+
+
 def test_a_policy_that_stops_asking_is_noticed(lab: Lab, bottle: Bottle, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
 
