@@ -95,7 +95,7 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
             return
         if type(address) is tuple and len(address) > 1 and type(address[0]) is str and type(address[1]) is int:
             key = (address[0], address[1], type_of(sock), proto_of(sock), family_of(sock))
-            values = now.approved.get(key)
+            values = now[1].get(key)  # by place: the names of its fields are not verified yet
             if values is not None and (not (inner := scopes_now()) or all(key in scope.approved for scope in inner)):
                 mirrored(now)
                 if voucher.status in asked:
@@ -175,7 +175,7 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
         key = None
         if type(host) is str and (port is None or type(port) in _PLAIN):
             key = (host, port, kind)
-            seen = now.looked.get(key)
+            seen = now[2].get(key)
             if seen is not None and not scopes_now() and (not seen or known.fresh(seen, family)):
                 return mirrored(now)
         verify(now)

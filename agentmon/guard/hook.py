@@ -16,18 +16,30 @@ from _thread import RLock
 from collections import namedtuple
 from contextvars import ContextVar
 from functools import partial
+from itertools import count
 from os import register_at_fork
 
-from agentmon.guard import capability, children, flows, judge, names, state, targets, vouching
+from agentmon.guard import (
+    capability,
+    children,
+    errors,
+    flows,
+    judge,
+    names,
+    scopes,
+    sealing,
+    state,
+    targets,
+    vouching,
+)
 from agentmon.guard.errors import EgressLocked, EgressViolation
 from agentmon.guard.flows import Live
 from agentmon.guard.state import OBSERVE, State
-from agentmon.policy.rules import decide as deciding
+from agentmon.policy.rules import decide, grammar, hosts, ports, ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from types import CodeType, FunctionType
+    from collections.abc import Callable
     from typing import Any, NamedTuple
 
     class Control(NamedTuple):
@@ -47,19 +59,16 @@ else:
     Control = namedtuple("Control", "install change uninstall open_for_test in_force locked tampered voucher started")
 
 MAX_TOLD = 4096
+SELDOM = 63  # of what was approved before, every 64th looks for tampering again
 _PROBE = "agentmon.guard.installed"
 RELAXED = frozenset({"default", "scope"})  # what observing lets pass; protected, denied and unreadable stay refused
 
 
-def _sealed() -> tuple[tuple[Mapping[str, Any], str, FunctionType, CodeType], ...]:
-    """(namespace, name, function, its code) of what a check runs through: none of it may be replaced."""
-    namespaces: tuple[tuple[Mapping[str, Any], tuple[str, ...]], ...] = (
-        (vars(judge), ("named", "addressed", "looked_up", "led_to")),
-        (vars(targets), ("host_and_port", "literal")),
-        (vars(capability), ("is_open",)),
-        (vars(deciding.PolicySet), ("_decide", "decide_address")),
-    )
-    return tuple((where, name, where[name], where[name].__code__) for where, names in namespaces for name in names)
+def _sealed() -> Callable[[], str]:
+    """What says whether anything that a check runs through was replaced: these modules, whole."""
+    mine = sys.modules[__name__]
+    guard = (mine, flows, judge, targets, capability, scopes, names, vouching, state, errors, sealing)
+    return sealing.seal((*guard, decide, ranges, hosts, ports, grammar), frozenset({"state.in_force"}))
 
 
 def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has no other name
@@ -74,8 +83,11 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
     known = names.Names()
     voucher = vouching.Voucher()
     telling: ContextVar[bool] = ContextVar("agentmon_guard_telling", default=False)
-    sealed = _sealed()
+    telling_child: ContextVar[bool] = ContextVar("agentmon_guard_telling_child", default=False)
+    changed = _sealed()
     running_test = capability.running_test
+    # Held here, so that replacing a name of a module changes nothing before it is noticed.
+    violates, observing, relaxed, tick = EgressViolation, OBSERVE, RELAXED, count().__next__
     public = vars(state)
 
     # ── what is in force ─────────────────────────────────────────────────
@@ -87,15 +99,16 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
             with changing:  # another thread may be replacing both at this moment
                 if public.get("in_force") is not (None if live is None else live.state):
                     tampered = "agentmon.guard.state.in_force was assigned to"
+        if not tampered and not tick() & SELDOM:
+            tampered = changed()
         if tampered:
-            raise EgressViolation("", 0, reason="tampered", detail=tampered, rules=now.state.judge.texts)
+            raise violates("", 0, reason="tampered", detail=tampered, rules=now.state.judge.texts)
 
     def verify(now: Live) -> None:
         """Before anything is decided anew: nothing that decides was replaced."""
         nonlocal tampered
-        for namespace, name, function, code in sealed:
-            if namespace.get(name) is not function or function.__code__ is not code:
-                tampered = f"{name}() was replaced"
+        if not tampered:
+            tampered = changed()
         mirrored(now)
 
     def install(new: State, given: object) -> None:
@@ -157,7 +170,7 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
 
     def refuse(now: Live, violation: EgressViolation) -> None:
         """Tell of it, and raise it; where observing relaxes this, only tell."""
-        observed = now.state.mode == OBSERVE and violation.reason in RELAXED
+        observed = now.state.mode == observing and violation.reason in relaxed
         tell = now.state.on_blocked
         if tell is not None and not telling.get():
             mark = telling.set(True)  # inherited by tasks that it starts: what they are refused is not told again
@@ -181,17 +194,18 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         hooked = True
 
     def starting(event: str, now: Live, args: tuple[Any, ...]) -> None:
+        verify(now)
         child = children.of_event(event, args)
         if started and children.same_start(started[-1], child):
             return
         started.append(child)
         del started[: -children.KEPT]
-        if now.state.on_child is not None and not telling.get():
-            mark = telling.set(True)
+        if now.state.on_child is not None and not telling_child.get():
+            mark = telling_child.set(True)
             try:
                 now.state.on_child(child)
             finally:
-                telling.reset(mark)
+                telling_child.reset(mark)
 
     handlers: dict[str, Callable[[Live, tuple[Any, ...]], None]] = {
         **flows.build(flows.Desk(mirrored, verify, refuse, voucher, known)),
@@ -210,11 +224,11 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
             return
         try:
             handler(now, args)
-        except EgressViolation:
+        except violates:
             raise
         except Exception as e:  # what cannot be checked is refused
             detail = f"{type(e).__name__}: {e}"
-            raise EgressViolation("", 0, rules=now.state.judge.texts, reason="error", detail=detail) from e
+            raise violates("", 0, rules=now.state.judge.texts, reason="error", detail=detail) from e
 
     def after_fork() -> None:
         nonlocal changing
