@@ -44,6 +44,7 @@ class Place:
     netns_cookie: int = 0
     policy_id: int = 1
     unix: tuple[str, ...] | None = None  # places whose unix sockets it may use; None: the kernel cannot hold it to them
+    unix_given: tuple[str, ...] = ()  # of these, the host's own
     unix_closed: tuple[str, ...] = ()
 
 
@@ -107,6 +108,7 @@ def compile_bottle(
         guard=ebpf.spec.Guard[policy.guard.upper()],
         listen=None if policy.listen is None else tuple(ebpf.spec.Listen(*sockets.ports(t)) for t in policy.listen),
         unix=place.unix,
+        unix_given=place.unix_given,
         unix_closed=place.unix_closed,
     )
     return Compiled(rules, bpf, view(policy, place, epoch, mode, run=run))

@@ -119,7 +119,7 @@ class UnixKey(ctypes.Structure):
 
 
 class UnixValue(ctypes.Structure):
-    _fields_ = (("rule", c_uint32), ("bytes", c_uint16), ("exact", c_uint16))
+    _fields_ = (("rule", c_uint32), ("bytes", c_uint16), ("exact", c_uint8), ("own", c_uint8))
 
 
 class Register(ctypes.Structure):

@@ -85,7 +85,8 @@ class Collector:
         self._early = {}
         out: list[Event] = []
         for key, event in late:
-            out += self._describe(key, event, origins.pop((event.ts_ns, event.pid), None))
+            where = origins.pop((event.ts_ns, event.pid), None)
+            out += self._describe(key, event if where else replace(event, evidence="lost"), where)
         for key, event, wants in zip(_operations(records), found, follows, strict=True):
             where = origins.pop((event.ts_ns, event.pid), None) if wants else None
             if wants and where is None:

@@ -35,7 +35,7 @@ RANGE = struct.Struct("=HHIQ")
 RANGES_HEAD = struct.Struct("=II")
 LISTEN_KEY = struct.Struct("=IB3x")
 UNIX_KEY = struct.Struct(f"=II{abi.C['AM_PATH_LEN']}s")
-UNIX_VALUE = struct.Struct("=IHH")
+UNIX_VALUE = struct.Struct("=IHBB")
 _NEVER = 0xFFFF  # `bytes` of a closed directory
 GUARDED = struct.Struct("=QQI4x")
 RANGES_BYTES = RANGES_HEAD.size + abi.RANGES * RANGE.size
@@ -174,7 +174,7 @@ def encode(policy: BottlePolicy, now_ns: int) -> Encoded:
             "am_prefix": _trie(policy.policy_id, prefixes),
             "am_deny": _trie(policy.policy_id, denied),
             "am_listen": _listen(policy.policy_id, policy.listen or ()),
-            "am_unix": _unix(policy.policy_id, policy.unix or (), policy.unix_closed),
+            "am_unix": _unix(policy),
         },
     )
 
@@ -209,18 +209,19 @@ def _listen(policy_id: int, listen: Iterable[Listen]) -> Table:
     )
 
 
-def _unix(policy_id: int, paths: Iterable[str], closed: Iterable[str]) -> Table:
+def _unix(policy: BottlePolicy) -> Table:
     """The longest prefix answers: a path that the directory around it says the same of needs no element of its own, and
     would hide the directory. No path is as long as what a closed one asks for."""
-    raw = {_unix_path(path): False for path in paths} | {_unix_path(path): True for path in closed}
+    given = {_unix_path(path) for path in policy.unix_given}
+    raw = {p: (False, p not in given) for p in map(_unix_path, policy.unix or ())}
+    raw |= {_unix_path(path): (True, False) for path in policy.unix_closed}
     table = {}
-    for path, shut in raw.items():
+    for path, (shut, own) in raw.items():
         around = (path[:end] for end in range(len(path) - 1, 0, -1) if path[end - 1 : end] == b"/")
-        directory = next((d for d in around if d in raw), None)
-        if shut is (True if directory is None else raw[directory]):
+        if (shut, own) == next((raw[d] for d in around if d in raw), (True, False)):
             continue
-        value = UNIX_VALUE.pack(0, _NEVER if shut else len(path), int(not path.endswith(b"/")))
-        table[UNIX_KEY.pack(32 + 8 * len(path), policy_id, path)] = value
+        value = UNIX_VALUE.pack(0, _NEVER if shut else len(path), int(not path.endswith(b"/")), int(own))
+        table[UNIX_KEY.pack(32 + 8 * len(path), policy.policy_id, path)] = value
     return Table.of(table)
 
 

@@ -90,6 +90,10 @@ class FakeBpf:
     def features(self) -> frozenset[str]:
         return frozenset(("vouch", "origin", "unix"))
 
+    def lost_guarded(self) -> int:
+        self._check_open()
+        return 0
+
     def guarded(self) -> dict[int, int]:
         return dict(self.processes)
 

@@ -15,10 +15,11 @@ import struct
 import sys
 import warnings
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ebpf import abi, btf, encode, links, sources, syscall
-from ebpf.errors import BpfError, Missing
+from ebpf.errors import BpfError, Missing, last_useful_line
 from ebpf.maps import Map
 
 ANSWER_FD = 3
@@ -88,6 +89,7 @@ def load(request: Request) -> dict[str, str]:
         # The hash says "attached, all of them": zero until they are.
         config.update(b"\0\0\0\0", encode.CONFIG.pack(0, request.bottle_level, request.flags, 0))
         left_out |= _attach_all(request, programs)
+        _carry_guarded(request)
         features = abi.feature_bits(f for f in links.FEATURES if f not in left_out)
         config.update(b"\0\0\0\0", encode.CONFIG.pack(new, request.bottle_level, request.flags, features))
     return left_out
@@ -137,9 +139,33 @@ def _load_feature(module: Any, feature: str, programs: dict[links.Hook, int]) ->
         for hook in (h for h in links.HOOKS if h.feature == feature):
             fresh[hook] = _load(module, hook)
     except CompilerFailed as error:
-        return {feature: f"{error.program}: {os.strerror(error.number)}"}
+        return {feature: f"{error.program}: {os.strerror(error.number)}{_said()}"}
     programs |= fresh
     return {}
+
+
+def _carry_guarded(request: Request) -> None:
+    """Who registered before an upgrade to another layout stays guarded; what follows processes is attached already.
+    What sockets were vouched for is gone: under `strict` they are refused until their guard vouches again."""
+    mine = Path(request.maps)
+    with Map(str(mine / "am_guarded")) as now:
+        for path in mine.parent.glob("layout-*/am_guarded"):
+            if path.parent == mine:
+                continue
+            with Map(str(path)) as before:
+                if (before.key_bytes, before.value_bytes) == (now.key_bytes, now.value_bytes):
+                    for key, value in before.items():
+                        now.update(key, value)
+
+
+def _said() -> str:
+    """The last useful line of what the verifier has written, in brackets; standard error is a file of the parent's."""
+    end = os.fstat(2).st_size
+    try:
+        line = last_useful_line(os.pread(2, 4096, max(0, end - 4096)).decode("utf-8", "replace"))
+    except OSError:
+        return ""
+    return f" ({line})" if line else ""
 
 
 def _attach_all(request: Request, programs: dict[links.Hook, int]) -> dict[str, str]:
@@ -148,7 +174,8 @@ def _attach_all(request: Request, programs: dict[links.Hook, int]) -> dict[str, 
     for hook in links.HOOKS:
         path = f"{request.links}/{hook.function}"
         if hook.feature in left_out or hook not in programs:
-            links.detach(path)
+            for place in (path, *(f"{directory}/{hook.function}" for directory in request.attached)):
+                links.detach(place)
             continue
         try:
             if not hook.feature and not links.is_in_force(path, hook, request.cgroup_id):

@@ -236,6 +236,10 @@ class CgroupPrograms:
     def lost_origins(self) -> int:
         return self._open_collector().lost("AM_LOST_ORIGIN")
 
+    def lost_guarded(self) -> int:
+        """See ebpf.spec.Bpf."""
+        return self._open_collector().lost("AM_LOST_GUARDED")
+
     # ---- inside
 
     def _all_flags(self) -> int:

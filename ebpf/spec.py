@@ -79,6 +79,7 @@ class BottlePolicy:
     guard: Guard = Guard.OFF
     listen: tuple[Listen, ...] | None = None  # None: not limited
     unix: tuple[str, ...] | None = None  # absolute paths, a directory ends in "/"; None: not limited
+    unix_given: tuple[str, ...] = ()  # of `unix`, the host's: closed by a cut
     unix_closed: tuple[str, ...] = ()  # directories in those of `unix` that are closed, but for what `unix` has in them
 
 
@@ -167,6 +168,9 @@ class Bpf(Protocol):
 
     def features(self) -> frozenset[str]:
         """Optional groups of programs in force: "vouch", "origin", "unix"."""
+
+    def lost_guarded(self) -> int:
+        """Forked children of guarded processes that the table had no room for: the policy alone holds them."""
 
     def guarded(self) -> dict[int, int]:
         """Processes that registered as guarded → the slot of the bottle they registered in."""

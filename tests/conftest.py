@@ -9,6 +9,7 @@ import pytest
 
 from agentmon.cli import leftovers
 from tests.support import egress
+from tests.support.bpf_lab import Lab
 
 NEEDS_ROOT = ("root", "kernel", "e2e", "adversarial")
 IN_CI = bool(os.environ.get("CI"))
@@ -88,3 +89,12 @@ def nothing_left_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     found = leftovers.since(before)
     assert not found, "left behind:\n" + "\n".join(found)
+
+
+@pytest.fixture(scope="session")
+def bpf_lab() -> Iterator[Lab]:
+    """Opened BPF programs for all tests that only use them: compiling takes seconds. A test removes its bottles, and
+    undoes what it does to the programs themselves, or has a lab of its own."""
+    with Lab() as made:
+        made.programs.open(str(made.parent))
+        yield made

@@ -122,7 +122,9 @@ def _processes() -> Iterator[str]:
             uid = entry.stat().st_uid
         except OSError:  # gone meanwhile
             continue
-        if _OURS.search(command) or uid in services:
+        if command and (
+            _OURS.search(command) or uid in services
+        ):  # without one: it has ended, and waits to be collected
             line = command.replace(bytes(1), b" ").decode(errors="replace").strip()[:160]
             found[line] += 1
             yield f"{line} ({found[line]})" if found[line] > 1 else line

@@ -132,6 +132,7 @@ class Kernel:
             netns_cookie=kept.cookie,
             policy_id=self._policy_id,
             unix=None if kept.places is None else kept.places.open,
+            unix_given=bottle.policy.unix if kept.places is not None else (),
             unix_closed=() if kept.places is None else kept.places.closed,
         )
         return compile_bottle(bottle.policy, place, bottle.epoch, mode, run=bottle.run)

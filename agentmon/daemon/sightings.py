@@ -32,7 +32,7 @@ class Sightings:
         self._bpf = bpf
         self._bottles = bottles
         self._emit = emit
-        self._lost = (bpf.lost(), bpf.lost_origins())
+        self._lost = self._losses()
         self._thread = ThreadPoolExecutor(1, "sightings")
         self._opened: dict[int, int] = {}
         self._reading: asyncio.Task[int] | None = None
@@ -103,17 +103,23 @@ class Sightings:
         if not testing and one.ts_ns >= self._opened.get(one.slot, 0):
             self._emit(describe(one, bottle, to_real_ns))
 
-    def _look(self) -> tuple[list[ebpf.spec.Event], tuple[int, int]]:
-        return self._bpf.read(), (self._bpf.lost(), self._bpf.lost_origins())
+    def _look(self) -> tuple[list[ebpf.spec.Event], tuple[int, int, int]]:
+        return self._bpf.read(), self._losses()
 
-    def _tell_lost(self, lost: tuple[int, int]) -> None:
-        events, origins = (now - before for now, before in zip(lost, self._lost, strict=True))
+    def _losses(self) -> tuple[int, int, int]:
+        return self._bpf.lost(), self._bpf.lost_origins(), self._bpf.lost_guarded()
+
+    def _tell_lost(self, lost: tuple[int, int, int]) -> None:
+        events, origins, guarded = (now - before for now, before in zip(lost, self._lost, strict=True))
         self._lost = lost
         if events > 0:
             self._emit(Event("lost", layer="bpf", count=events, reason="the event ring was full"))
         if origins > 0:
             what = "the ring of origins was full: these events name no system call and no library"
             self._emit(Event("lost", layer="bpf", count=origins, reason=what))
+        if guarded > 0:
+            what = "the table of guarded processes was full: these forked children are held by the policy alone"
+            self._emit(Event("lost", layer="bpf", count=guarded, reason=what))
 
 
 def _reason(seen: str, bottle: Bottle | None) -> str:

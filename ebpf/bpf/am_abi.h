@@ -191,7 +191,8 @@ struct am_unix_key {
 struct am_unix_value {
 	__u32 rule;
 	__u16 bytes; /* of the key's path: a shorter one does not match, whatever stands behind it */
-	__u16 exact; /* 1: nor does a longer one */
+	__u8 exact; /* 1: nor does a longer one */
+	__u8 own; /* 1: a private place of the bottle, open in CUT too */
 };
 
 /* Value of the option AM_SO_REGISTER. 8 bytes. */

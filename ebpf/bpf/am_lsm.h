@@ -3,8 +3,8 @@
  *
  * A cgroup hook runs for the cgroup that a socket was made in; a security hook runs for whoever uses it. So a bottle's
  * process is held here also on a socket that it was handed from elsewhere, and in families that no cgroup hook sees.
- * Everyone else on the host passes at once. What the policy allows is left to the cgroup hooks, vouching included. Offsets
- * come from the kernel's BTF.
+ * Everyone else on the host passes at once. What is only to be reported is left to the cgroup hooks. Offsets come from
+ * the kernel's BTF.
  */
 #ifndef AM_LSM_H
 #define AM_LSM_H
@@ -16,6 +16,11 @@
 #define AM_LSM_GO 0
 #define AM_LSM_STOP -1 /* -EPERM */
 #define AM_NETLINK_FAMILY 16
+#define AM_UNSPEC 0 /* sendto takes it as IPv4 */
+
+/* The 8 bytes at `from` + `offset`, read so that the verifier keeps what it knows of them: bcc turns every other reading
+ * into a copy, after which a socket is only a number. */
+#define AM_TYPED(to, from, offset) asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(to) : "r"(from), "i"(offset))
 
 struct am_lsm_address {
 	__u16 family;
@@ -25,7 +30,7 @@ struct am_lsm_address {
 };
 
 /* Fills what is asked from the socket and the kernel's copy of the address; 1 when it is an inet address. */
-static __always_inline int am_lsm_ask(struct am_query *q, void *sock, void *address, __u8 *type)
+static __always_inline int am_lsm_ask(struct am_query *q, void *sock, void *address, __u8 *type, int unspec_is_v4)
 {
 	struct am_lsm_address to = {};
 	void *sk = 0, *net = 0;
@@ -33,6 +38,8 @@ static __always_inline int am_lsm_ask(struct am_query *q, void *sock, void *addr
 
 	if (!address || bpf_probe_read_kernel(&to, sizeof(to), address))
 		return 0;
+	if (to.family == AM_UNSPEC && unspec_is_v4)
+		to.family = AM_INET;
 	if (to.family != AM_INET && to.family != AM_INET6)
 		return 0;
 	bpf_probe_read_kernel(&sk, sizeof(sk), sock + AM_SOCKET_SK);
@@ -55,22 +62,26 @@ static __always_inline int am_lsm_ask(struct am_query *q, void *sock, void *addr
 	return 1;
 }
 
-static __always_inline int am_lsm_judge(void *sock, void *address, __u8 kind)
+static __always_inline int am_lsm_judge(__u64 *ctx, void *address, __u8 kind)
 {
+	void *sock, *sk;
 	struct am_query q = {};
 	struct am_event event = {};
 	__u8 type = 0;
 	int bypass;
 
+	AM_TYPED(sock, ctx, 0);
+	AM_TYPED(sk, sock, AM_SOCKET_SK);
 	am_find_bottle(&q.bottle);
-	if (!q.bottle.cgroup_id || !am_lsm_ask(&q, sock, address, &type))
+	if (!q.bottle.cgroup_id || !am_lsm_ask(&q, sock, address, &type, kind == AM_KIND_SEND))
 		return AM_LSM_GO;
 	am_decide(&q);
-	if (q.verdict != AM_VERDICT_REFUSED)
-		return AM_LSM_GO; /* what is only to be reported the cgroup hook reports, and vouching is judged there */
-	if (kind == AM_KIND_CONNECT && q.proto == AM_UDP && q.reason != AM_REASON_NETNS && am_is_sorting(&q))
+	if (q.verdict == AM_VERDICT_REFUSED && kind == AM_KIND_CONNECT && q.proto == AM_UDP &&
+	    q.reason != AM_REASON_NETNS && am_is_sorting(&q))
 		return AM_LSM_STOP;
-	bypass = am_judge_vouch(*(struct bpf_sock **)(sock + AM_SOCKET_SK), &q);
+	bypass = am_judge_vouch(sk, &q);
+	if (q.verdict != AM_VERDICT_REFUSED)
+		return AM_LSM_GO; /* what is only to be reported the cgroup hook reports */
 	am_begin(&event, &q.bottle, am_now(&q));
 	event.rule = q.rule;
 	event.port = q.port;
@@ -90,7 +101,7 @@ static __always_inline int am_lsm_judge(void *sock, void *address, __u8 kind)
 /* security_socket_connect(struct socket *sock, struct sockaddr *address, int addrlen) */
 int lsm__socket_connect(__u64 *ctx)
 {
-	return am_lsm_judge((void *)ctx[0], (void *)ctx[1], AM_KIND_CONNECT);
+	return am_lsm_judge(ctx, (void *)ctx[1], AM_KIND_CONNECT);
 }
 
 /* security_socket_sendmsg(struct socket *sock, struct msghdr *msg, int size); msg_name is msghdr's first member. */
@@ -99,7 +110,7 @@ int lsm__socket_sendmsg(__u64 *ctx)
 	void *name = 0;
 
 	bpf_probe_read_kernel(&name, sizeof(name), (void *)ctx[1]);
-	return am_lsm_judge((void *)ctx[0], name, AM_KIND_SEND);
+	return am_lsm_judge(ctx, name, AM_KIND_SEND);
 }
 
 /* security_socket_create(int family, int type, int protocol, int kern): inet sockets are sock_create's. */

@@ -56,9 +56,9 @@ static __always_inline int am_address_impl(struct bpf_sock_addr *ctx, struct am_
 	q->netns_cookie = q->bottle.netns_cookie ? bpf_get_netns_cookie(ctx) : 0;
 	am_decide(q);
 
-	if (q->verdict != AM_VERDICT_ALLOWED && kind == AM_KIND_CONNECT && q->proto == AM_UDP &&
+	if (q->verdict == AM_VERDICT_REFUSED && kind == AM_KIND_CONNECT && q->proto == AM_UDP &&
 	    q->reason != AM_REASON_NETNS && am_is_sorting(q))
-		return q->verdict == AM_VERDICT_REFUSED ? AM_STOP : AM_GO;
+		return AM_STOP; /* silent; what OBSERVE lets pass can send, so that it is judged and told like any other */
 	bypass = am_judge_vouch(ctx->sk, q);
 	if (q->verdict == AM_VERDICT_ALLOWED && !am_logs_allowed())
 		return AM_GO;

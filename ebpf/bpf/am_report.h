@@ -23,9 +23,10 @@ static __always_inline struct am_pending *am_leave_word(__u64 ts_ns, __u64 pid_t
 
 	if (!pending)
 		return 0;
+	pending->pid_tgid = 0; /* first and last: a task in between leaves its own word whole, or none */
 	pending->ts_ns = ts_ns;
-	pending->pid_tgid = pid_tgid;
 	pending->path_len = 0;
+	pending->pid_tgid = pid_tgid;
 	return pending;
 }
 
@@ -47,12 +48,12 @@ static __always_inline void am_fill_who(struct am_event *event, __u64 pid_tgid)
 }
 
 /* Puts `event` into the ring. The word left for attribution, or NULL when nothing attributes or the ring is full. */
-static __always_inline struct am_pending *am_emit(struct am_event *event, __u64 pid_tgid)
+static __always_inline struct am_pending *am_emit(struct am_event *event, __u64 pid_tgid, int attributed)
 {
 	struct am_pending *pending = 0;
 
 	event->count = 1;
-	if (am_has_feature(AM_FEATURE_ORIGIN))
+	if (attributed && am_has_feature(AM_FEATURE_ORIGIN))
 		pending = am_leave_word(event->ts_ns, pid_tgid);
 	event->origin = pending ? AM_ORIGIN_FOLLOWS : AM_ORIGIN_NONE;
 	if (am_events.ringbuf_output(event, sizeof(*event), 0)) {
@@ -70,12 +71,12 @@ static __always_inline void am_report_each(struct am_event *event)
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 
 	am_fill_who(event, pid_tgid);
-	am_emit(event, pid_tgid);
+	am_emit(event, pid_tgid, 1);
 }
 
-/* Fills who is asking, then reports `event` unless the same was reported since the last flush.
- * The word left for attribution, or NULL when this was a repeat or nothing attributes. */
-static __always_inline struct am_pending *am_report(struct am_event *event)
+/* Fills who is asking, then reports `event` unless the same was reported since the last flush. `attributed`: the hook has
+ * a program for that. The word left for it, or NULL when this was a repeat or nothing attributes. */
+static __always_inline struct am_pending *am_report_if_new(struct am_event *event, int attributed)
 {
 	struct am_seen_key key = {};
 	struct am_event *seen;
@@ -99,7 +100,12 @@ static __always_inline struct am_pending *am_report(struct am_event *event)
 	}
 	event->count = 0;
 	am_seen.update(&key, event);
-	return am_emit(event, pid_tgid);
+	return am_emit(event, pid_tgid, attributed);
+}
+
+static __always_inline struct am_pending *am_report(struct am_event *event)
+{
+	return am_report_if_new(event, 1);
 }
 
 #endif

@@ -43,7 +43,7 @@ static __always_inline int am_may_listen(const struct am_bottle *bottle, __u8 pr
 
 /* Where the policy limits listening. A UDP socket may take an ephemeral port (clients do); a TCP socket that asks for
  * one is decided when it has it. listen(2) without bind(2) passes no hook: the packet layers hold inbound anyway. */
-static __always_inline int am_bind_impl(struct am_event *event, __u16 port)
+static __always_inline int am_bind_impl(struct am_event *event, __u16 port, int attributed)
 {
 	struct am_bottle bottle = {};
 	int go;
@@ -57,7 +57,7 @@ static __always_inline int am_bind_impl(struct am_event *event, __u16 port)
 	event->kind = AM_KIND_SOCKET;
 	event->verdict = go ? AM_VERDICT_OBSERVED : AM_VERDICT_REFUSED;
 	event->reason = AM_REASON_LISTEN;
-	am_report(event);
+	am_report_if_new(event, attributed);
 	return go ? AM_GO : AM_STOP;
 }
 
@@ -69,7 +69,7 @@ static __always_inline int am_bind_address(struct bpf_sock_addr *ctx, struct am_
 		return AM_GO;
 	event->proto = ctx->protocol == AM_MPTCP ? AM_TCP : ctx->protocol;
 	event->socktype = ctx->type;
-	return am_bind_impl(event, port);
+	return am_bind_impl(event, port, 1);
 }
 
 int am_bind4(struct bpf_sock_addr *ctx)
@@ -100,7 +100,7 @@ static __always_inline int am_bound(struct bpf_sock *ctx, struct am_event *event
 		return AM_GO;
 	event->proto = AM_TCP;
 	event->socktype = ctx->type;
-	return am_bind_impl(event, ctx->src_port);
+	return am_bind_impl(event, ctx->src_port, 0); /* no attribution follows */
 }
 
 int am_post_bind4(struct bpf_sock *ctx)

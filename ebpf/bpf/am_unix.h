@@ -14,14 +14,24 @@
 
 #define AM_SUN_PATH 2 /* offset of sun_path in struct sockaddr_un */
 
-/* The trie's answer for the `len` bytes of `key`'s path. */
-static __always_inline int am_unix_allows(struct am_unix_key *key, __u32 len)
+/* The trie's answer for the `len` bytes of `key`'s path. After a cut only the bottle's own places are open. */
+static __always_inline int am_unix_allows(struct am_unix_key *key, __u32 len, __u8 mode)
 {
 	struct am_unix_value *value;
 
 	key->prefixlen = 32 + 8 * AM_PATH_LEN;
 	value = am_unix.lookup(key);
-	return value && value->bytes <= len && (!value->exact || value->bytes == len);
+	if (!value || value->bytes > len || (value->exact && value->bytes != len))
+		return 0;
+	return mode != AM_MODE_CUT || value->own;
+}
+
+/* Why no path is open at all, or AM_REASON_UNIX. A bottle below the parent that nobody has described yet is closed. */
+static __always_inline __u8 am_unix_shut(const struct am_bottle *bottle)
+{
+	if (!bottle->cgroup_id)
+		return AM_REASON_UNKNOWN;
+	return bottle->mode == AM_MODE_CLOSED ? AM_REASON_CLOSED : AM_REASON_UNIX;
 }
 
 /* 1 where `a` and `b`, both below 256, are equal. Without a jump, and kept from clang's hands that would make one: with
@@ -78,12 +88,14 @@ static __always_inline int am_unix_impl(struct bpf_sock_addr *ctx, __u8 kind)
 	struct am_pending *pending;
 	void *address = 0;
 	__u32 len = 0, plain;
+	__u8 shut;
 	int go;
 
 	event.socktype =
 		ctx->type; /* first: clang reuses `ctx + offset` below, from which the verifier lets nobody read */
 	am_find_bottle(&bottle);
-	if (!(bottle.flags & AM_BOTTLE_UNIX))
+	shut = am_unix_shut(&bottle);
+	if (shut == AM_REASON_UNIX && !(bottle.flags & AM_BOTTLE_UNIX))
 		return AM_GO;
 	bpf_probe_read_kernel(&address, sizeof(address), (void *)ctx + AM_ADDR_UADDR);
 	bpf_probe_read_kernel(&len, sizeof(len), (void *)ctx + AM_ADDR_LEN);
@@ -95,13 +107,13 @@ static __always_inline int am_unix_impl(struct bpf_sock_addr *ctx, __u8 kind)
 		return AM_GO; /* abstract */
 	key.policy_id = bottle.policy_id;
 	plain = am_plain_length(key.path, len - AM_SUN_PATH, (__u64 *)event.addr);
-	if (plain && am_unix_allows(&key, plain))
+	if (shut == AM_REASON_UNIX && plain && am_unix_allows(&key, plain, bottle.mode))
 		return AM_GO;
 	go = bottle.mode == AM_MODE_OBSERVE;
 	am_begin(&event, &bottle, bpf_ktime_get_boot_ns());
 	event.kind = kind;
 	event.verdict = go ? AM_VERDICT_OBSERVED : AM_VERDICT_REFUSED;
-	event.reason = AM_REASON_UNIX;
+	event.reason = shut;
 	event.family = AM_UNIX_FAMILY;
 	pending = am_report(&event);
 	if (pending) {

@@ -150,8 +150,12 @@ int am_setsockopt(struct bpf_sockopt *ctx)
 {
 	struct am_bottle bottle = {};
 
-	if (ctx->level != AM_SOL)
+	if (ctx->level != AM_SOL) {
+		/* The kernel copied one page of a longer value: it is to take the caller's own. */
+		if (ctx->optlen > 4096)
+			ctx->optlen = 0;
 		return AM_PASS;
+	}
 	am_find_bottle(&bottle);
 	if (!bottle.cgroup_id || !(bottle.flags & AM_BOTTLE_GUARD))
 		return AM_PASS; /* the kernel answers ENOPROTOOPT: no vouching here */

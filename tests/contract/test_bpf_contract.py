@@ -51,20 +51,24 @@ class Fake:
 
 
 class Kernel:
-    def __init__(self) -> None:
-        self.lab = Lab()
-        self.bpf: CgroupPrograms = self.lab.programs
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.bpf: CgroupPrograms = lab.programs
         self._job: Process | None = None
 
     def __enter__(self) -> Kernel:
-        self.lab.__enter__()
-        self.bpf.open(str(self.lab.parent))
         self.bottle = Bottle(self.lab, 16)
         self.cgroup_id, self.cookie = self.bottle.id, self.lab.cookie
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.lab.__exit__()
+        self.bpf.open(str(self.lab.parent))  # also where the test closed it
+        self.lab.end_processes()
+        for slot in self.bpf.slots():
+            self.bpf.delete_bottle(slot)
+        self.lab.remove_bottles()
+        self.lab.received()
+        self.bpf.read()
 
     def verdict(self, proto: Proto, address: Address, port: int) -> tuple[str, str]:
         self._job = self._job or self.bottle.process()
@@ -82,7 +86,7 @@ class Kernel:
 
 @pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.root)])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    with (Fake if request.param == "fake" else Kernel)() as made:
+    with Fake() if request.param == "fake" else Kernel(request.getfixturevalue("bpf_lab")) as made:
         yield made
 
 

@@ -27,7 +27,7 @@ input()
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("audited")
     with World(directory, f"bottles_dir: {directory}/bottles\n") as made:

@@ -26,7 +26,7 @@ FIELDS = {  # bytes of each field, for reading
     "am_prefix": ((4, 4, 1, 3, 16), (4, 4)),
     "am_deny": ((4, 4, 1, 3, 16), (4, 4)),
     "am_listen": ((4, 1, 3), (4, 4)),
-    "am_unix": ((4, 4, 108), (4, 2, 2)),
+    "am_unix": ((4, 4, 108), (4, 2, 1, 1)),
 }
 RANGE = (2, 2, 4, 8)
 

@@ -21,10 +21,8 @@ ALLOW = (entry(f"{KNOWN}/32", 443), entry("2001:db8::7/128", 443))
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        made.programs.open(str(made.parent))
-        yield made
+def lab(bpf_lab: Lab) -> Lab:
+    return bpf_lab
 
 
 class Foreign:

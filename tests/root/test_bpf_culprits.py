@@ -53,18 +53,22 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> build.Built:
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        made.programs.open(str(made.parent))
-        yield made
+def lab(bpf_lab: Lab) -> Lab:
+    return bpf_lab
 
 
 @pytest.fixture(scope="module")
-def bottles(lab: Lab) -> dict[Guard, Bottle]:
+def bottles(lab: Lab) -> Iterator[dict[Guard, Bottle]]:
     made = {guard: lab.bottle() for guard in (Guard.OBSERVE, Guard.STRICT)}
     for guard, bottle in made.items():
         bottle.apply(allow=(entry(f"{TO}/32", PORT), entry("198.51.100.0/24", PORT, proto="udp")), guard=guard)
-    return made
+    yield made
+    lab.end_processes()
+    for bottle in made.values():
+        lab.programs.delete_bottle(bottle.slot)
+    lab.remove_bottles()
+    lab.received()
+    lab.programs.read()
 
 
 def attempt(lab: Lab, native: build.Built, bottle: Bottle, how: str, *rest: str, hosts: Path | None = None) -> Seen:

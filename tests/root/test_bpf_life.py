@@ -23,7 +23,7 @@ from ebpf import abi, cgroup, child, encode, entries, links, loader, maps, probe
 from ebpf.errors import BpfError, MapFull, Missing, VerifierRefused
 from ebpf.programs import SOURCE, CgroupPrograms
 from ebpf.sources import program_text
-from ebpf.spec import Event, Mode
+from ebpf.spec import Event, Guard, Mode
 from tests.support.bpf_lab import SIZES, Lab, entry, until
 
 pytestmark = pytest.mark.root
@@ -488,3 +488,22 @@ def test_bpf_probe_says_what_is_missing() -> None:
     assert "python3-bpfcc" in absent.hint
     with pytest.raises(BpfError, match="file system type bpf"):
         probe.mountable("nodev\tproc\n")
+
+
+def test_bpf_another_layout_keeps_who_is_guarded(lab: Lab) -> None:
+    """Strict stays strict over an upgrade: registrations are carried; sockets must be vouched for anew."""
+    with Lab() as old:
+        old.programs.open(str(old.parent))
+        bottle = old.bottle()
+        policy = bottle.apply(allow=(entry("198.51.100.7/32", 443),), guard=Guard.STRICT)
+        job = bottle.process()
+        assert job.do("register", value=1) == 0
+        old.programs.release()
+        old.programs = old.new_programs(sizes=replace(SIZES, seen=2048))
+        old.programs.open(str(old.parent))
+        assert old.programs.guarded() == {job.pid: bottle.slot}
+        assert job.connect("198.51.100.7", 443) == errno.EPERM  # nobody has described the bottle yet
+        old.programs.apply(policy)
+        assert job.connect("198.51.100.7", 443) == errno.EPERM
+        assert job.connect("198.51.100.7", 443, vouched=["198.51.100.7", 443]) == 0
+        assert [e.reason for e in old.programs.read() if e.kind == "bypass"] == ["unvouched"]

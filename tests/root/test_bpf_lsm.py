@@ -21,10 +21,8 @@ ALLOW = (
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        made.programs.open(str(made.parent))
-        yield made
+def lab(bpf_lab: Lab) -> Lab:
+    return bpf_lab
 
 
 @pytest.fixture

@@ -8,17 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from ebpf.errors import MapFull, UnknownSlot
-from ebpf.spec import Mode
+from ebpf.spec import Guard, Mode
 from tests.support.bpf_lab import Bottle, Lab, endpoint, entry, until
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        made.programs.open(str(made.parent))
-        yield made
+def lab(bpf_lab: Lab) -> Lab:
+    return bpf_lab
 
 
 @pytest.fixture
@@ -177,3 +175,17 @@ def test_bpf_two_bottles_do_not_mix(lab: Lab, bottle: Bottle) -> None:
     with pytest.raises(ValueError, match=f"is the bottle in slot {bottle.slot} already"):
         lab.programs.apply(type(first)(other.slot, bottle.id, 99_999, 1, Mode.ENFORCE))
     lab.programs.delete_bottle(other.slot)
+
+
+@pytest.mark.parametrize("guard", [Guard.OFF, Guard.STRICT])
+@pytest.mark.parametrize("port", [9, 443])
+def test_bpf_observe_lets_no_udp_connect_pass_unseen(lab: Lab, bottle: Bottle, port: int, guard: Guard) -> None:
+    """What looks like sorting addresses can send where it is let through: it is told, and strict refuses it."""
+    bottle.apply(mode=Mode.OBSERVE, allow=(entry("198.51.100.7/32", 443),), guard=guard)
+    job = bottle.process()
+    strict = guard is Guard.STRICT
+    if strict:
+        assert job.do("register", value=1) == 0
+    assert job.connect("198.51.100.7", port, sort="dgram") == (errno.EPERM if strict else 0)
+    found = [(e.kind, e.verdict, e.port) for e in lab.events(job)]
+    assert found == [("bypass", "refused", port) if strict else ("connect", "observed", port)]

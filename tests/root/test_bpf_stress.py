@@ -217,9 +217,19 @@ FULL: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
+def filled() -> Iterator[Lab]:
     with opened() as made:
         yield made
+
+
+@pytest.fixture
+def lab(filled: Lab) -> Iterator[Lab]:
+    yield filled
+    filled.end_processes()
+    for slot in filled.programs.slots():
+        filled.programs.delete_bottle(slot)
+    filled.remove_bottles()
+    filled.programs.read()
 
 
 @pytest.mark.parametrize("name", FULL)

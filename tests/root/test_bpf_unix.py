@@ -18,12 +18,10 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        made.programs.open(str(made.parent))
-        if "unix" not in made.programs.features():
-            pytest.skip(f"needs Linux 6.7 or newer: {made.programs.left_out['unix']}")
-        yield made
+def lab(bpf_lab: Lab) -> Lab:
+    if "unix" not in bpf_lab.programs.features():
+        pytest.skip(f"needs Linux 6.7 or newer: {bpf_lab.programs.left_out['unix']}")
+    return bpf_lab
 
 
 @pytest.fixture
@@ -205,3 +203,24 @@ def test_unix_a_symbolic_link_is_followed_after_the_decision(lab: Lab, bottle: B
     bottle.apply(unix=(f"{sockets.directory}/mine/",))
     assert bottle.process().unix(str(link)) == 0
     assert sockets.reached() == 1
+
+
+def test_unix_after_a_cut_only_its_own_places_are_open(lab: Lab, bottle: Bottle, sockets: Sockets) -> None:
+    mine, hosts = sockets.at("mine"), sockets.at("hosts")
+    bottle.apply(unix=(f"{sockets.directory}/", str(hosts)), unix_given=(str(hosts),))
+    job = bottle.process()
+    assert [job.unix(mine), job.unix(hosts)] == [0, 0]
+    lab.programs.set_mode(bottle.slot, Mode.CUT)
+    assert [job.unix(mine), job.unix(hosts)] == [0, errno.EPERM]
+    lab.programs.set_mode(bottle.slot, Mode.CLOSED)
+    assert job.unix(mine) == errno.EPERM
+    assert [(e.reason, e.path) for e in lab.events(job)] == [("unix", str(hosts)), ("closed", str(mine))]
+
+
+def test_unix_of_a_bottle_that_nobody_knows(lab: Lab, bottle: Bottle, sockets: Sockets) -> None:
+    """Deleted, or not yet described after an upgrade: refused, as its connects are."""
+    path = sockets.at("x")
+    job = bottle.process()
+    assert job.unix(path) == errno.EPERM
+    assert [(e.slot, e.reason) for e in lab.events(job)] == [(0, "unknown")]
+    assert sockets.reached() == 0

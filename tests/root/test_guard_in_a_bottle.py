@@ -23,11 +23,9 @@ ENTER = 'echo $$ > "$0" && exec nsenter --net="$1" "${@:2}"'
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        made.programs.open(str(made.parent))
-        assert made.programs.features() >= {"vouch", "origin"}, made.programs.left_out
-        yield made
+def lab(bpf_lab: Lab) -> Lab:
+    assert bpf_lab.programs.features() >= {"vouch", "origin"}, bpf_lab.programs.left_out
+    return bpf_lab
 
 
 @pytest.fixture

@@ -30,11 +30,9 @@ RULES = ["198.51.100.0/24:443", "udp://198.51.100.0/24:443,80", "udp://203.0.113
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        made.programs.open(str(made.parent))
-        assert "vouch" in made.programs.features(), made.programs.left_out
-        yield made
+def lab(bpf_lab: Lab) -> Lab:
+    assert "vouch" in bpf_lab.programs.features(), bpf_lab.programs.left_out
+    return bpf_lab
 
 
 @pytest.fixture

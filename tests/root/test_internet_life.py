@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agentmon.cli import leftovers
-from tests.internet import Internet, links, world
+from tests.internet import Internet, links, untraced, world
 
 pytestmark = pytest.mark.root
 
@@ -85,7 +85,9 @@ def test_an_interrupted_start_ends_quietly(number: int, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "tests.internet", str(tmp_path)]
     with (
         links.only_one(60),
-        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+        subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=untraced()
+        ) as process,  # coverage has a handler of its own, and earlier
     ):
         wait_for(lambda: handles(process.pid, signal.SIGTERM))  # the later of the two
         process.send_signal(number)
