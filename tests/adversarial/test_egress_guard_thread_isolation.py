@@ -189,9 +189,18 @@ def test_a_thread_cannot_mint_or_enter_for_itself(
         with grant:
             return outcome(server.port)
 
-    # A grant that is handed over on purpose holds in the thread that entered it: it comes from the test.
-    assert beside.do(enter) == "ok"
+    handed_over = beside.do(enter)
+    assert isinstance(handed_over, capability.CapabilityRefused) and "thread of its test" in str(handed_over)
     assert beside.do(lambda: outcome(server.port)) == REFUSED
+
+
+def test_a_grant_refused_elsewhere_still_holds_in_its_own_thread(
+    request: pytest.FixtureRequest, egress_test_loopback: None, beside: Beside
+) -> None:
+    grant = capability.loopback(request)
+    assert isinstance(beside.do(grant.__enter__), capability.CapabilityRefused)
+    with grant:
+        assert capability.is_open() and not beside.do(capability.is_open)
 
 
 def test_a_forked_child_is_refused(egress_test_loopback: None, server: loopback.Server) -> None:

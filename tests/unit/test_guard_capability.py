@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -39,6 +40,59 @@ print(json.dumps([out, capability.is_open(), reason(udp("127.0.0.1", 9)), attemp
     assert [r.get("error") for r in (out[0], out[1], out[3])] == ["CapabilityRefused"] * 3
     assert (is_open, loopback) == (False, "loopback")
     assert reset["error"] == "EgressLocked"
+
+
+FAKES = """
+from agentmon.guard import capability
+import types
+class Item: fixturenames = ["egress_test_loopback"]; addfinalizer = lambda self, end: None
+class Request: scope = "function"; node = Item()
+EgressGuard.install([], lock="secret")
+def runtestprotocol(item):
+    return [attempt(capability.loopback, Request()), attempt(EgressGuard.reset_for_test)]
+def fake(real):
+    for name in ("_pytest.runner", "_pytest.nodes"):
+        made = types.ModuleType(name)
+        made.__spec__ = sys.modules[name].__spec__ if real else None
+        sys.modules[name] = made
+    sys.modules["_pytest.runner"].runtestprotocol = runtestprotocol  # the very function on the stack
+    sys.modules["_pytest.nodes"].Item = sys.modules["_pytest.nodes"].Node = Item
+    return runtestprotocol(Request.node)
+"""
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_a_module_in_pytests_place_mints_nothing_and_resets_nothing(real):
+    body = f"{FAKES}import pytest\nprint(json.dumps([*fake({real}), reason(udp('127.0.0.1', 9))]))"
+    minted, reset, loopback = guarded.answer(body)
+    assert (minted["error"], reset["error"], loopback) == ("CapabilityRefused", "EgressLocked", "loopback")
+
+
+def test_pytests_own_runner_needs_a_real_item():
+    body = f"""{FAKES}
+import pytest, _pytest.runner
+out = []
+class Fake(Item):  # pytest's runner itself, at work on something that is no test
+    def __getattr__(self, name):
+        out.append(attempt(capability.loopback, Request()))
+        out.append(attempt(EgressGuard.reset_for_test))
+        raise KeyError(name)
+attempt(_pytest.runner.runtestprotocol, Fake())
+print(json.dumps(out[:2]))
+"""
+    minted, reset = guarded.answer(body)
+    assert (minted["error"], reset["error"]) == ("CapabilityRefused", "EgressLocked")
+
+
+def test_a_grant_ends_with_the_run_that_it_was_minted_in():
+    frames = []
+
+    def run():
+        frames.append(sys._getframe())
+        assert capability._runs(frames[0])
+
+    run()
+    assert not capability._runs(frames[0])
 
 
 def test_a_test_that_did_not_ask_does_not_get_it(request):
