@@ -3,10 +3,17 @@
 A scope lives in a context variable: a task has its own, tasks that interleave do not see each other's, and
 `asyncio.to_thread` carries it along. A thread started otherwise begins without scopes; the policy itself holds there.
 A generator is in its scope only while its own body runs, not between two of its values.
+
+Each enter makes an entry of its own, and its exit takes away that entry or nothing: a generator that was begun in one
+context and is closed in another leaves the scopes of both as narrow as they are. Which entry belongs to an exit is told
+by the frame of the `with` block; without one (set-up and tear-down methods), an exit is clear where one entry is open.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections import namedtuple
 from contextvars import ContextVar
 
 from agentmon.guard import judge as judging
@@ -16,15 +23,33 @@ from agentmon.policy.rules import RuleError, canonical_host, overlaps, parse_rul
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterable
-    from types import TracebackType
-    from typing import Any
+    from types import CodeType, FrameType, TracebackType
+    from typing import Any, NamedTuple
 
     from agentmon.guard.judge import Judge
     from agentmon.policy.rules import Rule
 
+    class Entry(NamedTuple):
+        """One enter of a scope; told from others by identity, never by ==."""
+
+        judge: Judge
+        approved: dict[object, object]
+        place: tuple[int, CodeType]
+
+    class _Parts(NamedTuple):
+        judge: Judge
+        text: str
+        approved: dict[object, object]
+        opened: dict[int, Entry]
+        checked: list[tuple[Judge, ...]]
+else:
+    Entry = namedtuple("Entry", "judge approved place")
+    _Parts = namedtuple("_Parts", "judge text approved opened checked")
+
 _CO_GENERATOR, _CO_COROUTINE, _CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200  # inspect, without importing it
-_scopes: ContextVar[tuple[Scope, ...]] = ContextVar("agentmon_guard_scopes", default=())
+_scopes: ContextVar[tuple[Entry, ...]] = ContextVar("agentmon_guard_scopes", default=())
 current = _scopes.get
+_THROUGH = frozenset({__file__, contextlib.__file__})  # ExitStack enters and exits for the block around it
 
 
 class HostName(str):
@@ -47,28 +72,42 @@ class HostName(str):
 class Scope:
     """One narrowing: a context manager and a decorator, usable again and by many tasks at once."""
 
-    __slots__ = ("_checked", "approved", "judge", "text")
+    __slots__ = ("_parts",)
+    _parts: _Parts
+    judge = property(lambda self: self._parts.judge)
+    text = property(lambda self: self._parts.text)
 
     def __init__(self, judge: Judge, text: str) -> None:
-        self.judge = judge
-        self.text = text
-        self.approved: dict[object, object] = {}
-        self._checked: tuple[Judge, ...] = ()
+        if hasattr(self, "_parts"):
+            raise AttributeError("a scope does not change")
+        object.__setattr__(self, "_parts", _Parts(judge, text, {}, {}, [()]))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a scope does not change: {name} cannot be assigned to")
+
+    __delattr__ = None  # type: ignore[assignment]
 
     def __enter__(self) -> Scope:
         self._refuse_contradiction()
-        _scopes.set((*_scopes.get(), self))
+        judge, _, approved, opened, _ = self._parts
+        entry = Entry(judge, approved, _place(sys._getframe(1)))
+        opened[id(entry)] = entry
+        _scopes.set((*_scopes.get(), entry))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # By value, not by token: a generator may be closed in another context than it was begun in.
+        opened = self._parts.opened
+        here = _place(sys._getframe(1))
+        known = list(opened.values())
+        mine = next((entry for entry in reversed(known) if entry.place == here), known[0] if len(known) == 1 else None)
+        if mine is None:  # whose exit this is cannot be told: nothing is widened
+            return
+        opened.pop(id(mine), None)
         now = _scopes.get()
-        for at in range(len(now) - 1, -1, -1):
-            if now[at] is self:
-                _scopes.set(now[:at] + now[at + 1 :])
-                return
+        if any(entry is mine for entry in now):  # by identity; elsewhere it is another context's
+            _scopes.set(tuple(entry for entry in now if entry is not mine))
 
     async def __aenter__(self) -> Scope:
         return self.__enter__()
@@ -88,10 +127,11 @@ class Scope:
 
     def _refuse_contradiction(self) -> None:
         """:raises RuleError: where nothing that is open around this scope is open in it."""
+        checked = self._parts.checked
         around = [scope.judge for scope in _scopes.get()]
         if state.in_force is not None:
             around.insert(0, state.in_force.judge)
-        if len(around) == len(self._checked) and all(a is b for a, b in zip(around, self._checked, strict=True)):
+        if len(around) == len(checked[0]) and all(a is b for a, b in zip(around, checked[0], strict=True)):
             return
         for judge in around:
             if not _meet(self.judge, judge):
@@ -100,7 +140,15 @@ class Scope:
                     f"{self.text} leaves nothing open: around it is open {outer}",
                     "a scope narrows what is open around it; allow the rule there first",
                 )
-        self._checked = tuple(around)
+        checked[0] = tuple(around)
+
+
+def _place(frame: FrameType | None) -> tuple[int, CodeType]:
+    """Of the block that enters or exits: its frame, which lives as long as the block is open, and its code."""
+    while frame is not None and frame.f_back is not None and frame.f_code.co_filename in _THROUGH:
+        frame = frame.f_back
+    assert frame is not None
+    return id(frame), frame.f_code
 
 
 def _meet(inner: Judge, outer: Judge) -> bool:

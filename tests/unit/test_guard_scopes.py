@@ -114,6 +114,97 @@ print(json.dumps(asyncio.run(main())))
 
 
 @pytest.mark.parametrize("version", PYTHONS)
+def test_a_generator_closed_in_another_context_widens_nothing(version):
+    body = (
+        INSTALL
+        + """
+import contextvars
+def block():
+    with only_a: yield both()
+async def ablock():
+    with only_a: yield both()
+out = []
+begun = block()
+elsewhere = contextvars.copy_context()
+out.append(elsewhere.run(next, begun))  # its entry is in the other context
+with only_a:
+    begun.close()
+    out.append(both())
+out.append(both())
+inside = block()
+with only_a:
+    next(inside)
+    contextvars.Context().run(inside.close)  # the entry stays here: narrower, not wider
+    out.append(both())
+out.append(both())
+async def main():
+    agen = ablock()
+    await asyncio.create_task(anext_of(agen))
+    async def close():
+        with only_a:
+            await agen.aclose()
+            return both()
+    return [await asyncio.create_task(close()), both()]
+async def anext_of(agen): return await agen.__anext__()
+out += contextvars.Context().run(asyncio.run, main())
+async def interleaved():
+    gens = []
+    async def job():
+        for _ in range(5):
+            mine = block(); gens.append(mine); next(mine)
+            await asyncio.sleep(0)
+            with only_a:
+                gens.pop(0).close()  # whoever began it
+                seen.append(both())
+                await asyncio.sleep(0)
+                seen.append(both())
+    seen = []
+    await asyncio.gather(*(job() for _ in range(4)))
+    return [len(seen), *set(map(tuple, seen))]
+out.append(contextvars.Context().run(asyncio.run, interleaved()))
+print(json.dumps(out))
+"""
+    )
+    narrow, wide = ["ok", "scope"], ["ok", "ok"]
+    assert guarded.answer(body, version) == [
+        narrow, narrow, wide, narrow, narrow, narrow, wide, [40, narrow],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_an_exit_takes_its_own_entry_through_stacks_and_methods(version):
+    body = (
+        INSTALL
+        + """
+import contextlib
+out = []
+with contextlib.ExitStack() as stack:
+    stack.enter_context(only_a); stack.enter_context(only_a)
+    out.append(both())
+out.append(both())
+async def main():
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(only_a)
+        with only_a: out.append(both())
+        out.append(both())
+asyncio.run(main())
+class Case:
+    def set_up(self): self.scope = EgressGuard.scope(["udp://198.51.100.0/24"]); self.scope.__enter__()
+    def tear_down(self): self.scope.__exit__(None, None, None)
+case = Case(); case.set_up(); out.append(both()); case.tear_down(); out.append(both())
+for change in ("judge", "text", "_parts", "approved"):
+    try: setattr(only_a, change, only_b.judge); out.append(change)
+    except AttributeError: pass
+try: only_a.__init__(only_b.judge, ""); out.append("init")
+except AttributeError: pass
+print(json.dumps(out))
+"""
+    )
+    narrow, wide = ["ok", "scope"], ["ok", "ok"]
+    assert guarded.answer(body, version) == [narrow, wide, narrow, narrow, narrow, wide]
+
+
+@pytest.mark.parametrize("version", PYTHONS)
 def test_decorators_of_functions_and_generators(version):
     body = (
         INSTALL
