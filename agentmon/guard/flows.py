@@ -143,15 +143,17 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
         return (where,)
 
     def by_name(now: Live, host: str, port: int, proto: str, family: int) -> tuple[Address, ...]:
-        """CPython has looked `host` up already, and does not say what it found: ask again, vouch for each answer."""
+        """CPython has looked `host` up already, and does not say what it found: ask afresh, every time, vouch for each
+        answer. Where the last answer, if it is fresh, was another one, nobody knows which of them CPython was given."""
         approved = bottle_page(host, port, proto) or judged(
             now, lambda each: named(each, host, port, proto), port, "", proto, host
         )
-        goals = known.addresses(host, family)
-        if not goals and approved:
-            refuse(now, EgressViolation(host, port, rules=now.state.judge.texts, reason="unknown"))
-        for goal in goals:
+        before = known.answer(host, family) if known.fresh(host, family) else ()
+        goals = known.learn(host, family)
+        for goal in dict.fromkeys((*goals, *before)):
             judged(now, partial(led_to, host=host, address=goal, port=port, proto=proto), port, str(goal), proto, host)
+        if approved and (not goals or (before and set(before) != set(goals))):
+            refuse(now, EgressViolation(host, port, rules=now.state.judge.texts, reason="unknown"))
         return goals[: vouching.MAX_DESTINATIONS]
 
     def remember(now: Live, key: object, values: tuple[bytes, ...]) -> None:

@@ -149,3 +149,48 @@ print(json.dumps([first, unknown, again]))
     finally:
         net.hosts.write_text(before)
     net.received()
+
+
+def test_a_pinned_host_is_reached_and_no_other(net):
+    script = f"""
+EgressGuard.install(["{NAME}:{HTTP}", "rebound.example.com:{HTTP}", "{EVIL}:{HTTP}"])
+def reach(host, port): return attempt(lambda: socket.create_connection((host, port), 5).close())
+out = []
+with EgressGuard.pinned_to(HostName("{NAME}")):
+    out += [reach("{NAME}", {HTTP}), reach("rebound.example.com", {HTTP}), reach("{EVIL}", {HTTP})]
+@EgressGuard.pinned_to("{NAME}")
+def pinned(): return reach("{NAME}", {HTTP})
+print(json.dumps([*out, pinned()]))
+"""
+    net.received()
+    inside, other, address, decorated = guarded.answer(script, None, inside=net.inside)
+    assert "ok" in inside and "ok" in decorated, (inside, decorated)
+    assert (other["refused"], address["refused"]) == ("scope", "scope")
+    assert sum(GOOD in what for what in net.received()) == 2
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_a_connect_by_name_trusts_no_answer_of_a_minute_ago(net, version):
+    """The name turns to loopback, or to another address, after it was looked up."""
+    script = f"""
+EgressGuard.install(["{NAME}:{HTTP}"])
+def by_name():
+    with socket.socket() as s:
+        s.settimeout(5)
+        return reason(attempt(s.connect, ("{NAME}", {HTTP})))
+out = [reason(attempt(socket.getaddrinfo, "{NAME}", {HTTP}, socket.AF_INET)), by_name()]
+hosts = open("/etc/hosts").read()
+for turned in ("127.0.0.1", "{EVIL}", "169.254.169.254"):
+    open("/etc/hosts", "w").write(turned + " {NAME}\\n")
+    out.append(by_name())
+open("/etc/hosts", "w").write(hosts)
+print(json.dumps([*out, by_name(), by_name()]))
+"""
+    before = net.hosts.read_text()
+    try:
+        found = guarded.answer(script, version, inside=net.inside)
+    finally:
+        net.hosts.write_text(before)
+    # After a turn, the answer before it counts for one more call.
+    assert found == ["ok", "ok", "loopback", "loopback", "protected", "protected", "ok"]
+    assert outside(net) == []
