@@ -77,7 +77,8 @@ def policy_text() -> str:
     if now is None:
         return ""
     within = [list(judge.texts) for judge in (*now.within, *(scope.judge for scope in current()))]
-    value = {"allow": list(now.judge.texts), "mode": now.mode, "bind": now.bind, "within": within}
+    value: dict[str, object] = {"allow": list(now.judge.texts), "mode": now.mode, "bind": now.bind, "within": within}
+    value["locked"] = _control is not None and _control.locked()
     return json.dumps(value, separators=(",", ":"))
 
 
@@ -94,7 +95,8 @@ def install_text(text: str) -> None:
         return
     value = json.loads(text)
     within = tuple(judging.of_texts(texts) for texts in value["within"])
-    _control.install(State(value["mode"], judging.of_texts(value["allow"]), within, value["bind"], None, None), None)
+    lock = object() if value.get("locked") else None  # the token does not travel: nobody opens it in the child
+    _control.install(State(value["mode"], judging.of_texts(value["allow"]), within, value["bind"], None, None), lock)
     equip_multiprocessing()
 
 

@@ -50,8 +50,8 @@ def host_text(host: object, family: int) -> str:
 
     :raises Unreadable: for a host that is no text, or has no such form.
     """
-    if isinstance(host, bytes | bytearray):
-        raw = _bytes(host)
+    if isinstance(host, bytes):
+        raw = bytes.decode(host, "latin-1").encode("latin-1")  # its own bytes, whatever a subclass makes of them
     elif isinstance(host, str):
         text = host if type(host) is str else _plain(host)
         if text.isascii():
@@ -61,6 +61,7 @@ def host_text(host: object, family: int) -> str:
         except UnicodeError:
             raise Unreadable(f"host {text!r} has no ASCII form") from None
     else:
+        # bytearray too: another thread may write to it between the check and the call
         raise Unreadable(f"the host is {type(host).__name__}, not text")
     try:
         return raw.decode("ascii") or _unspecified(family)
@@ -74,15 +75,6 @@ def _plain(host: str) -> str:
     if kind.encode is not str.encode or kind.__getattribute__ is not str.__getattribute__:
         raise Unreadable(f"the host is {kind.__name__}, which encodes itself")
     return str.__str__(host)
-
-
-def _bytes(host: bytes | bytearray) -> bytes:
-    """Their own bytes, whatever a subclass makes of `__bytes__` or `__buffer__`."""
-    if isinstance(host, bytes):
-        return bytes.decode(host, "latin-1").encode("latin-1")
-    if type(host) is not bytearray:
-        raise Unreadable(f"the host is {type(host).__name__}, not text")
-    return bytes(host)
 
 
 def _unspecified(family: int) -> str:
@@ -104,7 +96,7 @@ def number(port: object) -> int:
     """A port of getaddrinfo, for messages: a number, its text, or 0 for a service's name."""
     if isinstance(port, int):
         return int.__index__(port)
-    return int(port) if isinstance(port, str | bytes) and port.isdigit() and len(port) <= 5 else 0
+    return int(port) if isinstance(port, str | bytes) and port.isascii() and port.isdigit() and len(port) <= 5 else 0
 
 
 def literal(text: str) -> Address | None:

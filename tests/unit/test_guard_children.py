@@ -135,6 +135,38 @@ print(json.dumps([out, seen, [c.command for c in EgressGuard.status().children][
     assert commands[0:2] == ["true", "true"]
 
 
+LOCKED = """
+import json, multiprocessing, os, subprocess, sys
+from agentmon.guard import EgressGuard, EgressLocked
+def extend(): EgressGuard.extend(["192.0.2.9"])
+def install(): EgressGuard.install([], lock="guess")
+CALLS = [EgressGuard.uninstall, extend, install]
+def opened():
+    out = [EgressGuard.status().locked]
+    for call in CALLS:
+        try: call(); out.append("opened")
+        except EgressLocked: out.append("locked")
+    return out
+if __name__ == "__main__":
+    EgressGuard.install(["udp://198.51.100.1"], lock="secret")
+    with multiprocessing.get_context("spawn").Pool(1) as pool: spawned = pool.apply(opened)
+    argv = [sys.executable, "-c", "import json, main; print(json.dumps(main.opened()))"]
+    env = EgressGuard.child_env({**os.environ, "PYTHONPATH": os.path.dirname(__file__)})
+    given = subprocess.run(argv, env=env, stdout=-1, check=True).stdout
+    print(json.dumps([spawned, json.loads(given), "secret" in EgressGuard.child_env()["AGENTMON_GUARD"]]))
+"""
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_the_lock_travels_to_children_and_its_token_does_not(version, tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(LOCKED)
+    done = guarded.run_file(script, version)
+    assert done.returncode == 0, done.stderr
+    locked = [True, "locked", "locked", "locked"]
+    assert json.loads(done.stdout) == [locked, locked, False]
+
+
 def test_a_child_that_cannot_install_does_not_run():
     env = {children.VARIABLE: '{"allow": ["*"], "mode": "enforce", "bind": "any", "within": []}'}
     env["PYTHONPATH"] = f"{children.BOOTSTRAP}:{guarded.ROOT}"

@@ -146,6 +146,34 @@ print(json.dumps(out))
     assert child["refused"] == "error" and "ZeroDivisionError" in child["text"]
 
 
+def test_what_is_no_port_or_no_host_is_refused_with_its_reason():
+    body = """
+EgressGuard.install(["api.example.com:443"], bind="ephemeral")
+out = [attempt(socket.getaddrinfo, "x.example.com", "²"), connect(bytearray(b"127.0.0.1"), 9)]
+out += [attempt(socket.getaddrinfo, bytearray(b"x.example.com"), 443)]
+out += [attempt(socket.socket().bind, (bytearray(b"127.0.0.1"), 0))]
+print(json.dumps(out))
+"""
+    port, host, looked, bound = guarded.answer(body)
+    assert port["refused"] == "default" and port["text"].startswith("refused by the guard: x.example.com: no rule")
+    assert host["refused"] == "form" and "the host is bytearray" in host["text"]
+    assert looked.get("refused") == "form" or looked["error"] == "TypeError"
+    assert (
+        bound["refused"] == "error" and "the check itself failed (Unreadable" in bound["text"]
+    )  # what failed, refuses
+
+
+def test_a_refusals_callback_does_not_silence_the_one_of_children():
+    body = """
+import os
+seen = []
+EgressGuard.install([], on_blocked=lambda v: os.system("true"), on_child=lambda c: seen.append(c.command))
+udp("192.0.2.9", 53)
+print(json.dumps(seen))
+"""
+    assert guarded.answer(body) == ["true"]
+
+
 @pytest.mark.parametrize("version", PYTHONS)
 def test_installing_again_replaces(version):
     body = """
