@@ -79,7 +79,7 @@ static __always_inline int am_lsm_judge(__u64 *ctx, void *address, __u8 kind)
 	if (q.verdict == AM_VERDICT_REFUSED && kind == AM_KIND_CONNECT && q.proto == AM_UDP &&
 	    q.reason != AM_REASON_NETNS && am_is_sorting(&q))
 		return AM_LSM_STOP;
-	bypass = am_judge_vouch(sk, &q);
+	bypass = am_judge_vouch(sk, &q, 0);
 	if (q.verdict != AM_VERDICT_REFUSED)
 		return AM_LSM_GO; /* what is only to be reported the cgroup hook reports */
 	am_begin(&event, &q.bottle, am_now(&q));

@@ -59,7 +59,7 @@ static __always_inline int am_address_impl(struct bpf_sock_addr *ctx, struct am_
 	if (q->verdict == AM_VERDICT_REFUSED && kind == AM_KIND_CONNECT && q->proto == AM_UDP &&
 	    q->reason != AM_REASON_NETNS && am_is_sorting(q))
 		return AM_STOP; /* silent; what OBSERVE lets pass can send, so that it is judged and told like any other */
-	bypass = am_judge_vouch(ctx->sk, q);
+	bypass = am_judge_vouch(ctx->sk, q, 1);
 	if (q->verdict == AM_VERDICT_ALLOWED && !am_logs_allowed())
 		return AM_GO;
 	return am_report_address(ctx, q, kind, bypass);

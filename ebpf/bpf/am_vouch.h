@@ -28,7 +28,8 @@ static __always_inline __u64 am_same16(const void *a, const void *b)
 	return !((x[0] ^ y[0]) | (x[1] ^ y[1]));
 }
 
-static __always_inline int am_is_vouched(struct bpf_sock *sk, const struct am_query *q)
+/* `subflows`: the hook may be asked about a subflow of MPTCP. A security hook never is, and may not ask. */
+static __always_inline int am_is_vouched(struct bpf_sock *sk, const struct am_query *q, int subflows)
 {
 	struct am_vouches *vouches;
 	int i;
@@ -36,7 +37,7 @@ static __always_inline int am_is_vouched(struct bpf_sock *sk, const struct am_qu
 	if (!sk)
 		return 0;
 	vouches = am_vouched.sk_storage_get(sk, 0, 0);
-	if (!vouches) {
+	if (!vouches && subflows) {
 		/* MPTCP connects by a subflow; what the process holds, and vouched for, is the socket above it. */
 		void *above = bpf_skc_to_mptcp_sock(sk);
 
@@ -58,12 +59,12 @@ static __always_inline int am_is_vouched(struct bpf_sock *sk, const struct am_qu
 
 /* After am_decide(): turns what a guarded process did without a vouch into OBSERVED or, strict, REFUSED.
  * 1 when it was such a bypass, also of what the policy refuses. */
-static __always_inline int am_judge_vouch(struct bpf_sock *sk, struct am_query *q)
+static __always_inline int am_judge_vouch(struct bpf_sock *sk, struct am_query *q, int subflows)
 {
 	if (!(q->bottle.flags & AM_BOTTLE_GUARD) || q->exempt || q->reason == AM_REASON_CLOSED ||
 	    q->reason == AM_REASON_NETNS)
 		return 0;
-	if (!am_is_guarded() || am_is_vouched(sk, q))
+	if (!am_is_guarded() || am_is_vouched(sk, q, subflows))
 		return 0;
 	if (q->verdict == AM_VERDICT_REFUSED)
 		return 1;
