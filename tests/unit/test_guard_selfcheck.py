@@ -102,7 +102,7 @@ def test_a_guard_that_does_not_hold_is_no_success(tmp_path: Path) -> None:
     assert done.returncode == 1 and "PASSES" in done.stdout and "not installed" in done.stdout
     (tmp_path / "app.py").write_text("from agentmon.guard import judge\njudge.addressed = lambda *_: None\n")
     done = check("check", "--import", "app", path=str(tmp_path))
-    assert done.returncode == 1 and "TAMPERED: addressed() was replaced" in done.stdout
+    assert done.returncode == 1 and "TAMPERED: judge.addressed was replaced" in done.stdout
 
 
 def test_it_never_opens_loopback() -> None:
