@@ -1,4 +1,4 @@
-"""Verdicts under load on the running kernel: bursts, policies of 100,000 entries, 100 swaps of all programs, full maps."""
+"""Verdicts under load on the running kernel: bursts, policies of 100,000 entries, programs swapped, full maps."""
 
 from __future__ import annotations
 
