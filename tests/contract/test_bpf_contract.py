@@ -84,9 +84,15 @@ class Kernel:
         return found[0].verdict, found[0].reason
 
 
-@pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.root)])
-def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    with Fake() if request.param == "fake" else Kernel(request.getfixturevalue("bpf_lab")) as made:
+@pytest.fixture(scope="module", params=["fake", pytest.param("kernel", marks=pytest.mark.root)])
+def lab(request: pytest.FixtureRequest) -> Lab | None:
+    """None: the fake."""
+    return None if request.param == "fake" else request.getfixturevalue("bpf_lab")
+
+
+@pytest.fixture
+def subject(lab: Lab | None) -> Iterator[Subject]:
+    with Fake() if lab is None else Kernel(lab) as made:
         yield made
 
 
