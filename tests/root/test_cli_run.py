@@ -232,7 +232,7 @@ def test_options_environment_and_directory_travel(host: Host) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_are_forwarded(host: Host, signum: int) -> None:
-    script = "trap 'echo got; exit 33' TERM INT HUP; echo up; while :; do sleep 0.05; done"
+    script = "trap 'echo got; exit 33' TERM INT HUP; echo up; sleep 60 & wait"
     process = start(host, "--", "sh", "-c", script)
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
@@ -311,7 +311,7 @@ class Terminal:
 
 
 def test_terminal_size_resize_and_control_c(host: Host) -> None:
-    script = "trap 'stty size; exit 12' INT; stty size; echo up; while :; do sleep 0.05; done"
+    script = "trap 'stty size; exit 12' INT; stty size; echo up; sleep 60 & wait"
     terminal = Terminal(host, "--", "sh", "-c", script)
     terminal.read_until(b"up\r\n")
     assert b"40 90" in terminal.seen
