@@ -15,7 +15,7 @@ from typing import Any
 from agentmon import wire
 from agentmon.channel import Peer, peer_of
 
-_BACKLOG = 10_000  # messages; a reader that far behind is cut off
+_BACKLOG = 10_000  # messages that nobody waits for with drained(); a reader that far behind is cut off
 
 
 class Connection:
@@ -41,6 +41,16 @@ class Connection:
             self.shut()
             return
         self._out.put_nowait((message, fds))
+
+    @property
+    def waiting(self) -> int:
+        """Messages that the socket has not taken yet."""
+        return self._out.qsize()
+
+    async def drained(self) -> None:
+        """Return when all that is queued has been taken by the socket: how a long answer keeps a slow reader's pace.
+        Never returns once the peer is gone (wait_closed() does)."""
+        await self._out.join()
 
     async def messages(self) -> AsyncIterator[Any]:
         """:raises wire.WireError: the peer does not speak the protocol."""
@@ -83,9 +93,11 @@ class Connection:
                     await loop.sock_sendall(self._sock, data)
             except OSError:
                 self.closed = True
+                self._gone.set()
                 return
             finally:
                 _close_all(fds)
+            self._out.task_done()
 
     async def _send_fds(self, data: bytes, fds: tuple[int, ...]) -> int:
         while True:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from agentmon import wire
 from agentmon.control import events as e
 from agentmon.control.state import Bottle, Phase
-from agentmon.daemon import requests
+from agentmon.daemon import following, requests
 from agentmon.daemon.clients import error_dict
 from agentmon.daemon.connection import Connection
 from agentmon.errors import AgentmonError, BadInput, Refused
@@ -209,26 +209,7 @@ class Ops:
         connection.send(wire.Reply(request.id, value))
 
     async def _events(self, connection: Connection, request: wire.Request) -> None:
-        """History, then (follow) what comes, in one order and without a gap or a double."""
-        args = request.args
-        await self._d.log.flushed()
-        bottle, kind = str(args.get("bottle") or ""), str(args.get("kind") or "")
-        follow = bool(args.get("follow"))
-
-        def show(event: dict[str, Any]) -> None:
-            if (not bottle or event.get("bottle") == bottle) and (not kind or event["kind"] == kind):
-                connection.send(wire.Item(request.id, event))
-
-        for event in self._d.log.query(bottle=bottle, kind=kind, since_ns=int(args.get("since_ns") or 0)):
-            connection.send(wire.Item(request.id, event))
-        if not follow:
-            connection.send(wire.Reply(request.id, {"lost": self._d.log.lost}))
-            return
-        end = self._d.log.follow(show)
-        try:
-            await connection.wait_closed()
-        finally:
-            end()
+        await following.tell(self._d.log, connection, request)
 
     async def _budget_show(self, connection: Connection, request: wire.Request) -> None:
         bottle = self._bottle(str(request.args["bottle"]))

@@ -104,6 +104,16 @@ class EventStore:
                 break
             self.trimmed += self._db.changes()
 
+    def last_id(self) -> int:
+        """The id of the newest event, 0 for none.
+
+        :raises EventsTrouble: it cannot be read.
+        """
+        try:
+            return self._ends()[1]
+        except apsw.Error as e:
+            raise _trouble(self.path, e) from e
+
     def _ends(self) -> tuple[int, int]:
         found: Any = self._db.execute("SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM events").fetchone()
         return int(found[0]), int(found[1])
