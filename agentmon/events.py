@@ -131,7 +131,9 @@ def _allow(event: Event, own: Own) -> str:
             return ""
         rule = event.host if event.kind == "dns" or event.port in {0, 80} else f"{event.host}:{event.port}"
     elif event.dst and event.port and event.proto in {"tcp", "udp", ""} and not _inside(event.dst, own):
-        rule = f"{event.proto or 'tcp'}://{destination(event)}"
+        # What is refused at an address that a name had resolved to is a direct name's: others are served by us.
+        name = next((n for n in event.detail.get("names", ()) if _NAME.fullmatch(n)), "")
+        rule = f"{event.proto or 'tcp'}://{f'{name}:{event.port}' if name else destination(event)}"
     else:
         return ""
     return f"agentmon allow {event.bottle} {rule}"

@@ -139,7 +139,7 @@ class Daemon:
         self.ledger = LedgerLink(self.services["ledger"])
         await asyncio.gather(*(service.start() for service in self.services.values()))
         await self._adopt({job.slot: job.run for job in jobs})
-        self.sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add)
+        self.sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add, self.commits.names)
         strangers = Strangers(lambda: self.host.bottles, self.kernel.tree.holds, self.log.add)
         self.spawn(strangers.watch(), "strangers")
         self.log.add(Event("daemon", "observed", reason="ready", layer="daemon", pid=os.getpid()))

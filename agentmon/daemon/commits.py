@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from agentmon import wire
 from agentmon.compile import learned, policy_set
 from agentmon.control.state import Bottle
+from agentmon.daemon.names import Names
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.rules import Depth, PolicySet, stripped
 from ebpf.spec import Entry
@@ -33,6 +34,7 @@ class Commits:
     """
 
     def __init__(self, netfilter: Netfilter, bpf_learn: Callable[..., None], refence: Callable[[Bottle], None]) -> None:
+        self.names = Names()
         self._netfilter = netfilter
         self._bpf_learn = bpf_learn
         self._refence = refence
@@ -42,6 +44,7 @@ class Commits:
         self._opened: dict[int, dict[str, dict[IPv4Address | IPv6Address, float]]] = {}  # slot → direct name → until
 
     def forget(self, slot: int) -> None:
+        self.names.forget(slot)
         self._served.pop(slot, None)
         self._opened.pop(slot, None)
         self._fenced.pop(slot, None)
@@ -93,6 +96,7 @@ class Commits:
         now = time.monotonic()
         held = self._held(bottle.slot, now)
         usable = tuple(address for address in usable if address not in held)
+        self.names.note(bottle.slot, message.name, usable)
         if decision.allowed:  # otherwise observe mode: the kernel layers relax the allowlist themselves
             timeout_s = _timeout(message.ttl_s)
             opened = self._opened.setdefault(bottle.slot, {}).setdefault(message.name, {})

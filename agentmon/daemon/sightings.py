@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ebpf.spec
 from agentmon.control.state import Bottle, Phase
 from agentmon.daemon import whose
+from agentmon.daemon.names import Names
 from agentmon.events import Event
 
 _SLICE = 50  # events logged in one turn of the loop, some 20 µs each
@@ -24,14 +25,19 @@ _ROUNDS = 4  # of settle(): a read takes a few thousand events, and an origin ma
 class Sightings:
     """Called in the loop, but for what it hands to its thread.
 
-    :param bottles: the current bottles by slot."""
+    :param bottles: the current bottles by slot. :param names: what their names had resolved to."""
 
     def __init__(
-        self, bpf: ebpf.spec.Bpf, bottles: Callable[[], Mapping[int, Bottle]], emit: Callable[[Event], object]
+        self,
+        bpf: ebpf.spec.Bpf,
+        bottles: Callable[[], Mapping[int, Bottle]],
+        emit: Callable[[Event], object],
+        names: Names | None = None,
     ) -> None:
         self._bpf = bpf
         self._bottles = bottles
         self._emit = emit
+        self._names = names or Names()
         self._lost = self._losses()
         self._thread = ThreadPoolExecutor(1, "sightings")
         self._opened: dict[int, int] = {}
@@ -101,7 +107,7 @@ class Sightings:
         bottle = self._bottles().get(one.slot)
         testing = bottle is not None and bottle.phase is Phase.STARTING
         if not testing and one.ts_ns >= self._opened.get(one.slot, 0):
-            self._emit(describe(one, bottle, to_real_ns))
+            self._emit(describe(one, bottle, to_real_ns, self._names.of(one.slot, one.dst)))
 
     def _look(self) -> tuple[list[ebpf.spec.Event], tuple[int, int, int]]:
         return self._bpf.read(), self._losses()
@@ -129,8 +135,11 @@ def _reason(seen: str, bottle: Bottle | None) -> str:
     return seen
 
 
-def describe(seen: ebpf.spec.Event, bottle: Bottle | None, to_real_ns: int) -> Event:
-    """One event. A process that could not be looked at when it was read (too many at once) is not looked at here."""
+def describe(seen: ebpf.spec.Event, bottle: Bottle | None, to_real_ns: int, names: tuple[str, ...] = ()) -> Event:
+    """One event. A process that could not be looked at when it was read (too many at once) is not looked at here.
+
+    :param names: of the bottle, which had resolved to the destination.
+    """
     rule = ""
     if bottle is not None and seen.reason == "deny" and 0 <= seen.rule < len(bottle.policy.rules):
         rule = bottle.policy.rules[seen.rule].text
@@ -158,5 +167,6 @@ def describe(seen: ebpf.spec.Event, bottle: Bottle | None, to_real_ns: int) -> E
         offset=seen.offset,
         epoch=seen.epoch,
         count=seen.count,
+        detail={"names": list(names)} if names else {},
         ts_ns=seen.ts_ns + to_real_ns,
     )

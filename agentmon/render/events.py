@@ -98,6 +98,8 @@ def _where(event: Mapping[str, Any]) -> str:
     where = f"{shown}:{port}" if shown and port else shown
     if host and dst:
         where += f" ({printable(dst)})"
+    elif names := (event.get("detail") or {}).get("names"):
+        where += f" ({printable(' or '.join(map(str, names)))})"
     return f"{where}/{event['proto']}" if event.get("proto") == "udp" and where else where
 
 

@@ -11,9 +11,11 @@ from ipaddress import IPv4Address
 
 import ebpf.spec
 from agentmon.control.state import Bottle, Job, Phase
+from agentmon.daemon.names import MAX_ADDRESSES, MAX_NAMES, Names
 from agentmon.daemon.sightings import Sightings
-from agentmon.events import Event, to_dict
+from agentmon.events import Event, hint, to_dict
 from agentmon.policy.effective import EffectivePolicy
+from agentmon.render.events import sentence
 from ebpf.fake import FakeBpf
 
 JOB = Job(("true",), (), "/", 1000, 1000, (), False)
@@ -31,7 +33,8 @@ class Rig:
         self.bpf = bpf
         self.bottle = BOTTLE
         self.events: list[Event] = []
-        self.sightings = Sightings(bpf, lambda: {16: self.bottle}, self.events.append)
+        self.names = Names()
+        self.sightings = Sightings(bpf, lambda: {16: self.bottle}, self.events.append, self.names)
 
     def see(self, **changes: object) -> None:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -71,6 +74,33 @@ def test_every_field() -> None:
         "library_evidence": "stack: /x/_ctypes.so+0x4d", "offset": 77,
     }  # fmt: skip
     assert (second["path"], second["library_evidence"]) == ("/srv/x", "gone") and "library" not in second
+
+
+def test_an_address_is_told_with_the_names_that_had_resolved_to_it() -> None:
+    async def body(rig: Rig) -> None:
+        for slot, name in ((16, "a.example"), (16, "b.example"), (17, "c.example"), (16, "a.example")):
+            rig.names.note(slot, name, (IPv4Address("203.0.113.1"),))
+        rig.see(kind="connect", reason="default", port=8443)
+        rig.see(kind="connect", reason="default", dst=IPv4Address("203.0.113.2"))
+        await rig.until(2)
+        rig.names.forget(16)
+        rig.see(kind="connect", reason="default", port=8444)
+        await rig.until(3)
+
+    named, *others = run(body)
+    assert named.detail == {"names": ["a.example", "b.example"]}  # the last one asked for first; not another bottle's
+    assert hint(named) == "agentmon allow b tcp://a.example:8443"
+    assert "to 203.0.113.1:8443 (a.example or b.example): refused" in sentence(to_dict(named))
+    assert [e.detail for e in others] == [{}, {}]
+
+
+def test_names_of_addresses_have_bounds() -> None:
+    names, first = Names(), IPv4Address("198.18.0.0")
+    for number in range(MAX_NAMES + 1):
+        names.note(16, f"{number}.example", (first,))
+    assert names.of(16, first) == tuple(f"{n}.example" for n in range(MAX_NAMES, 0, -1))
+    names.note(16, "more.example", tuple(first + n for n in range(1, MAX_ADDRESSES + 1)))
+    assert names.of(16, first) == () and names.of(16, first + MAX_ADDRESSES) == ("more.example",)
 
 
 def test_the_bottles_own_test_is_not_the_jobs() -> None:
