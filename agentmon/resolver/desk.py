@@ -15,7 +15,6 @@ from agentmon.resolver import message as dns
 from agentmon.resolver.answer import Kind, Plan, decide
 from agentmon.resolver.chain import Unusable
 from agentmon.resolver.commits import Commits, Uncommitted
-from agentmon.resolver.labels import Labels, Verdict
 from agentmon.resolver.rate import Bucket
 from agentmon.resolver.resolve import Resolve
 from agentmon.resolver.strip import Strip
@@ -51,14 +50,12 @@ class Desk:
     strip: Strip
     reporter: Reporter
     internal: Mapping[str, str]
-    labels: Labels
     now_ns: Callable[[], int]
     fenced: Callable[[int], Awaitable[None]] | None = None
     _seats: dict[int, _Seat] = field(default_factory=dict)
 
     def forget(self, slot: int) -> None:
         self._seats.pop(slot, None)
-        self.labels.forget(slot)
 
     def answer(self, data: bytes, slot: int, *, udp: bool, port: int = 0) -> Reply | Later:
         """The reply, None for silence, or a coroutine that makes the reply.
@@ -87,11 +84,6 @@ class Desk:
             if seat.pending >= MAX_PENDING:
                 self.reporter.note(slot, _event(view, "refused", "rate", ""))
                 return dns.reply(query, dns.SERVFAIL, udp=udp)
-            verdict = self._spend(view, query)
-            if verdict is not Verdict.FINE:  # one event for all names: each one is different
-                event = _event(view, "refused", verdict.value, "", plan.rule)
-                rcode = dns.NXDOMAIN if verdict is Verdict.SHAPE else dns.SERVFAIL
-                return self._told(dns.reply(query, rcode, udp=udp), slot, event, udp, port)
             return self._ask(query, view, seat, plan, udp, port)
         reply, event = self._local(query, view, plan, udp)
         if len(seat.kept) >= MAX_KEPT:
@@ -104,11 +96,6 @@ class Desk:
         told = self.reporter.note_of(slot, event, "udp" if udp else "tcp", port) if event is not None else None
         return reply if told is None else _after(told, reply)
 
-    def _spend(self, view: View, query: dns.Query) -> Verdict:
-        if self.resolve.has(query.name, query.rdtype):
-            return Verdict.FINE
-        return self.labels.spend(view, query.name, self.now_ns())
-
     def _seat(self, view: View) -> _Seat:
         seat = self._seats.get(view.slot)
         if seat is None:
@@ -117,7 +104,7 @@ class Desk:
         if seat.generation != view.generation:
             seat.generation = view.generation
             seat.kept.clear()
-            seat.bucket.size = view.wire.limits.get("queries_per_s", QUERIES_PER_S)
+            seat.bucket.per_s = view.wire.limits.get("queries_per_s", QUERIES_PER_S)
         return seat
 
     def _local(self, query: dns.Query, view: View, plan: Plan, udp: bool) -> tuple[bytes, Event | None]:
