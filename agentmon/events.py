@@ -25,6 +25,9 @@ _NO_RULE = frozenset({"default", "policy"})
 _CUT = frozenset({"budget", "cut"})
 _TEXTS = {
     "expired": "an address is open while the answer that named it is valid: the client has to look the name up again",
+    "label": "a name below a wildcard is too long or looks like data: write a rule that gives it exactly",
+    "label-rate": "names below a wildcard carry more than `limits: {name_bytes_per_min: …}` of the manifest permits",
+    "addresses": "names lead to more addresses than `limits: {addresses: …}` of the manifest permits at a time",
     "unvouched": "code beside this process's guard connects on its own: let it go through the guard, or write"
     " `guard: observe` into the bottle's manifest (then it is reported only)",
 }

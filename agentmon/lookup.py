@@ -14,8 +14,8 @@ from agentmon.channel import Channel
 
 
 class LookupRefused(Exception):
-    """`reason`: denied | nxdomain | timeout | servfail | stripped | uncommitted (as in wire.Looked), or unavailable:
-    the resolver does not answer."""
+    """`reason`: denied | nxdomain | timeout | servfail | stripped | uncommitted | limit (as in wire.Looked), or
+    unavailable: the resolver does not answer."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

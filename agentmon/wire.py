@@ -141,7 +141,7 @@ class Commit(Message, frozen=True):
 class Committed(Message, frozen=True):
     id: int
     addresses: tuple[str, ...] = ()  # what was opened; empty: refused
-    reason: str = ""
+    reason: str = ""  # "addresses": some or all were left out, the bottle has too many
 
 
 class Lookup(Message, frozen=True):
@@ -157,7 +157,7 @@ class Looked(Message, frozen=True):
     id: int
     addresses: tuple[str, ...] = ()
     ttl_s: int = 0
-    error: str = ""  # denied | nxdomain | timeout | servfail | stripped | uncommitted
+    error: str = ""  # denied | nxdomain | timeout | servfail | stripped | uncommitted | limit
 
 
 # ── ledger ───────────────────────────────────────────────────────────────────

@@ -22,7 +22,7 @@ NAMES = "*.wild.example"
 TO = (internet.OPENAI[0], 8080)  # no name of the manifest resolves to it
 RULE = f"tcp://{TO[0]}:{TO[1]}"
 WINDOW = 16
-_MANIFEST = f"allow: ['{NAMES}:8080', 'direct.allowed.example:8080']\nlimits: {{queries_per_s: 1000000}}\n"
+_MANIFEST = f"allow: ['{NAMES}:8080', 'direct.allowed.example:8080']\nlimits: {{queries_per_s: 1000000, name_bytes_per_min: 1000000}}\n"
 
 
 def measure(tmp: Path, quick: bool) -> list[Figure]:

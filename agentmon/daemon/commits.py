@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
 from agentmon import wire
 from agentmon.compile import learned, policy_set
 from agentmon.control.state import Bottle
+from agentmon.daemon.learned import Address, Book
 from agentmon.daemon.names import Names
-from agentmon.policy.effective import EffectivePolicy
+from agentmon.policy.effective import LIMITS, EffectivePolicy
 from agentmon.policy.rules import Depth, PolicySet, stripped
 from ebpf.spec import Entry
 from netfilter.spec import Learned, Netfilter
@@ -23,7 +24,7 @@ from netfilter.spec import Learned, Netfilter
 FLOOR_S = 30
 MAX_ADDRESSES = 64  # of one answer
 MAX_TIMEOUT_S = 86_400
-MAX_REMEMBERED = 256  # addresses of one direct name whose flows are carried over epochs
+FULL = "addresses"  # the reason of what is left out because the bottle has too many
 
 
 class Commits:
@@ -38,10 +39,10 @@ class Commits:
         self._netfilter = netfilter
         self._bpf_learn = bpf_learn
         self._refence = refence
-        self._fenced: dict[int, set[IPv4Address | IPv6Address]] = {}  # slot → held addresses that a direct rule covers
-        self._served: dict[int, dict[IPv4Address | IPv6Address, float]] = {}  # slot → address of a relayed name → until
+        self._fenced: dict[int, set[Address]] = {}  # slot → held addresses that a direct rule covers
+        self._served: dict[int, Book] = {}  # of names that relay or proxy dials
         self._sets: dict[int, tuple[EffectivePolicy, PolicySet]] = {}  # slot → its policy, made ready to be asked
-        self._opened: dict[int, dict[str, dict[IPv4Address | IPv6Address, float]]] = {}  # slot → direct name → until
+        self._opened: dict[int, Book] = {}  # of direct names
 
     def forget(self, slot: int) -> None:
         self.names.forget(slot)
@@ -63,7 +64,7 @@ class Commits:
         held = self._held(bottle.slot, now)
         nft: list[Learned] = []
         bpf: list[Entry] = []
-        for name, addresses in self._opened.get(bottle.slot, {}).items():
+        for name, addresses in self._opened.get(bottle.slot, Book()).items():
             for address, until in addresses.items():
                 left_s = max(0, int(until - now))
                 more_nft, more_bpf = learned(policies, name, (address,), left_s, held=held)
@@ -71,9 +72,9 @@ class Commits:
                 bpf += more_bpf if left_s else []
         return nft, bpf
 
-    def _held(self, slot: int, now: float) -> set[IPv4Address | IPv6Address]:
+    def _held(self, slot: int, now: float) -> set[Address]:
         """Addresses that a name or inspected rule of the bottle resolves to: never opened as direct (DESIGN 3)."""
-        return {address for address, until in self._served.get(slot, {}).items() if until >= now}
+        return self._served.get(slot, Book()).open_at(now)
 
     def commit(self, bottle: Bottle | None, message: wire.Commit) -> wire.Committed:
         """Open what may be opened; the answer names exactly that. Committed in nft and BPF when it returns.
@@ -93,28 +94,21 @@ class Commits:
             return wire.Committed(message.id, (), decision.reason)
         if decision.allowed and decision.depth is not Depth.DIRECT:
             return wire.Committed(message.id, (), "answered with the service address")
-        now = time.monotonic()
-        held = self._held(bottle.slot, now)
+        left_out = ""
+        held = self._held(bottle.slot, time.monotonic())
         usable = tuple(address for address in usable if address not in held)
         self.names.note(bottle.slot, message.name, usable)
         if decision.allowed:  # otherwise observe mode: the kernel layers relax the allowlist themselves
             timeout_s = _timeout(message.ttl_s)
-            opened = self._opened.setdefault(bottle.slot, {}).setdefault(message.name, {})
-            for address in usable:  # the newest last, the oldest forgotten: a name that moves on cannot fill memory
-                opened.pop(address, None)
-                opened[address] = now + timeout_s
-            while len(opened) > MAX_REMEMBERED:
-                del opened[next(iter(opened))]
+            usable, left_out = self._room(self._opened, bottle, message.name, usable, timeout_s)
             nft, bpf = learned(policies, message.name, usable, timeout_s)
             if nft:
                 self._netfilter.learn(bottle.slot, nft)
             if bpf:
                 self._bpf_learn(bottle.slot, bpf)
-        return wire.Committed(message.id, tuple(map(str, usable)), "" if usable else "no usable address")
+        return _committed(message, usable, left_out)
 
-    def _for_service(
-        self, bottle: Bottle, message: wire.Commit, usable: tuple[IPv4Address | IPv6Address, ...]
-    ) -> wire.Committed:
+    def _for_service(self, bottle: Bottle, message: wire.Commit, usable: tuple[Address, ...]) -> wire.Committed:
         policies = self._policies(bottle)
         for port in message.ports:
             decision = policies.decide_name(message.name, port)
@@ -123,32 +117,42 @@ class Commits:
         usable = tuple(a for a in usable if not any(policies.denies_address(a, p, "tcp") for p in message.ports))
         ports = tuple((port, port) for port in message.ports)
         timeout_s = _timeout(message.ttl_s)
-        served = self._served.setdefault(bottle.slot, {})
-        until = time.monotonic() + timeout_s
-        for address in usable:
-            served[address] = until
+        usable, left_out = self._room(self._served, bottle, message.name, usable, timeout_s)
         self._fence(bottle, policies, usable)
         self._netfilter.permit_service([Learned(address, "tcp", ports, timeout_s) for address in usable])
-        return wire.Committed(message.id, tuple(map(str, usable)), "" if usable else "no usable address")
+        return _committed(message, usable, left_out)
 
-    def _fence(self, bottle: Bottle, policies: PolicySet, addresses: tuple[IPv4Address | IPv6Address, ...]) -> None:
+    @staticmethod
+    def _room(
+        books: dict[int, Book], bottle: Bottle, name: str, usable: tuple[Address, ...], timeout_s: int
+    ) -> tuple[tuple[Address, ...], str]:
+        """What there is room for, noted; and FULL where that is not all."""
+        now = time.monotonic()
+        most = bottle.policy.limits.get("addresses", LIMITS["addresses"])
+        taken = books.setdefault(bottle.slot, Book()).open(name, usable, now, now + timeout_s, most)
+        return taken, FULL if len(taken) < len(usable) else ""
+
+    def _fence(self, bottle: Bottle, policies: PolicySet, addresses: tuple[Address, ...]) -> None:
         """Deny what a direct rule, or a direct name's answer, would open although a deeper rule holds it."""
-        opened = {a for known in self._opened.get(bottle.slot, {}).values() for a in known}
+        book = self._opened.get(bottle.slot, Book())
+        opened = book.addresses()
         fenced = self._fenced.setdefault(bottle.slot, set())
         new = {a for a in addresses if a in opened or _directly(policies, a)} - fenced
         if new:
             fenced |= new
-            for known in self._opened.get(bottle.slot, {}).values():
-                for address in new:
-                    known.pop(address, None)
+            book.drop(new)
             self._refence(bottle)
 
-    def fenced(self, slot: int) -> frozenset[IPv4Address | IPv6Address]:
+    def fenced(self, slot: int) -> frozenset[Address]:
         """Addresses to be denied beside the policy's own denies."""
         return frozenset(self._fenced.get(slot, ()))
 
 
-def _directly(policies: PolicySet, address: IPv4Address | IPv6Address) -> bool:
+def _committed(message: wire.Commit, usable: tuple[Address, ...], left_out: str) -> wire.Committed:
+    return wire.Committed(message.id, tuple(map(str, usable)), left_out or ("" if usable else "no usable address"))
+
+
+def _directly(policies: PolicySet, address: Address) -> bool:
     """Whether a network rule opens any port of `address`."""
     return any(
         rule.network is not None

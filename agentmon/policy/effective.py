@@ -8,7 +8,7 @@ from agentmon import wire
 from agentmon.policy.rules import Rule
 
 WEIGHTS = {"input": 1000, "cache_write": 1000, "cache_read": 100, "output": 1000}  # per mille
-LIMITS = {"pids": 512, "connections": 1000, "queries_per_s": 100}
+LIMITS = {"pids": 512, "connections": 1000, "queries_per_s": 100, "name_bytes_per_min": 4096, "addresses": 4096}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from agentmon.resolver.commits import Commits
 from agentmon.resolver.config import Config, convert
 from agentmon.resolver.desk import Desk
 from agentmon.resolver.fences import Fences
+from agentmon.resolver.labels import Labels
 from agentmon.resolver.lookups import LookupDesk, LookupServer
 from agentmon.resolver.resolve import Resolve
 from agentmon.resolver.server import Server, listen
@@ -50,11 +51,13 @@ class Resolver:
         self.views = Views()
         self.reporter = Reporter(self.control.report, self.control.report_of)
         resolve = Resolve(Upstream(config.upstream.servers, config.upstream.suffixes), now_ns)
-        commits = Commits(self.control, now_ns)
-        strip = Strip(config.own)
-        self.lookups = LookupDesk(self.views, resolve, commits, strip, self.reporter, now_ns)
+        commits = Commits(self.control, now_ns, self.reporter)
+        strip, labels = Strip(config.own), Labels()
+        self.lookups = LookupDesk(self.views, resolve, commits, strip, self.reporter, labels, now_ns)
         self.fences = Fences(self.lookups.looked)
-        self.desk = Desk(self.views, resolve, commits, strip, self.reporter, config.internal, now_ns, self.fences.known)
+        self.desk = Desk(
+            self.views, resolve, commits, strip, self.reporter, config.internal, labels, now_ns, self.fences.known
+        )
 
     async def told(self, message: Any, channel: Channel) -> wire.Message | None:
         match message:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 from agentmon import wire
 from agentmon.channel import Channel
+from agentmon.events import Event
+from agentmon.reporting import Reporter
 from agentmon.resolver.cache import Cache
 from agentmon.service import Control
 from agentmon.views import View
@@ -32,8 +34,9 @@ class Uncommitted(Exception):
 
 
 class Commits:
-    def __init__(self, control: Control, now_ns: Callable[[], int]) -> None:
+    def __init__(self, control: Control, now_ns: Callable[[], int], reporter: Reporter) -> None:
         self._control = control
+        self._reporter = reporter
         self._now_ns = now_ns
         self._fresh: Cache[Key, tuple[Channel, frozenset[str]]] = Cache(10_000)
         self._open: Cache[Key, tuple[int, frozenset[str]]] = Cache(10_000)  # (end of the elements, addresses)
@@ -65,7 +68,7 @@ class Commits:
             message = wire.Commit(
                 daemon.next_id(), view.slot, name, addresses, max(ttl_s, FLOOR_S) + GRACE_S, purpose, ports
             )
-            task = asyncio.ensure_future(self._ask(daemon, key, message))
+            task = asyncio.ensure_future(self._ask(daemon, key, message, view))
             self._asking[key] = task
             task.add_done_callback(lambda done: self._asked(key, done))
         return await asyncio.shield(task)
@@ -83,12 +86,18 @@ class Commits:
         if not task.cancelled():
             task.exception()
 
-    async def _ask(self, daemon: Channel, key: Key, message: wire.Commit) -> frozenset[str]:
+    async def _ask(self, daemon: Channel, key: Key, message: wire.Commit, view: View) -> frozenset[str]:
         now_ns = self._now_ns()
         try:
             answer = await daemon.call(message, CALL_S)
         except (OSError, TimeoutError) as e:
             raise Uncommitted("the daemon does not answer") from e
+        if getattr(answer, "reason", "") == "addresses":
+            about = {"name": message.name}
+            event = Event(
+                "dns", "refused", view.wire.bottle, "addresses", "resolver", epoch=view.wire.epoch, detail=about
+            )
+            self._reporter.note(view.slot, event)
         if not isinstance(answer, wire.Committed) or not answer.addresses:
             raise Uncommitted(getattr(answer, "reason", "") or "refused")
         opened = frozenset(answer.addresses)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from agentmon.events import Event
 from agentmon.reporting import Reporter
@@ -15,6 +16,7 @@ from agentmon.resolver import message as dns
 from agentmon.resolver.answer import Kind, Plan, decide
 from agentmon.resolver.chain import Unusable
 from agentmon.resolver.commits import Commits, Uncommitted
+from agentmon.resolver.labels import Labels, Verdict
 from agentmon.resolver.rate import Bucket
 from agentmon.resolver.resolve import Resolve
 from agentmon.resolver.strip import Strip
@@ -50,12 +52,14 @@ class Desk:
     strip: Strip
     reporter: Reporter
     internal: Mapping[str, str]
+    labels: Labels
     now_ns: Callable[[], int]
     fenced: Callable[[int], Awaitable[None]] | None = None
     _seats: dict[int, _Seat] = field(default_factory=dict)
 
     def forget(self, slot: int) -> None:
         self._seats.pop(slot, None)
+        self.labels.forget(slot)
 
     def answer(self, data: bytes, slot: int, *, udp: bool, port: int = 0) -> Reply | Later:
         """The reply, None for silence, or a coroutine that makes the reply.
@@ -81,9 +85,11 @@ class Desk:
             return dns.reply(query, query.error, udp=udp)
         plan = decide(query.name, view, self.internal)
         if plan.kind is Kind.UPSTREAM and query.rdtype in {dns.A, dns.AAAA}:
-            if seat.pending >= MAX_PENDING:
-                self.reporter.note(slot, _event(view, "refused", "rate", ""))
-                return dns.reply(query, dns.SERVFAIL, udp=udp)
+            limit = self._limit(query, view, seat)
+            if limit is not None:  # one event for all names: each of them is different
+                reason, rcode = limit
+                event = _event(view, "refused", reason, "", plan.rule, detail={"name": query.name})
+                return self._told(dns.reply(query, rcode, udp=udp), slot, event, udp, port)
             return self._ask(query, view, seat, plan, udp, port)
         reply, event = self._local(query, view, plan, udp)
         if len(seat.kept) >= MAX_KEPT:
@@ -96,6 +102,17 @@ class Desk:
         told = self.reporter.note_of(slot, event, "udp" if udp else "tcp", port) if event is not None else None
         return reply if told is None else _after(told, reply)
 
+    def _limit(self, query: dns.Query, view: View, seat: _Seat) -> tuple[str, dns.Rcode] | None:
+        """Why a question does not go upstream although its name is allowed, and what is answered."""
+        if seat.pending >= MAX_PENDING:
+            return "rate", dns.SERVFAIL
+        if self.resolve.has(query.name, query.rdtype):
+            return None
+        verdict = self.labels.spend(view, query.name, self.now_ns())
+        if verdict is Verdict.FINE:
+            return None
+        return verdict.value, dns.NXDOMAIN if verdict is Verdict.SHAPE else dns.SERVFAIL
+
     def _seat(self, view: View) -> _Seat:
         seat = self._seats.get(view.slot)
         if seat is None:
@@ -104,7 +121,7 @@ class Desk:
         if seat.generation != view.generation:
             seat.generation = view.generation
             seat.kept.clear()
-            seat.bucket.per_s = view.wire.limits.get("queries_per_s", QUERIES_PER_S)
+            seat.bucket.size = view.wire.limits.get("queries_per_s", QUERIES_PER_S)
         return seat
 
     def _local(self, query: dns.Query, view: View, plan: Plan, udp: bool) -> tuple[bytes, Event | None]:
@@ -132,7 +149,7 @@ class Desk:
                 return dns.reply(query, dns.NXDOMAIN, udp=udp)
             usable, refused = self.strip.split(found.addresses, exact=plan.exact)
             for address, why in refused:
-                self.reporter.note(view.slot, _event(view, "refused", "protected", query.name, dst=address, why=why))
+                self._refused(view, "protected", query.name, dst=address, detail={"address": why})
             if not usable:
                 return dns.reply(query, dns.NOERROR, udp=udp)
             opened = await self._open(view, query.name, tuple(usable), found.ttl_s(self.now_ns()), plan.observed)
@@ -142,6 +159,9 @@ class Desk:
             return dns.reply(query, dns.SERVFAIL, udp=udp)
         finally:
             seat.pending -= 1
+
+    def _refused(self, view: View, reason: str, host: str, **more: Any) -> None:
+        self.reporter.note(view.slot, _event(view, "refused", reason, host, **more))
 
     async def _open(self, view: View, name: str, usable: tuple[str, ...], ttl_s: int, observed: bool) -> frozenset[str]:
         try:
@@ -157,7 +177,7 @@ async def _after(told: Awaitable[None], reply: bytes) -> bytes:
     return reply
 
 
-def _event(view: View, verdict: str, reason: str, host: str, rule: str = "", *, dst: str = "", why: str = "") -> Event:
+def _event(view: View, verdict: str, reason: str, host: str, rule: str = "", **more: Any) -> Event:
     return Event(
         "dns",
         verdict,
@@ -166,7 +186,6 @@ def _event(view: View, verdict: str, reason: str, host: str, rule: str = "", *, 
         "resolver",
         host=host,
         rule=rule,
-        dst=dst,
         epoch=view.wire.epoch,
-        detail={"address": why} if why else {},
+        **more,
     )

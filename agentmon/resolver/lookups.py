@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import Any
 
 from agentmon import wire
 from agentmon.channel import Channel, peer_of
@@ -16,6 +17,7 @@ from agentmon.reporting import Reporter
 from agentmon.resolver import message as dns
 from agentmon.resolver.chain import Unusable
 from agentmon.resolver.commits import Commits, Uncommitted
+from agentmon.resolver.labels import Labels, Verdict
 from agentmon.resolver.resolve import Found, Resolve
 from agentmon.resolver.strip import Strip
 from agentmon.service import serve_unix
@@ -36,6 +38,7 @@ class LookupDesk:
     commits: Commits
     strip: Strip
     reporter: Reporter
+    labels: Labels
     now_ns: Callable[[], int]
 
     async def looked(self, question: wire.Lookup) -> wire.Looked:
@@ -50,6 +53,7 @@ class LookupDesk:
         if view is None or not permitted(view, question.name, question.port):
             raise Refusal("denied")
         name = question.name.lower().rstrip(".")
+        self._spend(view, name)
         found = await self._both(name)
         usable = self._usable(view, name, question.port, [a for f in found for a in f.addresses])
         if not usable:
@@ -64,6 +68,16 @@ class LookupDesk:
             raise Refusal("denied")
         return tuple(a for a in usable if a in opened), ttl_s
 
+    def _spend(self, view: View, name: str) -> None:
+        """A server name that a bottle sent the relay goes upstream like one that it asked for."""
+        for rdtype in (dns.A, dns.AAAA):
+            if self.resolve.has(name, rdtype):
+                continue
+            verdict = self.labels.spend(view, name, self.now_ns())
+            if verdict is not Verdict.FINE:
+                self.reporter.note(view.slot, _event(view, verdict.value, detail={"name": name}))
+                raise Refusal("limit")
+
     def _still(self, question: wire.Lookup) -> bool:
         """Whether a policy that changed while we asked still permits it."""
         view = self.views.get(question.slot)
@@ -77,19 +91,7 @@ class LookupDesk:
                 refused.append((address, "deny"))
         for address, why in refused:
             self.reporter.note(
-                view.slot,
-                Event(
-                    "dns",
-                    "refused",
-                    view.wire.bottle,
-                    "protected",
-                    "resolver",
-                    host=name,
-                    port=port,
-                    dst=address,
-                    epoch=view.wire.epoch,
-                    detail={"address": why},
-                ),
+                view.slot, _event(view, "protected", host=name, port=port, dst=address, detail={"address": why})
             )
         return usable
 
@@ -115,6 +117,10 @@ class LookupDesk:
             if not isinstance(error, TimeoutError | Unusable):
                 raise error or AssertionError("a lookup without result")
         raise Refusal("timeout" if any(isinstance(e, TimeoutError) for e in errors) else "servfail")
+
+
+def _event(view: View, reason: str, **more: Any) -> Event:
+    return Event("dns", "refused", view.wire.bottle, reason, "resolver", epoch=view.wire.epoch, **more)
 
 
 def permitted(view: View, name: str, port: int) -> bool:

@@ -24,6 +24,7 @@ import dns.rrset
 PAYLOAD = 1232  # what we accept and send over UDP: never fragmented
 NEGATIVE_TTL_S = 2  # how long a stub may remember a refusal: `agentmon allow` works soon after
 
+Rcode = dns.rcode.Rcode
 NOERROR = dns.rcode.NOERROR
 NXDOMAIN = dns.rcode.NXDOMAIN
 SERVFAIL = dns.rcode.SERVFAIL

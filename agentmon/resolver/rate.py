@@ -1,23 +1,29 @@
-"""A token bucket per bottle; pure: the caller passes the time."""
+"""A token bucket; pure: the caller passes the time."""
 
 from __future__ import annotations
 
 
 class Bucket:
-    """`per_s` queries a second on average, and as many at once after a second's rest."""
+    """`size` tokens a period on average, and as many at once after a period's rest."""
 
-    __slots__ = ("_at_ns", "_tokens", "per_s")
+    __slots__ = ("_at_ns", "_period_ns", "_tokens", "size")
 
-    def __init__(self, per_s: int, now_ns: int) -> None:
-        self.per_s = per_s
-        self._tokens = float(per_s)
+    def __init__(self, size: int, now_ns: int, *, period_s: int = 1) -> None:
+        self.size = size
+        self._tokens = float(size)
         self._at_ns = now_ns
+        self._period_ns = period_s * 1_000_000_000
 
-    def take(self, now_ns: int) -> bool:
-        """Whether one more query is within the limit."""
-        self._tokens = min(float(self.per_s), self._tokens + (now_ns - self._at_ns) * self.per_s / 1e9)
+    def take(self, now_ns: int, cost: int = 1) -> bool:
+        """Whether `cost` more is within the limit; it is taken then."""
+        self._tokens = min(float(self.size), self._tokens + (now_ns - self._at_ns) * self.size / self._period_ns)
         self._at_ns = now_ns
-        if self._tokens < 1:
+        if self._tokens < cost:
             return False
-        self._tokens -= 1
+        self._tokens -= cost
         return True
+
+    def resize(self, size: int) -> None:
+        """Another limit from now on; what was spent stays spent."""
+        self._tokens = max(0.0, self._tokens + size - self.size)
+        self.size = size

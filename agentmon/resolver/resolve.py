@@ -11,7 +11,7 @@ from agentmon.resolver.cache import Cache
 from agentmon.resolver.chain import MAX_CNAMES, Chain, Unusable
 
 CACHE_SIZE = 20_000
-MAX_TTL_S = 86_400
+MAX_TTL_S = 3600  # an answer is asked for again, and its element renewed, within the hour
 MAX_NEGATIVE_S = 60
 MAX_ADDRESSES = 64  # of one answer; what a bottle's learned set takes
 
@@ -53,6 +53,11 @@ class Resolve:
             self._asking[key] = task
             task.add_done_callback(lambda done: self._asked(key, done))
         return await asyncio.shield(task)  # one who gives up does not take the answer from the others
+
+    def has(self, name: str, rdtype: int) -> bool:
+        """Whether find() would ask nobody, or join a question that is under way."""
+        key = (name, rdtype)
+        return key in self._asking or self._cache.get(key, self._now_ns()) is not None
 
     def _asked(self, key: tuple[str, int], task: asyncio.Task[Found]) -> None:
         del self._asking[key]

@@ -203,7 +203,8 @@ def test_diff():
     for line in (
         "- a.example", "+ c.example", "+ inspected b.example", "- budget bottle web: claude 5 per run",
         "+ budget bottle web: claude 7 per run", "~ shutdown: cutoff → kill", "~ rw: /a → none",
-        "~ limits: connections 1000, pids 4, queries_per_s 100 → connections 1000, pids 5, queries_per_s 100",
+        "~ limits: addresses 4096, connections 1000, name_bytes_per_min 4096, pids 4, queries_per_s 100"
+        " → addresses 4096, connections 1000, name_bytes_per_min 4096, pids 5, queries_per_s 100",
         "live flows that are no longer allowed end",
     ):  # fmt: skip
         assert line in text.splitlines()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agentmon import wire
 from agentmon.errors import BadInput, Refused
 from agentmon.policy import manifest, settings
+from agentmon.policy.effective import LIMITS
 from agentmon.policy.merge import Options, effective
 from agentmon.policy.options import budget_option, environment
 from agentmon.policy.settings import Settings
@@ -68,7 +69,7 @@ def test_the_nearest_decides():
     assert (policy.guard, policy.shutdown, policy.home, policy.io_uring, policy.provider) == (
         "strict", "kill", "host", True, "codex",
     )  # fmt: skip
-    assert policy.limits == {"pids": 5, "connections": 7, "queries_per_s": 100}
+    assert policy.limits == LIMITS | {"pids": 5, "connections": 7}
     assert merge((child,), "shutdown: freeze").shutdown == "freeze"
     assert merge((parent,), shutdown="freeze", home="private", provider="codex").shutdown == "freeze"
     assert merge((parent,), home="private").home == "private"

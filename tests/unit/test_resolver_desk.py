@@ -17,6 +17,7 @@ from agentmon.resolver import commits as commits_module
 from agentmon.resolver.chain import Chain
 from agentmon.resolver.commits import Commits, Uncommitted
 from agentmon.resolver.desk import MAX_KEPT, MAX_PENDING, Desk
+from agentmon.resolver.labels import Labels
 from agentmon.resolver.lookups import LookupDesk
 from agentmon.resolver.resolve import Resolve
 from agentmon.resolver.strip import Strip
@@ -51,6 +52,7 @@ class Bench:
         self.now = 1000 * S
         self.daemon_now: Daemon | None = Daemon()
         self.chains: dict[str, Chain] = {}
+        self.asked: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.events: list[dict[str, Any]] = []
@@ -58,15 +60,17 @@ class Bench:
         reporter = Reporter(self.events.append)
         clock = lambda: self.now  # noqa: E731
         control: Any = self
-        self.commits = Commits(control, clock)
+        self.commits = Commits(control, clock, reporter)
         resolve = Resolve(self, clock)
-        self.desk = Desk(self.views, resolve, self.commits, Strip([]), reporter, {}, clock)
-        self.lookups = LookupDesk(self.views, resolve, self.commits, Strip([]), reporter, clock)
+        labels = Labels()
+        self.desk = Desk(self.views, resolve, self.commits, Strip([]), reporter, {}, labels, clock)
+        self.lookups = LookupDesk(self.views, resolve, self.commits, Strip([]), reporter, labels, clock)
 
     def daemon(self) -> Daemon | None:
         return self.daemon_now
 
     async def ask(self, name: str, rdtype: int) -> Chain:
+        self.asked.append(name)
         await self.gate.wait()
         if rdtype == 28:
             return self.chains.get("6." + name, Chain((), 60))
