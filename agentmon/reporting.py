@@ -42,8 +42,14 @@ class Reporter:
             return None
         return self._send_of(msgspec.to_builtins(first), slot, proto, port)
 
+    async def each_of(self, slot: int, event: Event, proto: str, port: int) -> None:
+        """Report it although it is not new: the process that holds `port` may be. The daemon, which alone knows that,
+        tells the same thing of the same process once."""
+        if self._send_of is not None:
+            await self._send_of(msgspec.to_builtins(_now(event)), slot, proto, port)
+
     def _first(self, slot: int, event: Event) -> Event | None:
-        event = msgspec.structs.replace(event, ts_ns=now_ns(), hint=events.hint(event))
+        event = _now(event)
         key = (event.kind, event.verdict, event.reason, event.host, event.dst, event.port)
         return self._repeats.note(slot, key, event, time.monotonic_ns())
 
@@ -61,3 +67,7 @@ class Reporter:
         while True:
             await asyncio.sleep(1)
             self.flush()
+
+
+def _now(event: Event) -> Event:
+    return msgspec.structs.replace(event, ts_ns=now_ns(), hint=events.hint(event))

@@ -13,6 +13,7 @@ from agentmon.daemon import whose
 from agentmon.events import Event
 
 _MAX_NAMED = 1000  # things whose process is remembered, for counts of repeats that come later
+_MAX_ASKED = 10_000  # names that processes have asked for and were answered, each told once
 _KEY = ("bottle", "kind", "verdict", "reason", "layer", "host", "dst", "port")
 
 
@@ -29,6 +30,7 @@ class Reports:
         self._pids = pids
         self._log = log
         self._named: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._asked: dict[tuple[Any, ...], None] = {}
 
     async def take(self, message: wire.Report) -> None:
         """Log one report; returns when its process is named, or known to be gone."""
@@ -41,8 +43,18 @@ class Reports:
             pids = self._pids(message.slot)
             self._remember(key, await asyncio.to_thread(whose.process, pids, message.proto, message.port))
         known |= self._named.get(key, {})
+        if known.get("kind") == "dns" and known.get("verdict") != "refused" and self._told(*key, known.get("tgid")):
+            return
         with contextlib.suppress(TypeError):  # a report without a kind is no event
             self._log(Event(**known))
+
+    def _told(self, *key: Any) -> bool:
+        """Whether that was asked before, by the same process."""
+        told = key in self._asked
+        self._asked[key] = None
+        if len(self._asked) > _MAX_ASKED:
+            del self._asked[next(iter(self._asked))]
+        return told
 
     def _remember(self, key: tuple[Any, ...], process: dict[str, Any]) -> None:
         if process:

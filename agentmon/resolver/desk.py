@@ -140,11 +140,10 @@ class Desk:
             found = await self.resolve.find(query.name, query.rdtype)
             if self.fenced is not None:
                 await self.fenced(view.slot)
-            if plan.observed:
-                event = _event(view, "observed", "default", query.name)
-                told = self.reporter.note_of(view.slot, event, "udp" if udp else "tcp", port)
-                if told is not None:
-                    await told
+            if view.mode == "observe":
+                seen = ("observed", "default") if plan.observed else ("allowed", "")
+                event = _event(view, *seen, query.name, plan.rule)
+                await self.reporter.each_of(view.slot, event, "udp" if udp else "tcp", port)
             if not found.exists:
                 return dns.reply(query, dns.NXDOMAIN, udp=udp)
             usable, refused = self.strip.split(found.addresses, exact=plan.exact)
