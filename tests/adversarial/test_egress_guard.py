@@ -136,7 +136,7 @@ def run_pytest(where: Path, body: str, *args: str, ini: str = "", env: dict[str,
     (where / "pytest.ini").write_text(f"[pytest]\n{ini}\n")
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "-p", "agentmon.pytest_plugin"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COV"))}
-    environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "300"} | (env or {})
+    environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "300", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | (env or {})
     done = subprocess.run(
         [*command, *args], cwd=where, env=environment, capture_output=True, text=True, timeout=120, check=False
     )

@@ -46,9 +46,10 @@ def reason(result):
 
 @functools.cache
 def interpreters() -> dict[str, str]:
-    """Version ("3.11", "3.14t") → a Python that really runs, this one included."""
+    """Version ("3.11", "3.14t") → a Python that really runs, this one included; $AGENTMON_PYTHONS names others."""
     found: dict[str, str] = {}
-    here = [sys.executable, *sorted(Path("/usr/bin").glob("python3.1[1-9]"))]
+    named = [path for path in os.environ.get("AGENTMON_PYTHONS", "").split(os.pathsep) if path]
+    here = [sys.executable, *named, *sorted(Path("/usr/bin").glob("python3.1[1-9]"))]
     for place in (Path.home() / ".pyenv/versions", Path("/root/.pyenv/versions"), Path("/usr/local"), Path("/opt")):
         try:
             here += [*sorted(place.glob("*/bin/python3.1[1-9]*")), *sorted(place.glob("bin/python3.1[1-9]*"))]

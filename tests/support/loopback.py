@@ -72,7 +72,7 @@ def by_urllib3(port: int, host: str = "127.0.0.1") -> bytes:
 
 
 def by_httpx(port: int, host: str = "127.0.0.1") -> bytes:
-    with httpx.Client(trust_env=False, timeout=5) as client:
+    with httpx.Client(trust_env=False, verify=False, timeout=5) as client:
         return client.get(f"http://{host}:{port}/").content
 
 
