@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import dns.message
-import dns.name
-import dns.rcode
-import dns.rdataclass
-import dns.rdatatype
-import dns.rrset
+from agentmon.resolver.records import CNAME, NOERROR, NXDOMAIN, Malformed, Question, Response, host_text
 
 MAX_CNAMES = 12
+_RCODES = {1: "FORMERR", 2: "SERVFAIL", 4: "NOTIMP", 5: "REFUSED", 16: "BADVERS"}
 
 
 class Unusable(Exception):
@@ -33,41 +29,28 @@ class Chain:
     exists: bool = True
 
 
-def follow(response: dns.message.Message, name: str, rdtype: int) -> Chain:
+def follow(response: Response, asked: Question) -> Chain:
     """:raises Unusable: see there."""
-    rcode = response.rcode()
-    if rcode not in {dns.rcode.NOERROR, dns.rcode.NXDOMAIN}:
-        raise Unusable(f"upstream answered {dns.rcode.to_text(rcode)}")
-    at = dns.name.from_text(name)
+    if response.rcode not in {NOERROR, NXDOMAIN}:
+        raise Unusable(f"upstream answered {_RCODES.get(response.rcode, f'code {response.rcode}')}")
+    at = asked.name
     ttl_s = 0x7FFFFFFF
     for hop in range(MAX_CNAMES + 1):
-        here = _find(response, at, rdtype)
+        here = response.sets.get((at, asked.rdtype))
         if here is not None:
-            return Chain(tuple(str(rdata.address) for rdata in here), min(ttl_s, here.ttl))
-        alias = _find(response, at, dns.rdatatype.CNAME)
+            return Chain(tuple(here.data), min(ttl_s, here.ttl_s))
+        alias = response.sets.get((at, CNAME))
         if alias is None:
-            if hop and rcode == dns.rcode.NOERROR and not _has_soa(response):
-                return Chain((), ttl_s, target=at.to_text(omit_final_dot=True).lower())
-            return Chain((), min(ttl_s, _negative_ttl(response)), exists=rcode == dns.rcode.NOERROR)
-        ttl_s = min(ttl_s, alias.ttl)
-        at = alias[0].target
+            if hop and response.rcode == NOERROR and response.negative_s is None:
+                return Chain((), ttl_s, target=_target(at))
+            return Chain((), min(ttl_s, response.negative_s or 0), exists=response.rcode == NOERROR)
+        ttl_s = min(ttl_s, alias.ttl_s)
+        at = alias.target
     raise Unusable("upstream's aliases form a loop")
 
 
-def _find(response: dns.message.Message, name: dns.name.Name, rdtype: int) -> dns.rrset.RRset | None:
-    for rrset in response.answer:
-        if rrset.name == name and rrset.rdtype == rdtype and rrset.rdclass == dns.rdataclass.IN:
-            return rrset
-    return None
-
-
-def _has_soa(response: dns.message.Message) -> bool:
-    return any(rrset.rdtype == dns.rdatatype.SOA for rrset in response.authority)
-
-
-def _negative_ttl(response: dns.message.Message) -> int:
-    """RFC 2308, section 5: the lesser of the SOA's TTL and its minimum; 0 without an SOA (not to be kept)."""
-    for rrset in response.authority:
-        if rrset.rdtype == dns.rdatatype.SOA:
-            return int(min(rrset.ttl, rrset[0].minimum))
-    return 0
+def _target(name: bytes) -> str:
+    try:
+        return host_text(name)
+    except Malformed as e:
+        raise Unusable(str(e)) from e

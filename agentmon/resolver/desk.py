@@ -126,8 +126,7 @@ class Desk:
 
     def _local(self, query: dns.Query, view: View, plan: Plan, udp: bool) -> tuple[bytes, Event | None]:
         if plan.kind is Kind.DENIED:
-            host = query.name or query.message.question[0].name.to_text(omit_final_dot=True)
-            event = _event(view, "refused", plan.reason, host, plan.rule)
+            event = _event(view, "refused", plan.reason, query.name or query.shown, plan.rule)
             return dns.reply(query, dns.NXDOMAIN, udp=udp), event
         addresses: list[str] = []
         if plan.kind is Kind.SERVICE and query.rdtype in {dns.A, dns.AAAA}:

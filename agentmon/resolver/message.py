@@ -6,12 +6,13 @@ rebuilt, options and DO are dropped, so that no answer carries more than address
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import dns.edns
 import dns.exception
-import dns.flags
 import dns.message
 import dns.name
 import dns.opcode
@@ -19,9 +20,9 @@ import dns.rcode
 import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
-import dns.rrset
 
-PAYLOAD = 1232  # what we accept and send over UDP: never fragmented
+from agentmon.resolver.records import PAYLOAD, wire_name
+
 NEGATIVE_TTL_S = 2  # how long a stub may remember a refusal: `agentmon allow` works soon after
 
 Rcode = dns.rcode.Rcode
@@ -40,9 +41,13 @@ dns.rdata.load_all_types(disable_dynamic_load=True)  # type: ignore[no-untyped-c
 
 _HEADER_BYTES = 12
 _HOST_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
-_SOA = dns.rrset.from_text(
-    ".", NEGATIVE_TTL_S, "IN", "SOA", f"agentmon.internal. nobody.agentmon.internal. 1 3600 600 86400 {NEGATIVE_TTL_S}"
-)
+_COUNTS = struct.Struct(">5H")
+_FIXED = struct.Struct(">HHIH")  # of a record, after its name
+_QUESTIONS_NAME = b"\xc0\x0c"
+_QR, _TC, _RD, _RA = 0x8000, 0x0200, 0x0100, 0x0080
+_SOA_DATA = wire_name("agentmon.internal") + wire_name("nobody.agentmon.internal")
+_SOA_DATA += struct.pack(">5I", 1, 3600, 600, 86400, NEGATIVE_TTL_S)
+_SOA = b"\0" + _FIXED.pack(dns.rdatatype.SOA, dns.rdataclass.IN, NEGATIVE_TTL_S, len(_SOA_DATA)) + _SOA_DATA
 
 
 class Drop(Exception):
@@ -53,10 +58,14 @@ class Drop(Exception):
 class Query:
     """One question. `name` is "" when its labels cannot be a host name; such a name is never allowed."""
 
-    message: dns.message.Message
+    number: bytes  # its id
+    section: bytes  # the question as it came, letter case and all; b"" where there is none to repeat
     name: str  # lower case, no trailing dot
-    rdtype: dns.rdatatype.RdataType
+    shown: str  # the same for people, whatever the labels hold
+    rdtype: int
     payload: int  # what the asker takes over UDP, 512 without EDNS
+    recursion: bool  # RD
+    edns: bool
     error: dns.rcode.Rcode | None = None  # to be answered with this code, whatever the name
 
 
@@ -83,8 +92,22 @@ def parse(data: bytes) -> Query:
         error = NOTIMP
     elif message.edns > 0:
         error = BADVERS
-    payload = max(512, min(message.payload, PAYLOAD)) if message.edns >= 0 else 512
-    return Query(message, _host(question.name), question.rdtype, payload, error)
+    edns = message.edns >= 0
+    name = b"".join(bytes((len(label),)) + label for label in question.name.labels)
+    section = data[_HEADER_BYTES : _HEADER_BYTES + len(name) + 4]
+    if not section.startswith(name):  # compressed, into the header
+        return _broken(data, FORMERR)
+    return Query(
+        number=data[:2],
+        section=section,
+        name=_host(question.name),
+        shown=question.name.to_text(omit_final_dot=True),
+        rdtype=question.rdtype,
+        payload=max(512, min(message.payload, PAYLOAD)) if edns else 512,
+        recursion=bool(data[2] & 1),
+        edns=edns,
+        error=error,
+    )
 
 
 def _host(name: dns.name.Name) -> str:
@@ -97,9 +120,7 @@ def _host(name: dns.name.Name) -> str:
 
 
 def _broken(data: bytes, rcode: dns.rcode.Rcode) -> Query:
-    message = dns.message.QueryMessage(id=int.from_bytes(data[:2], "big"))
-    message.flags = dns.flags.RD if data[2] & 1 else dns.flags.Flag(0)
-    return Query(message, "", dns.rdatatype.NONE, 512, rcode)
+    return Query(data[:2], b"", "", "", 0, 512, bool(data[2] & 1), False, rcode)
 
 
 def reply(
@@ -107,24 +128,20 @@ def reply(
 ) -> bytes:
     """The reply to `query`: these addresses (of its type) at the question's own name, or an SOA that says how long
     "no" holds. Over UDP what does not fit is left out and TC set."""
-    message = dns.message.make_response(query.message, recursion_available=True)
-    message.flags = dns.flags.QR | dns.flags.RA | (query.message.flags & dns.flags.RD)
-    if query.message.edns >= 0:
-        message.use_edns(0, 0, PAYLOAD)
-    message.set_rcode(rcode)
-    if message.question:
-        if addresses:
-            message.answer.append(
-                dns.rrset.from_text_list(
-                    message.question[0].name, ttl_s, "IN", dns.rdatatype.to_text(query.rdtype), addresses
-                )
-            )
-        elif rcode in {NOERROR, NXDOMAIN}:
-            message.authority.append(_SOA)
-    wire = message.to_wire()
+    answers = [_record(query.rdtype, ttl_s, ip_address(text).packed) for text in addresses] if query.section else []
+    authority = [_SOA] if query.section and not answers and rcode in {NOERROR, NXDOMAIN} else []
+    wire = _message(query, rcode, answers, authority, 0)
     if udp and len(wire) > query.payload:
-        message.answer.clear()
-        message.authority.clear()
-        message.flags |= dns.flags.TC
-        wire = message.to_wire()
+        return _message(query, rcode, [], [], _TC)
     return wire
+
+
+def _message(query: Query, rcode: int, answers: list[bytes], authority: list[bytes], more: int) -> bytes:
+    flags = _QR | _RA | (_RD if query.recursion else 0) | more | (rcode & 15)
+    opt = [b"\0" + _FIXED.pack(dns.rdatatype.OPT, PAYLOAD, rcode >> 4 << 24, 0)] if query.edns else []
+    header = _COUNTS.pack(flags, 1 if query.section else 0, len(answers), len(authority), len(opt))
+    return b"".join((query.number, header, query.section, *answers, *authority, *opt))
+
+
+def _record(rdtype: int, ttl_s: int, data: bytes) -> bytes:
+    return _QUESTIONS_NAME + _FIXED.pack(rdtype, dns.rdataclass.IN, ttl_s, len(data)) + data

@@ -1,30 +1,27 @@
-"""Asks upstream servers: UDP from a fresh port with a random id, TCP when the answer was cut short.
+"""Asks upstream servers: UDP from a fresh port with a random id and case, TCP when the answer was cut short.
 
-The socket is connected, so the kernel drops what does not come from the server asked; id and question must
-match as well. What fails is skipped: a forged datagram costs nothing but its reading.
+The socket is connected, so the kernel drops what does not come from the server asked; id and question must match
+letter by letter. What does not is skipped: a forged datagram costs nothing but its reading. A response that matches
+but for the letters' case is either a careless server's or a good guess: the question is asked again over TCP, which
+cannot be guessed into. Over TLS (tls.py) the certificate says who answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import secrets
 import socket
 from collections.abc import Mapping, Sequence
 
-import dns.exception
-import dns.flags
-import dns.message
-import dns.rdatatype
-
+from agentmon.resolver import records
 from agentmon.resolver.chain import Chain, Unusable, follow
+from agentmon.resolver.records import Malformed, Match, Question
 
 Server = tuple[str, int]
 
 ATTEMPT_S = 1.2
 ROUNDS = 2
-MAX_IN_FLIGHT = 256
-_PAYLOAD = 1232
+TOTAL_S = 4.5  # a stub waits 5 s: what is slower is answered SERVFAIL before it asks again
+MAX_IN_FLIGHT = 512
 
 
 class Upstream:
@@ -52,53 +49,51 @@ class Upstream:
         """
         servers = self.servers_for(name)
         failed: Exception = Unusable("no upstream DNS server is configured")
+        loop = asyncio.get_running_loop()
         async with self._slots:
+            end = loop.time() + TOTAL_S
             for server in list(servers) * ROUNDS:
                 try:
-                    return follow(await self._ask(server, name, rdtype), name, rdtype)
+                    async with asyncio.timeout_at(min(end, loop.time() + ATTEMPT_S)):
+                        return await self._ask(server, records.question(name, rdtype))
                 except TimeoutError as e:
                     failed = e
-                except (OSError, Unusable, dns.exception.DNSException, EOFError) as e:
+                except (OSError, Unusable, Malformed, EOFError) as e:
                     failed = failed if isinstance(failed, TimeoutError) else Unusable(f"{server[0]}: {e}")
                 if servers[0] == server:  # the next question starts at another server
                     servers.append(servers.pop(0))
+                if loop.time() >= end:
+                    break
         raise failed
 
-    async def _ask(self, server: Server, name: str, rdtype: int) -> dns.message.Message:
-        query = dns.message.make_query(name, dns.rdatatype.RdataType.make(rdtype), use_edns=0, payload=_PAYLOAD)
-        query.id = secrets.randbits(16)
-        async with asyncio.timeout(ATTEMPT_S):
-            response = await self._udp(server, query)
-            if response.flags & dns.flags.TC:
-                response = await self._tcp(server, query)
-        return response
+    async def _ask(self, server: Server, asked: Question) -> Chain:
+        data = await self._udp(server, asked)
+        if data is None:
+            data = await self._tcp(server, asked)
+        return follow(records.read(data, asked), asked)
 
-    async def _udp(self, server: Server, query: dns.message.Message) -> dns.message.Message:
+    async def _udp(self, server: Server, asked: Question) -> bytes | None:
+        """The response; None: it is to be asked for over TCP."""
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
             sock.connect(server)
             self.sent += 1
-            await loop.sock_sendall(sock, query.to_wire())
+            sock.send(asked.wire)
             while True:
                 data = await loop.sock_recv(sock, 65535)
-                with contextlib.suppress(dns.exception.DNSException, ValueError):
-                    response = dns.message.from_wire(data, ignore_trailing=True, raise_on_truncation=False)
-                    if query.is_response(response):
-                        return response
+                matches = records.match(data, asked)
+                if matches is not Match.NO:
+                    return data if matches is Match.YES and not records.truncated(data) else None
 
-    async def _tcp(self, server: Server, query: dns.message.Message) -> dns.message.Message:
+    async def _tcp(self, server: Server, asked: Question) -> bytes:
         self.sent += 1
         reader, writer = await asyncio.open_connection(*server)
         try:
-            wire = query.to_wire()
-            writer.write(len(wire).to_bytes(2, "big") + wire)
-            length = int.from_bytes(await reader.readexactly(2), "big")
-            response = dns.message.from_wire(await reader.readexactly(length), ignore_trailing=True)
-        except ValueError as e:
-            raise Unusable(str(e)) from e
+            writer.write(len(asked.wire).to_bytes(2, "big") + asked.wire)
+            data = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
         finally:
             writer.close()
-        if not query.is_response(response):
+        if records.match(data, asked) is Match.NO:
             raise Unusable("an answer to another question over TCP")
-        return response
+        return data

@@ -14,6 +14,7 @@ import pytest
 from msgspec import ValidationError
 
 from agentmon import wire
+from agentmon.resolver import records
 from agentmon.resolver.answer import Kind, Plan, decide
 from agentmon.resolver.cache import Cache
 from agentmon.resolver.chain import Chain, Unusable, follow
@@ -99,48 +100,60 @@ def test_modes() -> None:
 # ── chain ──
 
 
-def response(*records: str, rcode: dns.rcode.Rcode = dns.rcode.NOERROR, soa: bool = False) -> dns.message.Message:
-    message = dns.message.make_response(dns.message.make_query("a.example", "A"))
+ASKED = records.question("a.example", 1)
+
+
+def followed(*lines: str, rcode: dns.rcode.Rcode = dns.rcode.NOERROR, soa: bool = False) -> Chain:
+    """What a server's response with these records says of a.example."""
+    message = dns.message.make_response(dns.message.from_wire(ASKED.wire))
     message.set_rcode(rcode)
-    for record in records:
-        owner, ttl, kind, text = record.split(" ", 3)
+    for line in lines:
+        owner, ttl, kind, text = line.split(" ", 3)
         message.answer.append(dns.rrset.from_text(owner, int(ttl), "IN", kind, *text.split(",")))
     if soa:
         message.authority.append(dns.rrset.from_text("example.", 90, "IN", "SOA", "ns. root. 1 60 60 60 40"))
-    return message
+    chain = follow(records.read(message.to_wire(), ASKED), ASKED)
+    return replace(chain, addresses=tuple(sorted(chain.addresses)))  # dnspython writes them in any order
 
 
 def test_addresses_of_the_question() -> None:
-    assert follow(response("A.Example. 60 A 203.0.113.1,203.0.113.2"), "a.example", 1) == Chain(
-        ("203.0.113.1", "203.0.113.2"), 60
-    )
+    assert followed("A.Example. 60 A 203.0.113.1,203.0.113.2") == Chain(("203.0.113.1", "203.0.113.2"), 60)
 
 
 def test_aliases_from_the_question_on_and_the_least_ttl() -> None:
-    message = response("b.example. 7 CNAME c.example.", "c.example. 60 A 203.0.113.3", "a.example. 50 CNAME b.example.")
-    assert follow(message, "a.example", 1) == Chain(("203.0.113.3",), 7)
+    chain = followed("b.example. 7 CNAME c.example.", "c.example. 60 A 203.0.113.3", "a.example. 50 CNAME b.example.")
+    assert chain == Chain(("203.0.113.3",), 7)
 
 
 def test_records_the_chain_does_not_reach_are_ignored() -> None:
-    message = response("evil.example. 60 A 203.0.113.66", "a.example. 60 AAAA 2001:db8::1")
-    assert follow(message, "a.example", 1) == Chain((), 0)
+    assert followed("evil.example. 60 A 203.0.113.66", "a.example. 60 AAAA 2001:db8::1") == Chain((), 0)
 
 
 def test_an_alias_without_addresses_is_to_be_asked() -> None:
-    assert follow(response("a.example. 50 CNAME B.example."), "a.example", 1) == Chain((), 50, target="b.example")
-    assert follow(response("a.example. 50 CNAME b.example.", soa=True), "a.example", 1) == Chain((), 40)
+    assert followed("a.example. 50 CNAME B.example.") == Chain((), 50, target="b.example")
+    assert followed("a.example. 50 CNAME b.example.", soa=True) == Chain((), 40)
+    with pytest.raises(Unusable, match="no host name"):
+        followed(r"a.example. 50 CNAME b\.c\000.example.")
 
 
 def test_negative_answers() -> None:
-    assert follow(response(rcode=dns.rcode.NXDOMAIN, soa=True), "a.example", 1) == Chain((), 40, exists=False)
-    assert follow(response(rcode=dns.rcode.NXDOMAIN), "a.example", 1) == Chain((), 0, exists=False)
+    assert followed(rcode=dns.rcode.NXDOMAIN, soa=True) == Chain((), 40, exists=False)
+    assert followed(rcode=dns.rcode.NXDOMAIN) == Chain((), 0, exists=False)
 
 
 def test_unusable() -> None:
     with pytest.raises(Unusable, match="SERVFAIL"):
-        follow(response(rcode=dns.rcode.SERVFAIL), "a.example", 1)
+        followed(rcode=dns.rcode.SERVFAIL)
     with pytest.raises(Unusable, match="loop"):
-        follow(response("a.example. 5 CNAME b.example.", "b.example. 5 CNAME a.example."), "a.example", 1)
+        followed("a.example. 5 CNAME b.example.", "b.example. 5 CNAME a.example.")
+
+
+def test_times_beyond_31_bits_are_none() -> None:
+    wire = dns.message.make_response(dns.message.from_wire(ASKED.wire))
+    wire.answer.append(dns.rrset.from_text("a.example.", 0x01020304, "IN", "A", "203.0.113.1"))
+    for ttl, read in ((0x7FFFFFFF, 0x7FFFFFFF), (0x80000000, 0), (0xFFFFFFFF, 0), (0, 0)):
+        data = wire.to_wire().replace(bytes((1, 2, 3, 4)), ttl.to_bytes(4, "big"))
+        assert follow(records.read(data, ASKED), ASKED).ttl_s == read
 
 
 # ── resolve ──

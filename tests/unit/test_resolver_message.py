@@ -41,6 +41,7 @@ def test_what_deserves_no_answer(data: bytes) -> None:
         (GOOD[:5] + b"\2" + GOOD[6:], dns.rcode.FORMERR),
         (GOOD[:7] + b"\1" + GOOD[8:], dns.rcode.FORMERR),
         (GOOD[:12] + b"\xc0\x0c" + GOOD[-4:], dns.rcode.FORMERR),
+        (b"\1a\1\0\0\1\0\0\0\0\0\0\xc0\0" + GOOD[-4:], dns.rcode.FORMERR),  # a name that begins in the header
         (GOOD[:2] + b"\x20" + GOOD[3:], dns.rcode.NOTIMP),
         (GOOD[:-1] + b"\x03", dns.rcode.NOTIMP),  # class CHAOS
         (dns.message.make_query("a.example", "A", use_edns=1).to_wire(), dns.rcode.BADVERS),
