@@ -16,7 +16,7 @@ from agentmon.addresses import Pool
 from agentmon.channel import Channel
 from agentmon.lookup import Lookups
 from agentmon.policy.rules import RuleError
-from agentmon.relay.flow import HELLO_S
+from agentmon.relay.flow import HALF_CLOSED_S, HELLO_S, KEEPALIVE_S, Patience
 from agentmon.relay.flows import Flows
 from agentmon.relay.server import Server
 from agentmon.reporting import Reporter
@@ -36,6 +36,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pool6: str | None = None
     port: int = 443
     hello_s: float = HELLO_S
+    keepalive_s: int = KEEPALIVE_S
+    half_closed_s: float = HALF_CLOSED_S
 
     @property
     def pool(self) -> Pool:
@@ -72,7 +74,8 @@ class Relay:
         self.control = service.Control("relay", control_socket, self.told)
         self.views = Views()
         self.reporter = Reporter(self.control.report, self.control.report_of)
-        self.flows = Flows(self.views, Lookups(config.lookup_socket), self.reporter, config.port, config.hello_s)
+        patience = Patience(config.hello_s, config.keepalive_s, config.half_closed_s)
+        self.flows = Flows(self.views, Lookups(config.lookup_socket), self.reporter, config.port, patience)
 
     async def told(self, message: Any, channel: Channel) -> wire.Message | None:
         match message:

@@ -16,8 +16,27 @@ from agentmon.relay.pump import Pump
 from agentmon.views import View
 
 HELLO_S = 5.0
+KEEPALIVE_S = 60  # of silence before a peer is asked whether it is there; as long again for _PROBES
+HALF_CLOSED_S = 300.0  # of silence in the other direction after one has ended: an answer may take long, not for ever
+_PROBES = 4
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: close() sends RST
 _READ = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a flow waits, in seconds: for a whole hello, for a silent peer's kernel, for the second end."""
+
+    hello_s: float = HELLO_S
+    keepalive_s: int = KEEPALIVE_S
+    half_closed_s: float = HALF_CLOSED_S
+
+    def watch(self, sock: socket.socket) -> None:
+        """Let the kernel find out that the peer is gone. See tcp(7)."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, self.keepalive_s // _PROBES))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +50,7 @@ class Surroundings:
     refused: Callable[[int, int, str, str, str], Awaitable[None] | None]
     failed: Callable[[int, str, str], None]
     observed: Callable[[int, str], None]
-    hello_s: float = HELLO_S
+    patience: Patience
 
 
 @dataclass(eq=False, slots=True)
@@ -47,6 +66,7 @@ class Flow:
     aborted: bool = False
     _pumps: list[Pump] = field(default_factory=list)
     _task: asyncio.Task[None] | None = None
+    _second_end: asyncio.TimerHandle | None = None
 
     def start(self, ended: Callable[[Flow], None]) -> None:
         self._task = asyncio.ensure_future(self._run())
@@ -70,10 +90,10 @@ class Flow:
 
     async def _run(self) -> None:
         self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.around.patience.watch(self.client)
         reader = HelloReader()
         try:
-            async with asyncio.timeout(self.around.hello_s):
+            async with asyncio.timeout(self.around.patience.hello_s):
                 host = await self._server_name(reader)
         except BadHello as e:
             await self._refuse(e.reason, "", e.alert)
@@ -127,7 +147,7 @@ class Flow:
         except OSError:
             await self._fail("unreachable")
             return False
-        self.upstream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.around.patience.watch(self.upstream)
         return True
 
     async def _relay(self, first: bytes) -> None:
@@ -147,11 +167,28 @@ class Flow:
                 over.set_exception(error)
             elif open_ways == 0:
                 over.set_result(None)
+            else:
+                self._await_second_end(over, -1)
 
         self._pumps = [Pump(loop, self.client, upstream, ended), Pump(loop, upstream, self.client, ended)]
         for pump in self._pumps:
             pump.start()
-        await over
+        try:
+            await over
+        finally:
+            if self._second_end is not None:
+                self._second_end.cancel()
+
+    def _await_second_end(self, over: asyncio.Future[None], moved: int) -> None:
+        """End a half-closed flow that moves nothing: its client may be gone, and nothing is read that would say so."""
+        if over.done():
+            return
+        now = sum(pump.moved_bytes for pump in self._pumps)
+        if now == moved:
+            over.set_exception(TimeoutError("half-closed and silent"))
+            return
+        wait_s = self.around.patience.half_closed_s
+        self._second_end = asyncio.get_running_loop().call_later(wait_s, self._await_second_end, over, now)
 
     async def _refuse(self, reason: str, host: str, alert: int, rule: str = "") -> None:
         named = self.around.refused(self.slot, self.port, reason, host, rule)

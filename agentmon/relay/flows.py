@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 from agentmon.events import Event
 from agentmon.lookup import Lookups
 from agentmon.relay import gate
-from agentmon.relay.flow import HELLO_S, Flow, Surroundings
+from agentmon.relay.flow import Flow, Patience, Surroundings
 from agentmon.reporting import Reporter
 from agentmon.views import Views
 
@@ -17,13 +17,13 @@ CONNECTIONS = 1000
 
 
 class Flows:
-    def __init__(self, views: Views, lookups: Lookups, reporter: Reporter, port: int, hello_s: float = HELLO_S) -> None:
+    def __init__(self, views: Views, lookups: Lookups, reporter: Reporter, port: int, patience: Patience) -> None:
         self._views = views
         self._reporter = reporter
         self._port = port
         self._flows: dict[int, set[Flow]] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._around = Surroundings(lookups, port, views.get, self._refused, self._failed, self._observed, hello_s)
+        self._around = Surroundings(lookups, port, views.get, self._refused, self._failed, self._observed, patience)
 
     def count(self, slot: int) -> int:
         return len(self._flows.get(slot, ()))

@@ -1,10 +1,8 @@
 """Moves bytes one way between two non-blocking sockets, driven by the event loop, with TCP's own back-pressure.
 
-One large buffer is shared by all flows: bytes are received into it and sent on in the same call; only what the
-receiver does not take at once is kept, and while it is kept nothing more is read. An idle flow holds no memory.
-
-recv/send with 1 MiB was measured against splice(2) through a pipe on loopback (Linux 6.18, 2 cores): 2,700–3,200 MB/s
-against 2,400–2,550, at the same CPU time.
+Bytes go from socket to pipe to socket by splice(2), never through this process. The pipe is borrowed for the turn;
+only a flow whose receiver does not take everything at once keeps it, and while it keeps it nothing more is read. An
+idle flow holds no pipe and no memory. Why not recv and send: docs/adr/0019.
 """
 
 from __future__ import annotations
@@ -13,12 +11,10 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-_LARGE = 1 << 20
-_SMALL = 1 << 16  # a slow receiver's share: what may have to be kept
-_TURNS = 4  # full buffers a flow may move before others have their turn
+from agentmon.relay import pipes
 
-_buffer = bytearray(_LARGE)
-_view = memoryview(_buffer)
+_SMALL = 1 << 16  # a slow receiver's share: what may have to be kept
+_TURNS = 8  # full pipes a flow may move before others have their turn
 
 
 class Pump:
@@ -36,7 +32,7 @@ class Pump:
         self._source = source
         self._sink = sink
         self._ended = ended
-        self._kept = memoryview(b"")
+        self._pipe: pipes.Pipe | None = None
         self._size = _SMALL
         self.moved_bytes = 0
 
@@ -47,51 +43,49 @@ class Pump:
         """Forget both sockets; the caller closes them."""
         self._loop.remove_reader(self._source)
         self._loop.remove_writer(self._sink)
+        self._return_pipe()
 
     def _readable(self) -> None:
         try:
+            pipe = self._pipe = pipes.lend()
             for _ in range(_TURNS):
-                size = self._size
-                count = self._source.recv_into(_view, size)
+                count = pipe.fill(self._source.fileno(), self._size)
                 if count == 0:
                     self._finish()
                     return
-                sent = self._send(_view[:count])
-                if sent < count:
-                    self._keep(bytes(_view[sent:count]))
+                if not self._drained(pipe):
+                    self._size = max(self._size // 2, _SMALL)
+                    self._loop.remove_reader(self._source)
+                    self._loop.add_writer(self._sink, self._writable, pipe)
                     return
-                if count < size:
-                    return
-                self._size = min(2 * size, _LARGE)
+                if count == self._size:
+                    self._size = min(2 * count, pipes.LARGE)
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as e:
             self._break(e)
+            return
+        self._return_pipe()
 
-    def _send(self, data: memoryview) -> int:
+    def _writable(self, pipe: pipes.Pipe) -> None:
         try:
-            sent = self._sink.send(data)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        self.moved_bytes += sent
-        return sent
-
-    def _keep(self, data: bytes) -> None:
-        self._kept = memoryview(data)
-        self._size = max(self._size // 2, _SMALL)
-        self._loop.remove_reader(self._source)
-        self._loop.add_writer(self._sink, self._writable)
-
-    def _writable(self) -> None:
-        try:
-            self._kept = self._kept[self._send(self._kept) :]
+            if not self._drained(pipe):
+                return
         except OSError as e:
             self._break(e)
             return
-        if not self._kept:
-            self._kept = memoryview(b"")
-            self._loop.remove_writer(self._sink)
-            self._loop.add_reader(self._source, self._readable)
+        self._return_pipe()
+        self._loop.remove_writer(self._sink)
+        self._loop.add_reader(self._source, self._readable)
+
+    def _drained(self, pipe: pipes.Pipe) -> bool:
+        self.moved_bytes += pipe.drain(self._sink.fileno())
+        return pipe.held == 0
+
+    def _return_pipe(self) -> None:
+        if self._pipe is not None:
+            pipes.give_back(self._pipe)
+            self._pipe = None
 
     def _finish(self) -> None:
         self.stop()

@@ -20,8 +20,11 @@ A, B = 16, 17
 
 
 @contextlib.contextmanager
-def between() -> Iterator[SimpleNamespace]:
-    """A relay and a resolver in a world with names; `set` tells both of them a bottle's rules."""
+def between(**relay: object) -> Iterator[SimpleNamespace]:
+    """A relay and a resolver in a world with names; `set` tells both of them a bottle's rules.
+
+    :param relay: more of its configuration.
+    """
     with contextlib.ExitStack() as stack:
         world = World()
         stack.callback(world.close)
@@ -36,18 +39,26 @@ def between() -> Iterator[SimpleNamespace]:
             ("half-dead.example", "AAAA"): [names.WEB6],
         }
         directory = stack.enter_context(names.directory())
-        stack.enter_context(names.service(world, "resolver", names.resolver_config(directory), directory))
-        stack.enter_context(names.service(world, "relay", names.relay_config(directory, hello_s=1.0), directory))
+        configs = {
+            "resolver": names.resolver_config(directory),
+            "relay": names.relay_config(directory, **{"hello_s": 1.0, **relay}),
+        }
+        pids = {
+            module: stack.enter_context(names.service(world, module, config, directory)).pid
+            for module, config in configs.items()
+        }
         resolver = Daemon(directory / "resolver.sock")
         stack.callback(resolver.close)
-        relay = Daemon(directory / "relay.sock")
-        stack.callback(relay.close)
+        daemon = Daemon(directory / "relay.sock")
+        stack.callback(daemon.close)
 
         def set_both(slot: int, *rules: str, **more: object) -> wire.Ack:
             assert resolver.set(slot, *rules, **more).error == ""
-            return relay.set(slot, *rules, **more)
+            return daemon.set(slot, *rules, **more)
 
-        yield SimpleNamespace(world=world, dns=dns, dir=directory, resolver=resolver, daemon=relay, set=set_both)
+        yield SimpleNamespace(
+            world=world, dns=dns, dir=directory, resolver=resolver, daemon=daemon, set=set_both, pids=pids
+        )
 
 
 class Server:
