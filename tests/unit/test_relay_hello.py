@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -224,3 +225,90 @@ def test_a_changed_byte_and_any_chunking(at: int, value: int, cuts: list[int]) -
         chunks.append(rest[:cut])
         rest = rest[cut:]
     assert run([data]) == run([*chunks, rest])
+
+
+GREASE = tuple(0x0A0A + 0x1010 * i for i in range(16))  # RFC 8701
+ECH = 0xFE0D
+KINDS = st.one_of(st.sampled_from((*GREASE, ECH, 5, 10, 11, 13, 16, 43, 45, 51)), st.integers(1, 0xFFFF))
+LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+NAMES = st.lists(LABEL, min_size=1, max_size=3).map(lambda labels: ".".join([*labels, "example"]))
+
+
+@given(
+    NAMES,
+    st.lists(st.tuples(KINDS, st.binary(max_size=80)), max_size=12, unique_by=lambda pair: pair[0]),
+    st.integers(0, 12),
+    st.integers(1, 700),
+    st.integers(0, 4),
+)
+def test_one_name_among_any_extensions_in_any_records(
+    name: str, others: list[tuple[int, bytes]], at: int, size: int, version: int
+) -> None:
+    """GREASE, an outer ECH (the outer name is what counts), records of SSL 3.0 to TLS 1.3's number, any fragments."""
+    extensions = [*others[:at], (0, sni(name.upper().encode())), *others[at:]]
+    data = bytearray(records(message(body(extensions)), size))
+    for start in range(0, len(data), 5 + size):
+        data[start + 2] = version
+    reader = HelloReader()
+    got = [reader.feed(bytes((byte,))) for byte in data]
+    assert (got[-1], set(got[:-1])) == (name, {None})
+    assert reader.raw == data
+
+
+@given(NAMES, NAMES, st.integers(0, 3))
+def test_two_names_in_any_arrangement(first: str, second: str, how: int) -> None:
+    a, b = first.encode(), second.encode()
+    extensions, expected = (
+        ([(0, sni(a, b))], "bad-sni"),
+        ([(0, sni(a)), (0, sni(b))], "not-tls"),
+        ([(0, sni(a)), (ECH, b"\0" * 40), (0, sni(b))], "not-tls"),
+        ([(0, sni(a + b"\0" + b))], "bad-sni"),
+    )[how]
+    assert reason(records(message(body(extensions)))) == expected
+
+
+@pytest.mark.parametrize("piece", [1, 1000, 16384])
+def test_64_kib_of_records_end_at_the_limit(piece: int) -> None:
+    """A hello that says it is larger than any, or never ends: what is kept is bounded, whatever is sent."""
+    for declared in (0xFFFF, MAX_BYTES - 4):
+        data = records(b"\x01" + declared.to_bytes(3, "big") + bytes(1 << 16), 512)
+        reader = HelloReader()
+        with pytest.raises(BadHello) as bad:
+            for at in range(0, len(data), piece):
+                assert reader.feed(data[at : at + piece]) is None
+        assert bad.value.reason == "not-tls"
+        assert len(reader.raw) <= MAX_BYTES + piece
+
+
+def seen_by_openssl(data: bytes) -> list[str | None]:
+    """The server names that a TLS server of another make reads in it; empty where it does not get so far."""
+    seen: list[str | None] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sni_callback = lambda _socket, name, _context: seen.append(name)
+    incoming = ssl.MemoryBIO()
+    incoming.write(data)
+    server = context.wrap_bio(incoming, ssl.MemoryBIO(), server_side=True)
+    with pytest.raises(ssl.SSLError):  # there is no certificate, or it wants more
+        server.do_handshake()
+    return seen
+
+
+def mutations(data: bytes, at: int, put: bytes, drop: int) -> Iterator[bytes]:
+    """Bytes replaced in place, and bytes replaced by another number of them with the lengths around put right."""
+    yield data[:at] + put + data[at + len(put) :]
+    hello = bytearray(data[9:])
+    at = min(at, len(hello))
+    hello[at : at + drop] = put
+    yield records(message(bytes(hello)))
+
+
+@given(st.integers(0, len(REAL) - 1), st.binary(min_size=1, max_size=6), st.integers(0, 6))
+def test_a_server_never_reads_another_name_than_the_relay(at: int, put: bytes, drop: int) -> None:
+    assert seen_by_openssl(REAL) == ["api.example.com"]
+    for data in mutations(REAL, at, put, drop):
+        try:
+            name = HelloReader().feed(data)
+        except BadHello:
+            continue
+        if name is not None:
+            assert {(other or "").lower() for other in seen_by_openssl(data)} <= {name}
