@@ -121,6 +121,10 @@ def text(data: dict[str, Any]) -> str:
     lines += [f"  {each['path']} ({', '.join(each['names'])})" for each in unseen["native"]] or ["  no native code"]
     lines += [f"  {name}: {how}" for name, how in unseen["loops"].items() if how != "absent"]
     lines += [f"  older than the guard: {each}" for each in unseen["sockets"]]
+    if unseen["interpreters"]:
+        lines.append(
+            f"  other interpreters of this process: {unseen['interpreters']} (each needs an install of its own)"
+        )
     lines += [f"  child without the guard: {each['command']}" for each in unseen["children"]]
     lines += ["  programs that it starts (subprocess), unless they are Python with EgressGuard.child_env()", ""]
     return "\n".join([*lines, _bottle(data["bottle"]), ""])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from importlib import import_module
 from ipaddress import ip_address
 
 from agentmon.guard import judge, vouching
@@ -61,6 +62,7 @@ def report(destinations: Iterable[str] = ()) -> dict[str, Any]:
             "native": loaded_native(),
             "loops": {name: _presence(name) for name in _OTHER_LOOPS},
             "sockets": list(status.sockets_before),
+            "interpreters": other_interpreters(),
             "children": [_child(each) for each in status.children if not each.inherits],
         },
         "bottle": {"name": os.environ.get("AGENTMON_BOTTLE", ""), "vouching": _vouching(status.vouching)},
@@ -147,6 +149,17 @@ def _names_in(path: str) -> list[str]:
         return ["?"]
     ffi = any(name.endswith("_ffi_call") for name in offered)
     return [name for name in _NAMES if name in called or (name == "ffi_call" and ffi)]
+
+
+def other_interpreters() -> int:
+    """Interpreters of this process beside the caller's (PEP 554, 684): hooks are per interpreter, so none of them is
+    held by the guard of this one."""
+    for name in ("_interpreters", "_xxsubinterpreters"):  # Python 3.13 and newer; older
+        try:
+            return len(import_module(name).list_all()) - 1
+        except ImportError:
+            continue
+    return 0
 
 
 def _presence(name: str) -> str:

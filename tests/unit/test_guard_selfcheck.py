@@ -74,6 +74,14 @@ def test_uvloop_is_seen_installed_and_loaded(tmp_path: Path) -> None:
     assert answer()["unseen"]["loops"]["gevent"] == "absent"
 
 
+def test_other_interpreters_are_counted(tmp_path: Path) -> None:
+    made = "try: import _interpreters as i\nexcept ImportError: import _xxsubinterpreters as i\nkept = i.create()\n"
+    (tmp_path / "app.py").write_text(made)
+    assert answer("--import", "app", path=str(tmp_path))["unseen"]["interpreters"] == 1
+    assert "other interpreters of this process: 1" in check("check", "--import", "app", path=str(tmp_path)).stdout
+    assert "other interpreters" not in check("check").stdout
+
+
 def test_programs_that_were_started_are_named(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("import subprocess\nsubprocess.run(['true', 'x'])\n")
     assert answer("--import", "app", path=str(tmp_path))["unseen"]["children"] == [
