@@ -175,7 +175,7 @@ def destination(policy: EffectivePolicy, dest: str, providers: Mapping[str, Prov
         layer = _LAYERS[decision.depth] if decision.depth else (refusing if resolved else "resolver")
         why = None
     out.update(_decided(policy, decision, layer))
-    decrypted = decision.depth is Depth.INSPECTED or any(covers_host(p, target.host) for p in policy.inspected)
+    decrypted = decision.depth is Depth.INSPECTED or policies.is_inspected(target.host)
     if out["verdict"] != "refused" and target.network is None and decrypted:
         tls = target.scheme == "https" or (target.scheme != "http" and port != _PLAIN_PORT)
         if target.path is not None:

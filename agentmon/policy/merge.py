@@ -146,7 +146,7 @@ def _rules(
     found = [option_rule(text, "--allow") for text in options.allow]
     found += [placed for manifest in manifests for placed in manifest.allow]
     if provider is not None and not manifests:
-        hosts = (*provider.hosts, *provider.also)
+        hosts = (h for h in (*provider.hosts, *provider.also) if "*" not in h.removeprefix("*."))
         found += [PlacedRule(parse_rule(f"{host}:443"), f"provider {provider.name}") for host in hosts]
     found += [PlacedRule(p.rule, SETTINGS_ORIGIN + p.origin) for p in settings.deny]
     # A deny of the settings keeps its origin although a manifest says the same: it cannot be taken back.

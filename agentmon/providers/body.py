@@ -3,40 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import msgspec
 
 from agentmon import wire
 from agentmon.providers.declaration import Parser
+from agentmon.providers.jsonread import Json, parse_object
 
 JSON_CAP = 16 << 20
-Json = dict[str, Any]
-
-
-def parse_object(data: bytes) -> Json | None:
-    """The JSON object in `data`; None for anything else."""
-    try:
-        value = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def count(value: object) -> int | None:
-    """A token count as providers write it; None for what is absent, null, negative or no number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != value:
-        return None
-    return int(min(value, 1 << 53))
-
-
-def table(value: object) -> Json:
-    """`value` if it is an object, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def text(value: object) -> str:
-    return value[:200] if isinstance(value, str) else ""
 
 
 class JsonBody:
@@ -65,10 +37,19 @@ class JsonBody:
 
 
 class Choice:
-    """Parser that is JSON or SSE: by the content type, or by the first byte where that is missing or wrong."""
+    """Parser that is JSON or SSE: by the content type, or by the first byte where that is missing or wrong.
 
-    def __init__(self, headers: Mapping[str, str], json: Callable[[], Parser], sse: Callable[[], Parser]) -> None:
-        self._json = json
+    :param array: for protocols that also stream as one JSON array; without it an array is a JSON body.
+    """
+
+    def __init__(
+        self,
+        headers: Mapping[str, str],
+        json: Callable[[], Parser],
+        sse: Callable[[], Parser],
+        array: Callable[[], Parser] | None = None,
+    ) -> None:
+        self._by_first = {b"{": json, b"[": array or json}
         self._sse = sse
         self._parser: Parser | None = sse() if "text/event-stream" in headers.get("content-type", "").lower() else None
         self._blank = bytearray()
@@ -79,7 +60,7 @@ class Choice:
             start = bytes(self._blank[:64]).lstrip(b" \t\r\n\xef\xbb\xbf")
             if not start and len(self._blank) < 64:
                 return
-            self._parser = self._json() if start[:1] in (b"{", b"[") else self._sse()
+            self._parser = self._by_first.get(start[:1], self._sse)()
             data = bytes(self._blank)
             self._blank.clear()
         self._parser.feed(data)
@@ -94,7 +75,7 @@ class Choice:
     @property
     def streams(self) -> bool:
         """Whether it turned out to be an event stream; False while nothing has come."""
-        return self._parser is not None and not isinstance(self._parser, JsonBody)
+        return getattr(self._parser, "streams", False)
 
     @property
     def output_seen(self) -> int:
@@ -104,3 +85,7 @@ class Choice:
     @property
     def overflowed(self) -> bool:
         return bool(getattr(self._parser, "overflowed", False))
+
+    @property
+    def ends_with_body(self) -> bool:
+        return bool(getattr(self._parser, "ends_with_body", False))

@@ -8,12 +8,28 @@ from enum import Enum
 from typing import Protocol
 
 from agentmon import wire
+from agentmon.providers.counting import count_tokens
+from agentmon.providers.request import Request
 
 
 class Metering(Enum):
     METERED = "metered"  # usage is read from the response; a hold is taken first
     FREE = "free"  # known to cost nothing (models list, token counting)
     REFUSED = "refused"  # known, and not offered through agentmon
+
+
+class Convention(Enum):
+    """Whether the input that a protocol tells includes what came from a cache; the row's `input` never does."""
+
+    APART = "cached apart"
+    INCLUDED = "cached included"
+
+
+class Signing(Enum):
+    """Whether requests are signed over head and body (AWS SigV4): then neither is changed on its way."""
+
+    UNSIGNED = "unsigned"
+    SIGNED = "signed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +42,11 @@ class Estimate:
 
 
 class Parser(Protocol):
-    """Reads one response body. feed() never raises and never keeps more than one event (capped) plus 64 KiB."""
+    """Reads one response body. feed() never raises and never keeps more than one event (capped) plus 64 KiB.
+
+    Parsers may have, besides: `streams` (an SSE event of ours may follow), `overflowed` (an event was over the cap),
+    `output_seen` (tokens of the text so far), `ends_with_body` (nothing inside the body tells its regular end).
+    """
 
     def feed(self, data: bytes) -> None:
         """Decoded body bytes, in any chunking."""
@@ -40,14 +60,18 @@ class Parser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`path` is a glob over the normalised path (no query); the first endpoint that matches method and path decides."""
+    """`path` is a glob over the normalised path (no query); the first endpoint that matches method and path decides.
+
+    A metered one has `parser`, `output` and `convention`; protocols make them (openai.chat, anthropic.messages …).
+    """
 
     method: str
     path: str
     metering: Metering
     parser: Callable[[Mapping[str, str]], Parser] | None = None  # response headers (lower case) → parser
-    estimate: Callable[[bytes], Estimate] | None = None  # request body → estimate
+    output: Callable[[Request], int] | None = None  # request → the most tokens its answer may put out
     rewrite: Callable[[bytes], tuple[bytes, bool]] | None = None  # request body → (body, include_usage added)
+    convention: Convention | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +89,20 @@ class Provider:
     unmetered. `also` are hosts the client needs that carry no usage (sign-in, telemetry stays out)."""
 
     name: str
-    hosts: tuple[str, ...]
+    hosts: tuple[str, ...]  # a name; *.name, any depth below; a `*` inside a label, letters, digits and hyphens
     endpoints: tuple[Endpoint, ...]
     also: tuple[str, ...] = ()
     client: Client = Client()
     error_body: Callable[[dict[str, object]], bytes] | None = None  # typed in-stream error event, SSE bytes
+    count_tokens: Callable[[Request], int] = count_tokens  # input of a request, at most; before it is sent
+    signing: Signing = Signing.UNSIGNED
+
+
+def free(method: str, *paths: str) -> tuple[Endpoint, ...]:
+    """Endpoints that cost nothing."""
+    return tuple(Endpoint(method, path, Metering.FREE) for path in paths)
+
+
+def refused(method: str, *paths: str) -> tuple[Endpoint, ...]:
+    """Endpoints that are known, and whose cost cannot be read from an answer."""
+    return tuple(Endpoint(method, path, Metering.REFUSED) for path in paths)

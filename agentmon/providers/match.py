@@ -1,6 +1,7 @@
 """Which provider owns a host, which endpoint a request is: exact, canonical, without surprises.
 
-    path pattern = "/" segment { "/" segment };  "*" matches one segment, "**" one or more
+    path pattern = "/" segment { "/" segment };  "*" matches inside one segment, "**" across segments, both at least one
+    host pattern = name | "*." name (any depth below) | name with "*" inside labels (letters, digits, hyphens)
 
 A path is compared in one normal form; one that could mean two things (encoded slashes, dot segments, backslashes, NUL)
 has no normal form and is refused where it matters.
@@ -59,12 +60,23 @@ def path_matches(glob: str, path: str) -> bool:
     return _pattern(glob).fullmatch(path) is not None
 
 
+@lru_cache(maxsize=1024)
+def _host(pattern: str) -> re.Pattern[str]:
+    below = pattern.startswith("*.")
+    parts = pattern[2 * below :].split("*")
+    return re.compile((r".+\." if below else "") + "[a-z0-9-]+".join(re.escape(part) for part in parts))
+
+
+def host_matches(pattern: str, host: str) -> bool:
+    """Whether a canonical host name is one of a declaration's pattern."""
+    return pattern == host or ("*" in pattern and _host(pattern).fullmatch(host) is not None)
+
+
 def owner(providers: Mapping[str, Provider], host: str) -> Provider | None:
-    """The provider whose `hosts` contain this canonical host name; `*.` matches any depth below, not the apex."""
+    """The provider whose `hosts` cover this canonical host name."""
     for provider in providers.values():
-        for pattern in provider.hosts:
-            if pattern == host or (pattern.startswith("*.") and host.endswith(pattern[1:]) and host != pattern[2:]):
-                return provider
+        if any(host_matches(pattern, host) for pattern in provider.hosts):
+            return provider
     return None
 
 

@@ -1,4 +1,4 @@
-"""The providers agentmon knows: built-in declarations and what settings' `providers:` adds to them.
+"""The providers agentmon knows: built-in declarations and what settings' `providers:` adds to them (docs/providers.md).
 
     providers:
       claude: {hosts: [claude.corp.example]}                      # more hosts that speak its protocol
@@ -16,17 +16,33 @@ from dataclasses import replace
 from typing import Any
 
 from agentmon.errors import BadInput
-from agentmon.providers import anthropic, openai
+from agentmon.policy.rules import RuleError, host_pattern
+from agentmon.providers import (
+    anthropic,
+    azure,
+    bedrock,
+    gemini,
+    lint,
+    mistral,
+    openai,
+    openrouter,
+    vertex,
+)
 from agentmon.providers.declaration import Client, Endpoint, Metering, Provider
+from agentmon.providers.overlap import hosts_overlap
 
-BUILT_IN: tuple[Provider, ...] = (anthropic.PROVIDER, openai.CODEX, openai.PROVIDER)
+BUILT_IN: tuple[Provider, ...] = (
+    anthropic.PROVIDER, openai.CODEX, openai.PROVIDER, gemini.PROVIDER, azure.PROVIDER, openrouter.PROVIDER,
+    mistral.PROVIDER, vertex.PROVIDER, bedrock.PROVIDER,
+)  # fmt: skip
 _LISTS = ("hosts", "also", "rw", "ro", "env")
 
 
 def load(additions: Mapping[str, Any] | None = None) -> dict[str, Provider]:
     """All providers by name.
 
-    :raises BadInput: an addition has an unknown key, a value of the wrong type, a host that another provider owns.
+    :raises BadInput: an addition has an unknown key, a value of the wrong type, a host that another provider owns, an
+        endpoint that is never asked or that would make a metered one free.
     """
     providers = {p.name: p for p in BUILT_IN}
     for name, addition in (additions or {}).items():
@@ -36,6 +52,9 @@ def load(additions: Mapping[str, Any] | None = None) -> dict[str, Provider]:
             rw=base.client.rw + lists["rw"], ro=base.client.ro + lists["ro"], env=base.client.env + lists["env"]
         )
         endpoints = _endpoints(name, base, addition.get("endpoints", {}))
+        wrong = lint.endpoints(endpoints) or lint.freed(endpoints, base.endpoints)
+        if wrong:
+            raise BadInput(f"providers: {name}: endpoints: {wrong}", "the first that covers a request decides")
         providers[name] = replace(
             base, name=name, hosts=base.hosts + lists["hosts"], also=base.also + lists["also"], client=client,
             endpoints=endpoints + base.endpoints,
@@ -67,9 +86,25 @@ def _base(providers: Mapping[str, Provider], name: str, addition: Any) -> Provid
 
 
 def _texts(name: str, key: str, value: Any) -> tuple[str, ...]:
+    where = f"providers: {name}: {key}"
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) and v for v in value):
-        raise BadInput(f"providers: {name}: {key}: expected a list of text, got {value!r}", "write [a, b]")
-    return tuple(v.lower().rstrip(".") if key in {"hosts", "also"} else v for v in value)
+        raise BadInput(f"{where}: expected a list of text, got {value!r}", "write [a, b]")
+    if key not in {"hosts", "also"}:
+        return tuple(value)
+    return tuple(_host(where, v) for v in value)
+
+
+def _host(where: str, written: str) -> str:
+    """The canonical pattern; a `*` inside a label is tried as a letter."""
+    host = written.lower().rstrip(".")
+    try:
+        host_pattern(host if host.startswith("*.") and "*" not in host[2:] else host.replace("*", "x"))
+    except RuleError as e:
+        raise BadInput(f"{where}: {written!r}: {e.message}", e.hint) from e
+    labels = host.removeprefix("*.").split(".")
+    if any("*" in label for label in labels[-2:]) or any(label.count("*") > 1 for label in labels):
+        raise BadInput(f"{where}: {written!r} covers too much", "name the provider's own domain: *.llm.example")
+    return host
 
 
 def _endpoints(name: str, base: Provider, value: Any) -> tuple[Endpoint, ...]:
@@ -79,7 +114,7 @@ def _endpoints(name: str, base: Provider, value: Any) -> tuple[Endpoint, ...]:
     out = []
     for key, said in value.items():
         method, _, path = str(key).partition(" ")
-        if not method.isupper() or not path.startswith("/"):
+        if not (method.isupper() or method == "*") or not path.startswith("/"):
             raise BadInput(f"{where}: expected METHOD /path, got {key!r}", '"GET /v1/files/**": free')
         if said in ("free", "refused"):
             out.append(Endpoint(method, path, Metering(said)))
@@ -94,10 +129,12 @@ def _endpoints(name: str, base: Provider, value: Any) -> tuple[Endpoint, ...]:
 
 
 def _check_owners(providers: Mapping[str, Provider]) -> None:
-    owners: dict[str, str] = {}
+    taken: list[tuple[str, str]] = []
     for provider in providers.values():
         for host in provider.hosts:
-            if owners.setdefault(host, provider.name) != provider.name:
-                raise BadInput(
-                    f"providers: host {host} belongs to {owners[host]} and to {provider.name}", "name it once"
-                )
+            other = next(((h, n) for h, n in taken if n != provider.name and hosts_overlap(h, host)), None)
+            if other is not None:
+                both = host if other[0] == host else f"{host} and {other[0]}"
+                what = f"providers: host {both} belongs to {other[1]} and to {provider.name}"
+                raise BadInput(what, "a host has one owner: name it once")
+            taken.append((host, provider.name))

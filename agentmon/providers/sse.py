@@ -114,15 +114,15 @@ class SseReader:
 
 
 class EventGate:
-    """Passes a stream on event by event, leaving out those that `drop(raw)` names; everything else is byte-identical.
+    """Passes a stream on event by event, as `change(raw)` gives each back (b"": left out); else byte-identical.
 
     What is incomplete waits for its end, but at most `hold` bytes: a longer event passes undivided and unexamined.
     """
 
     _END = re.compile(rb"(?:\r\n|\r(?!\n)|\n){2}")
 
-    def __init__(self, drop: Callable[[bytes], bool], hold: int = 1 << 20) -> None:
-        self._drop = drop
+    def __init__(self, change: Callable[[bytes], bytes], hold: int = 1 << 20) -> None:
+        self._change = change
         self._hold = hold
         self._pending = bytearray()
         self._passing = False  # inside an event that outgrew `hold`
@@ -134,8 +134,7 @@ class EventGate:
         while (end := self._end()) is not None:
             raw = bytes(self._pending[:end])
             del self._pending[:end]
-            if self._passing or not self._drop(raw):
-                out += raw
+            out += raw if self._passing else self._change(raw)
             self._passing = False
         if len(self._pending) > self._hold:
             keep = 3  # a divided terminator still has to be recognised
@@ -148,8 +147,8 @@ class EventGate:
         """What is left when the stream ends, or a pause in it that cannot be told from the end."""
         raw = bytes(self._pending)
         self._pending.clear()
-        if raw and not self._passing and self._drop(raw):
-            return b""
+        if raw and not self._passing and (changed := self._change(raw)) != raw:
+            return changed
         self._passing = bool(raw)
         return raw
 

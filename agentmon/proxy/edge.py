@@ -22,9 +22,11 @@ from mitmproxy.proxy.layers.http import HTTPMode
 
 from agentmon.lookup import LookupRefused, Lookups
 from agentmon.policy.rules import RuleError, canonical_host
-from agentmon.providers.declaration import Provider
+from agentmon.providers import estimate
+from agentmon.providers.declaration import Provider, Signing
 from agentmon.providers.decoding import decode_all
-from agentmon.providers.openai import is_usage_chunk
+from agentmon.providers.include_usage import without_usage
+from agentmon.providers.request import read as read_request
 from agentmon.providers.sse import EventGate
 from agentmon.proxy import bodies, introspect
 from agentmon.proxy.bottles import Bottles
@@ -210,7 +212,7 @@ class Hooks:
     async def _admit(self, live: Live, verdict: Allow) -> Refusal | None:
         """Hold, look up, prepare; None where the request may go."""
         endpoint, provider, request = verdict.endpoint, verdict.provider, live.flow.request
-        assert endpoint is not None and provider is not None and endpoint.estimate is not None
+        assert endpoint is not None and provider is not None
         slot, name = live.bottle.view.slot, live.bottle.view.bottle
         raw = request.raw_content or b""
         coding = request.headers.get("content-encoding", "")
@@ -219,7 +221,7 @@ class Hooks:
             return 400, bodies.egress_denied("The request's body does not decode.", verdict.host)
         whose = Whose(slot, name, provider.name, verdict.host, next(self._keys))
         live.exchange = Exchange(self.accounts, whose)
-        refusal = await live.exchange.reserve(endpoint.estimate(body))
+        refusal = await live.exchange.reserve(estimate.of(provider, endpoint, read_request(verdict.path, body)))
         if refusal is None:
             refusal = await self._route(live.connection, live.flow, verdict.host)
         now = self.bottles.at(slot)
@@ -228,7 +230,8 @@ class Hooks:
         if refusal is not None:
             live.exchange.finish(sent=False, status=None, usage=None)
             return refusal
-        request.headers["accept-encoding"] = "identity"
+        if provider.signing is Signing.UNSIGNED:
+            request.headers["accept-encoding"] = "identity"
         if endpoint.rewrite is not None:
             body, live.strip_usage = endpoint.rewrite(body)
             if live.strip_usage:
@@ -265,12 +268,15 @@ class Hooks:
         coding = "" if coding.lower() == "identity" else coding
         kind = headers.get("content-type", "")
         sse = "text/event-stream" in kind or not kind  # without a type: a stream where it turns out to be one
-        gate = EventGate(is_usage_chunk) if live.strip_usage and sse and not coding else None
+        gate = EventGate(without_usage) if live.strip_usage and sse and not coding else None
         return Tap(live.verdict.endpoint.parser(headers), Answer(coding, sse), gate, exchange.progress)
 
     def on_response(self, connection: Connection, flow: http.HTTPFlow) -> None:
-        if flow.id in self.live:
-            self._finish(self.live[flow.id])
+        live = self.live.get(flow.id)
+        if live is not None:
+            if live.tap is not None:
+                live.tap.ended()
+            self._finish(live)
 
     def on_error(self, connection: Connection, flow: http.HTTPFlow) -> None:
         if flow.id in self.live:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from agentmon import wire
 from agentmon.providers.declaration import Parser
 from agentmon.providers.decoding import Decoder
@@ -35,7 +37,7 @@ class Tap:
         self._on_growth = on_growth
         self._last: wire.Usage | None = None
         self._can_end = answer.sse and not answer.coding
-        self._mid_line = False
+        self._mid_line = self._ended = False
         self.failed = ""
         self.bytes = 0
 
@@ -60,6 +62,10 @@ class Tap:
             self._last = usage
             self._on_growth(usage)
 
+    def ended(self) -> None:
+        """The body came to its regular end; without this, close() finds one that broke off."""
+        self._ended = True
+
     def close(self) -> wire.Usage | None:
         """The body has ended or broken off: the usage there is; not `complete` where anything could not be read."""
         try:
@@ -70,7 +76,10 @@ class Tap:
         self.failed = self.failed or self._decoder.failed
         if getattr(self._parser, "overflowed", False):
             self.failed = self.failed or "an event was too large to be read"
-        return self._parser.usage()
+        usage = self._parser.usage()
+        if usage is not None and not self._ended and getattr(self._parser, "ends_with_body", False):
+            usage = msgspec.structs.replace(usage, complete=False)
+        return usage
 
     @property
     def can_end_with_event(self) -> bool:

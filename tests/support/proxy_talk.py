@@ -57,7 +57,7 @@ def chat_stream(usage: bool) -> list[bytes]:
     def chunk(**data: Any) -> bytes:
         return b"data: " + json.dumps({"id": "chatcmpl-1", "model": "gpt-x"} | data).encode() + b"\n\n"
 
-    parts = [chunk(choices=[{"index": 0, "delta": {"content": "hi"}}], usage=None)]
+    parts = [chunk(choices=[{"index": 0, "delta": {"content": "hi"}}], **({"usage": None} if usage else {}))]
     if usage:
         parts.append(chunk(choices=[], usage={"prompt_tokens": 8, "completion_tokens": 4}))
     return [*parts, b"data: [DONE]\n\n"]

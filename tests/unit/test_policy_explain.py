@@ -109,7 +109,7 @@ ROUTED = (
     [
         ("https://h.other/v2/x", "path", "Path /v2/x is not allowed"),
         ("https://api.anthropic.com/v1/unknown", "endpoint", "cannot be metered"),
-        ("https://api.anthropic.com/v1/messages/batches", "endpoint", "cannot be metered"),
+        ("https://api.anthropic.com/v1/complete", "endpoint", "cannot be metered"),
         ("http://h.other/v1/x", None, ""),
         ("https://h.other/v1/x", None, ""),
         ("https://api.anthropic.com/v1/messages", None, ""),

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentmon import wire
-from agentmon.providers.anthropic import PROVIDER, by_model, error_event, parser
+from agentmon.providers.anthropic import PROVIDER, error_event
+from agentmon.providers.anthropic_usage import by_model, parser
 from agentmon.providers.declaration import Metering
 from agentmon.providers.match import endpoint
 

@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 
 from agentmon import wire
 from agentmon.providers.declaration import Metering
+from agentmon.providers.include_usage import include_usage, without_usage
 from agentmon.providers.match import endpoint
-from agentmon.providers.openai import (
-    CODEX,
-    PROVIDER,
-    chat_parser,
-    error_event,
-    include_usage,
-    is_usage_chunk,
-    responses_parser,
-)
+from agentmon.providers.openai import CODEX, PROVIDER, error_event
+from agentmon.providers.openai_usage import chat_parser, responses_parser
 
 SSE = {"content-type": "text/event-stream"}
 DONE = b"data: [DONE]\n\n"
@@ -183,12 +177,29 @@ def test_what_is_no_stream_stays_as_it_is(body: bytes) -> None:
     assert include_usage(body) == (body, False)
 
 
-def test_only_the_extra_chunk_is_the_usage_chunk() -> None:
-    assert is_usage_chunk(chunk(choices=[], usage=USAGE))
-    assert not is_usage_chunk(chunk(choices=[{"delta": {}}], usage=USAGE))  # Mistral: on the finish chunk
-    assert not is_usage_chunk(chunk(choices=[], usage=None))
-    assert not is_usage_chunk(chunk(choices=[{"delta": {"content": '"usage" "choices":[]'}}]))
-    assert not is_usage_chunk(DONE) and not is_usage_chunk(b": comment\n\n")
+def test_only_the_extra_chunk_is_left_out() -> None:
+    assert without_usage(chunk(choices=[], usage=USAGE)) == b""
+    for kept in (
+        chunk(choices=[{"delta": {}}], usage=USAGE),  # Mistral: on the finish chunk
+        chunk(choices=[{"delta": {"content": '"usage" "choices":[]'}}]),
+        DONE,
+        b": comment\n\n",
+        b'data: {"choices": "usage", "usage"\n\n',
+    ):
+        assert without_usage(kept) == kept
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_a_null_usage_that_the_client_did_not_ask_for_goes_and_one_in_the_content_stays(separators: Any) -> None:
+    def event(value: Any) -> bytes:
+        return b"data: " + json.dumps(value, separators=separators).encode() + b"\n\n"
+
+    content = {"delta": {"content": ',"usage":null', "extra": {"a": 1, "usage": None}}}
+    before, after = {"id": "c", "choices": [content]}, {"obfuscation": 'x,"usage":null'}
+    assert without_usage(event(before | {"usage": None} | after)) == event(before | after)
+    assert without_usage(event({"usage": None} | before)) == event(before)
+    assert without_usage(event(before | {"usage": None})) == event(before)
+    assert without_usage(event(before)) == event(before)
 
 
 def test_the_error_event() -> None:
@@ -205,6 +216,7 @@ def test_what_is_metered() -> None:
     assert metering(PROVIDER, "POST", "/v1/responses") is Metering.METERED
     assert metering(PROVIDER, "POST", "/v1/responses/input_tokens") is Metering.FREE
     assert metering(PROVIDER, "POST", "/v1/batches/x") is Metering.REFUSED
-    assert metering(PROVIDER, "POST", "/v1/images/generations") is None
+    assert metering(PROVIDER, "POST", "/v1/images/generations") is Metering.METERED
+    assert metering(PROVIDER, "POST", "/v1/audio/speech") is None
     assert metering(CODEX, "POST", "/backend-api/codex/responses") is Metering.METERED
     assert metering(CODEX, "POST", "/backend-api/conversation") is None

@@ -92,7 +92,7 @@ def test_where_in_an_event_the_stream_stands() -> None:
 
 
 def gated(chunks: list[bytes], hold: int = 1 << 16) -> bytes:
-    gate = EventGate(lambda raw: b"secret" in raw, hold)
+    gate = EventGate(lambda raw: b"" if b"secret" in raw else raw, hold)
     return b"".join([gate.feed(c) for c in chunks] + [gate.flush()])
 
 

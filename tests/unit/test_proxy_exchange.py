@@ -11,9 +11,9 @@ import pytest
 from agentmon import wire
 from agentmon.errors import AgentmonError
 from agentmon.events import Event
-from agentmon.providers.anthropic import parser
+from agentmon.providers.anthropic_usage import parser
 from agentmon.providers.declaration import Estimate
-from agentmon.providers.openai import is_usage_chunk
+from agentmon.providers.include_usage import without_usage
 from agentmon.providers.sse import EventGate
 from agentmon.proxy.exchange import Accounts, Exchange, Whose
 from agentmon.proxy.settlement import charge
@@ -253,7 +253,7 @@ def test_the_tap_never_raises() -> None:
 
 
 def test_a_gate_leaves_out_the_usage_chunk_and_returns_no_empty_bytes() -> None:
-    tap, _ = make_tap(EventGate(is_usage_chunk))
+    tap, _ = make_tap(EventGate(without_usage))
     assert tap(b'data: {"choices": [], "us') == []
     assert tap(b'age": {"prompt_tokens": 1}}\n\ndata: [DONE]\n\n') == [b"data: [DONE]\n\n"]
     assert tap(b"data: x") == [] and tap.before_event() == b""

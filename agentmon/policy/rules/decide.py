@@ -68,14 +68,18 @@ class _Bucket:
 
 
 class PolicySet:
-    """Rules ready to be asked. `inspected`: host patterns that are decrypted although their rule is a name rule.
+    """Rules ready to be asked. `inspected`: host patterns that are decrypted although their rule is a name rule;
+    a `*` inside a label stands for letters, digits and hyphens there (regions of a provider).
 
     Methods take names in any spelling; what is no name is refused, not an error.
     """
 
     def __init__(self, rules: Iterable[Rule], inspected: Iterable[str] = ()) -> None:
         self.rules = tuple(rules)
-        self.inspected = frozenset(host_pattern(p) for p in inspected)
+        patterns = dict.fromkeys(inspected)
+        within = [p for p in patterns if "*" in p.removeprefix("*.")]
+        self.inspected = frozenset(p if p in within else host_pattern(p) for p in patterns)
+        self._within = [p.split(".") for p in within]
         self._numbers = {rule: number for number, rule in enumerate(self.rules)}
         self._names: dict[str, _Bucket] = {}
         self._networks: dict[int, dict[int, dict[int, _Bucket]]] = {4: {}, 6: {}}  # version → prefix length → network
@@ -169,7 +173,12 @@ class PolicySet:
 
     def is_inspected(self, name: str) -> bool:
         host = self._host(name)
-        return host is not None and bool(self.inspected) and any(key in self.inspected for key in patterns_above(host))
+        if host is None or not self.inspected:
+            return False
+        if any(key in self.inspected for key in patterns_above(host)):
+            return True
+        labels = host.split(".")
+        return any(len(p) == len(labels) and all(map(_label_fits, p, labels)) for p in self._within)
 
     def _host(self, name: str) -> str | None:
         if name in self._names and not name.startswith("*"):
@@ -239,6 +248,13 @@ class PolicySet:
             bucket = buckets.get(number >> shift << shift)
             if bucket is not None:
                 yield bucket
+
+
+def _label_fits(pattern: str, label: str) -> bool:
+    before, star, after = pattern.partition("*")
+    if not star:
+        return pattern == label
+    return len(label) > len(before) + len(after) and label.startswith(before) and label.endswith(after)
 
 
 def _on_path(deny: Rule, path: str | None) -> bool:
