@@ -90,11 +90,12 @@ class Pipe:
     mac_inner: str
     addresses: tuple[Address, ...]
     gateways: tuple[Address, ...]
+    inner: str = links.INNER
 
     def make(self, route: Netlink) -> None:
         """:raises KernelRefused: EEXIST, the device's name is taken."""
         with namespaces.handle(self.namespace) as fd:
-            route.run([links.veth(self.veth, self.mac_host, self.mac_inner, fd)])
+            route.run([links.veth(self.veth, self.mac_host, self.mac_inner, fd, self.inner)])
 
     def set_up(self, route: Netlink) -> None:
         """Address both ends; idempotent."""
@@ -112,7 +113,7 @@ class Pipe:
     def _inside(self) -> None:
         route = Netlink(ROUTE)
         try:
-            route.run(self._inner_requests(links.index(links.INNER)))
+            route.run(self._inner_requests(links.index(self.inner)))
         finally:
             route.close()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from netfilter.errors import KernelRefused
 from netfilter.render_bottle import REASONS
-from netfilter.spec import EPOCH_MASK, Address, BottleNet, BottleRules, HostSpec, Learned, Mode, Proto
+from netfilter.spec import EPOCH_MASK, Address, BottleNet, BottleRules, Holding, HostSpec, Learned, Mode, Proto
 from netfilter.verdict import Judge, Verdict, own_networks
 
 _NS = 1_000_000_000
@@ -62,6 +62,14 @@ class FakeNetfilter:
         if net.slot in self.bottles:
             raise KernelRefused(errno.EEXIST, f"create namespace {net.netns}", "the name is taken")
         self.bottles[net.slot] = _Bottle(net, BottleRules(net.slot, EPOCH_MASK, Mode.CLOSED))
+
+    def attach_bottle(self, net: BottleNet, namespace: str, inode: int) -> Holding:
+        self.create_bottle(net)
+        return Holding()
+
+    def hold_again(self, slot: int) -> tuple[str, ...]:
+        self._bottle(slot)
+        return ()
 
     def adopt_bottle(self, net: BottleNet) -> None:
         self._bottle(net.slot)

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from netfilter import render, render_bottle
+from netfilter import foreign, render, render_bottle, render_foreign
 from netfilter.bottle import Bottle, Inner, Pipe, bottle_pipe, first_inside, now_ns, pair
 from netfilter.elements import Segments
 from netfilter.errors import KernelRefused
@@ -25,7 +25,7 @@ from netfilter.netns.sockets import Sockets
 from netfilter.netns.wire import ROUTE, Netlink
 from netfilter.nfnetlink import Elements
 from netfilter.nft import Nft
-from netfilter.spec import EPOCH_MASK, Address, BottleNet, BottleRules, HostSpec, Learned, Mode, Network
+from netfilter.spec import EPOCH_MASK, Address, BottleNet, BottleRules, Holding, HostSpec, Learned, Mode, Network
 from netfilter.transaction import Transaction
 from netfilter.verdict import Judge, own_networks
 
@@ -119,11 +119,7 @@ class HostNetfilter:
 
     def create_bottle(self, net: BottleNet) -> None:
         self._check_net(net)
-        edges, pipe = self._edges(), bottle_pipe(net)
         made: list[Inner] = []
-
-        def unlink() -> None:
-            edges.route.run([links.delete(net.veth)])
 
         def leave() -> None:
             made.pop().close()
@@ -135,6 +131,53 @@ class HostNetfilter:
             lambda: made.append(namespaces.create(net.netns, first_inside)),
             leave,
         )
+        self._connect(change, net, bottle_pipe(net))
+        change.run()
+        self._bottles[net.slot] = Bottle(net, made[0], BottleRules(net.slot, 0, Mode.CLOSED), untouched=True)
+
+    def attach_bottle(self, net: BottleNet, namespace: str, inode: int) -> Holding:
+        self._check_net(net)
+        edges = self._edges()
+        made: list[Inner] = []
+        held: list[Holding] = []
+
+        def leave() -> None:
+            made.pop().close()
+            foreign.leave(net.netns)
+
+        change = Transaction()
+        change.add(f"close {namespace} inside", lambda: made.append(foreign.close_inside(net, namespace, inode)), leave)
+        change.add(
+            "shut its own ways out",
+            lambda: held.append(foreign.shut(edges.nft, edges.route, net)),
+            lambda: foreign.reopen(edges.nft, edges.route, net.slot, net.netns, net.veth),
+        )
+        self._connect(change, net, foreign.foreign_pipe(net))
+        change.run()
+        self._bottles[net.slot] = Bottle(net, made[0], BottleRules(net.slot, 0, Mode.CLOSED), untouched=True)
+        return held[0]
+
+    def hold_again(self, slot: int) -> tuple[str, ...]:
+        bottle, edges = self._bottle(slot), self._edges()
+        net = bottle.net
+        if net.foreign is None:
+            return ()
+        gone = foreign.missing(net, bottle.inner)
+        if "rules" in gone:
+            everything = self._whole(net, bottle.rules, bottle.still_learned(now_ns()))
+            bottle.inner.nft.run(everything, f"restore the table of bottle {slot}")
+        if "routes" in gone:
+            foreign.reconnect(edges.route, net)
+        fresh = foreign.shut(edges.nft, edges.route, net).shut
+        return (*gone, *(f"new way out {name}" for name in fresh))
+
+    def _connect(self, change: Transaction, net: BottleNet, pipe: Pipe) -> None:
+        """A namespace that is closed gets its device, led to a closed chain."""
+        edges = self._edges()
+
+        def unlink() -> None:
+            edges.route.run([links.delete(net.veth)])
+
         change.add(
             f"close {net.veth} on the host",
             lambda: edges.nft.run(render_bottle.bottle_closed(net), f"close bottle {net.slot}"),
@@ -144,8 +187,6 @@ class HostNetfilter:
         change.add(f"make device {net.veth}", lambda: pipe.make(edges.route), unlink)
         change.add(f"address {net.veth} and eth0", lambda: pipe.set_up(edges.route))
         change.add("forwarding of new devices", self._forward)
-        change.run()
-        self._bottles[net.slot] = Bottle(net, made[0], BottleRules(net.slot, 0, Mode.CLOSED), untouched=True)
 
     def _lead(self, net: BottleNet) -> None:
         elements = self._edges().elements
@@ -168,6 +209,9 @@ class HostNetfilter:
         bottle = self._bottles.pop(slot, None)
         if bottle is not None:
             bottle.inner.close()
+        if foreign.is_foreign(name) if bottle is None else bottle.net.foreign is not None:
+            foreign.reopen(edges.nft, edges.route, slot, name, veth)
+            foreign.leave(name)
         namespaces.delete(name)
 
     def _remaining(self, slot: int) -> list[Entry]:
@@ -214,13 +258,15 @@ class HostNetfilter:
             kept = carried(living, judge)
             for conntrack in (bottle.inner.conntrack, edges.conntrack):
                 change.add("carry live flows over", remarking(conntrack, kept), marks_undone(conntrack, kept))
-        inner = [*commands(None, rules), *render_bottle.inner_chain(rules)]
+        inner = [*commands(None, rules), *render_foreign.table_judging(bottle.net, rules)]
         change.add(
             f"rules of bottle {rules.slot} inside",
             lambda: _inside(
-                bottle, inner, lambda: self._whole(rules, [*before, *rules.learned] if not fresh else rules.learned)
+                bottle,
+                inner,
+                lambda: self._whole(bottle.net, rules, [*before, *rules.learned] if not fresh else rules.learned),
             ),
-            lambda: bottle.inner.nft.run(self._whole(old, before), "take the bottle's own rules back"),
+            lambda: bottle.inner.nft.run(self._whole(bottle.net, old, before), "take the bottle's own rules back"),
         )
         outer = [*commands(rules.slot, rules), *render_bottle.bottle_chain(bottle.net, rules, self._own(), old)]
         what = f"rules of bottle {rules.slot}"
@@ -236,13 +282,13 @@ class HostNetfilter:
         bottle.untouched = bottle.untouched and rules.mode is Mode.CLOSED
 
     @staticmethod
-    def _whole(rules: BottleRules | None, learned: Sequence[Learned]) -> list[Part]:
+    def _whole(net: BottleNet, rules: BottleRules | None, learned: Sequence[Learned]) -> list[Part]:
         """The bottle's own table from nothing."""
-        commands = render_bottle.inner_closed()
+        commands = render_foreign.table_closed(net)
         if rules is not None:
             commands += render_bottle.static_sets(None, rules, None)
             commands += render_bottle.learned_in(Segments().change(learned, now_ns()), None, fresh=True)
-            commands += render_bottle.inner_chain(rules)
+            commands += render_foreign.table_judging(net, rules)
         return commands
 
     def _bottle(self, slot: int) -> Bottle:
@@ -262,7 +308,9 @@ class HostNetfilter:
         except KernelRefused as e:
             _unless_gone(e)  # root in the bottle flushed its table: back with it
             everything = [*bottle.still_learned(now), *entries]
-            bottle.inner.nft.run(self._whole(bottle.rules, everything), f"restore the table of bottle {slot}")
+            bottle.inner.nft.run(
+                self._whole(bottle.net, bottle.rules, everything), f"restore the table of bottle {slot}"
+            )
         edges.elements.renew(render_bottle.exact_sets(change, slot))
         edges.nft.run(render_bottle.ranges(change, slot), what)
         bottle.segments = segments

@@ -128,6 +128,11 @@ def counted(counter: str) -> Part:
     return Part(f"counter name {counter}", {"counter": counter})
 
 
+def dnat(version: int, address: str) -> Part:
+    family = "ip" if version == 4 else "ip6"
+    return Part(f"dnat {family} to {address}", {"dnat": {"family": family, "addr": address}})
+
+
 ACCEPT, DROP = Part("accept", {"accept": None}), Part("drop", {"drop": None})
 MASQUERADE = Part("masquerade", {"masquerade": None})
 RESET = Part("reject with tcp reset", {"reject": {"type": "tcp reset"}})

@@ -165,7 +165,7 @@ def inner_closed() -> list[Part]:
         table("add"),
         table("delete"),
         table("add"),
-        *_sets(None),
+        *inner_sets(),
         *refusal(),
         base_chain("output", "filter", "output", FILTER, "drop"),
         base_chain("input", "filter", "input", FILTER, "drop"),
@@ -177,7 +177,13 @@ def inner_closed() -> list[Part]:
 
 def inner_chain(rules: BottleRules) -> list[Part]:
     """The bottle's own judgement of what it sends: refused here, a program hears it at once."""
-    parts: list[list[Part]] = [[equal(meta("oifname"), device("lo")), ACCEPT], [noise(), DROP]]
+    loop = rule("output", equal(meta("oifname"), device("lo")), ACCEPT)
+    return [chain("flush", "output"), loop, *inner_judgement("output", rules)]
+
+
+def inner_judgement(name: str, rules: BottleRules) -> list[Part]:
+    """The rules of chain `name` that say what may leave."""
+    parts: list[list[Part]] = [[noise(), DROP]]
     if rules.mode is not Mode.CLOSED:
         cut = rules.mode is Mode.CUT
         accept = [_marked(rules.epoch), ACCEPT]
@@ -190,10 +196,14 @@ def inner_chain(rules: BottleRules) -> list[Part]:
             parts += [[equal(target(v), named(set_name(k, v, None))), *accept] for k in "snlr" for v in FAMILIES]
         if rules.mode is Mode.OBSERVE:
             parts.append([_transport(), *accept])
-    return [chain("flush", "output"), *(rule("output", *p) for p in [*parts, [goto(REFUSE)]])]
+    return [rule(name, *p) for p in [*parts, [goto(REFUSE)]]]
 
 
 # ── both ─────────────────────────────────────────────────────────────────────
+
+
+def inner_sets() -> list[Part]:
+    return _sets(None)
 
 
 def _sets(slot: int | None) -> list[Part]:

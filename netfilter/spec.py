@@ -75,6 +75,23 @@ class HostSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Foreign:
+    """A namespace that others made and agentmon holds: `dns` is where its queries are led, at most one a family."""
+
+    dns: tuple[Address, ...] = ()
+    device: str = "agentmon0"  # our device in there, beside its own
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Which ways out of a foreign namespace the host side shuts: `shut` by host device, and what it cannot (`open`, by
+    the device inside): those the rules inside and the cgroup programs hold alone."""
+
+    shut: tuple[str, ...] = ()
+    open: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class BottleNet:
     """The links and addresses of one bottle; everything follows from the slot (agentmon.addresses)."""
 
@@ -87,6 +104,7 @@ class BottleNet:
     addr6: IPv6Address | None
     gateway4: IPv4Address
     gateway6: IPv6Address | None
+    foreign: Foreign | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +138,20 @@ class Netfilter(Protocol):
     def create_bottle(self, net: BottleNet) -> None:
         """Namespace, veth, addresses, routes, neighbours; deny-all tables on both sides."""
 
+    def attach_bottle(self, net: BottleNet, namespace: str, inode: int) -> Holding:
+        """Take the namespace at path `namespace` (with this inode number) as the bottle's: deny-all on both sides, its
+        own ways out shut, a device of ours as the only one. `net.foreign` is set.
+
+        :raises KernelRefused: ESTALE, there is another namespace by now."""
+
+    def hold_again(self, slot: int) -> tuple[str, ...]:
+        """Put back what somebody in a foreign namespace took away, and shut new ways out; says what, in words."""
+
     def adopt_bottle(self, net: BottleNet) -> None:
         """Take over a bottle that another instance made; changes nothing in the kernel."""
 
     def delete_bottle(self, slot: int) -> None:
-        """Conntrack entries first, then rules, links, namespace."""
+        """Conntrack entries first, then rules, links, namespace. A foreign one gets its own ways out back."""
 
     def apply(self, rules: BottleRules) -> None:
         """Put `rules` in force on both sides. Same epoch: additions, live flows go on. New epoch: flows that the new

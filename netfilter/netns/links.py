@@ -48,9 +48,9 @@ def family(address: Address | Network) -> int:
     return int(socket.AF_INET if address.version == 4 else socket.AF_INET6)
 
 
-def veth(name: str, mac: str, inner_mac: str, namespace_fd: int) -> Request:
-    """A pair: `name` here and `eth0` in the namespace, both down."""
-    peer = {"attrs": [("IFLA_IFNAME", INNER), ("IFLA_ADDRESS", inner_mac), ("IFLA_NET_NS_FD", namespace_fd)]}
+def veth(name: str, mac: str, inner_mac: str, namespace_fd: int, inner: str = INNER) -> Request:
+    """A pair: `name` here and `inner` in the namespace, both down."""
+    peer = {"attrs": [("IFLA_IFNAME", inner), ("IFLA_ADDRESS", inner_mac), ("IFLA_NET_NS_FD", namespace_fd)]}
     info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]})]}
     attrs = [("IFLA_IFNAME", name), ("IFLA_ADDRESS", mac), ("IFLA_LINKINFO", info)]
     return message(ifinfmsg, _NEWLINK, CREATE | EXCL, f"make device {name}", attrs=attrs)
@@ -95,8 +95,8 @@ def route(number: int, value: Address) -> Request:
     return _route(f"add route to {value}", value, width(value), _LINK, [("RTA_DST", str(value)), ("RTA_OIF", number)])
 
 
-def default_route(number: int, gateway: Address, source: Address) -> Request:
-    attrs = [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", number), ("RTA_PREFSRC", str(source))]
+def default_route(number: int, gateway: Address, source: Address, table: int = _MAIN) -> Request:
+    attrs = [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", number), ("RTA_PREFSRC", str(source)), ("RTA_TABLE", table)]
     return _route(f"add default route by {gateway}", gateway, 0, _UNIVERSE, attrs, _ONLINK)
 
 

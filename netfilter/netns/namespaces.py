@@ -104,6 +104,34 @@ def create(name: str, first: Callable[[], T]) -> T:
         raise
 
 
+def bind(name: str, path: str, inode: int) -> None:
+    """Give the namespace at `path` the name `name`.
+
+    :raises KernelRefused: EEXIST, the name is taken; ESTALE, `path` is not (or no longer) the namespace `inode`.
+    """
+    _shared_directory()
+    place, operation = RUN / name, f"bind namespace {name}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as e:
+        raise KernelRefused(errno.ESTALE, operation, f"{path} has gone") from e
+    try:
+        if os.fstat(fd).st_ino != inode:
+            raise KernelRefused(errno.ESTALE, operation, f"{path} is another namespace by now")
+        try:
+            os.close(os.open(place, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+        except FileExistsError as e:
+            raise KernelRefused(errno.EEXIST, operation, "the name is taken") from e
+        try:
+            source = f"/proc/self/fd/{fd}".encode()
+            _check(_LIBC.mount(source, str(place).encode(), b"none", _MS_BIND, None), operation)
+        except KernelRefused:
+            delete(name)
+            raise
+    finally:
+        os.close(fd)
+
+
 def delete(name: str) -> None:
     """Unbind and unlink; idempotent. The namespace ends with its last process or socket."""
     path = RUN / name

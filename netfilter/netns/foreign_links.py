@@ -1,0 +1,137 @@
+"""Devices and routing of a namespace that others made: who its peers are, and our way out ahead of all of its own.
+
+Formats: rtnetlink(7), linux/if_link.h, linux/net_namespace.h. A veth names its peer by IFLA_LINK and, where
+that stands in another namespace, by IFLA_LINK_NETNSID: the number that the namespace of whoever asks has for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pyroute2.netlink.rtnl.fibmsg import fibmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from netfilter.netns import links
+from netfilter.netns.wire import CREATE, EXCL, HEADER, REQUEST, Netlink, Request, attribute, attributes, message
+from netfilter.spec import Address
+
+TABLE = 24941  # "am": a routing table of our own in there, asked before all but the local one
+ANSWERS, OURS = 1, 2  # priorities of our rules
+_NEWLINK, _GETLINK, _GETNSID = 16, 18, 90
+_NEWRULE, _DELRULE, _GETROUTE = 32, 33, 26
+_IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NETNSID, _INFO_KIND = 3, 5, 10, 18, 37, 1
+_NSA_NSID, _NSA_FD = 1, 3
+_FRA_PRIORITY, _RTA_TABLE = 6, 15
+_MAIN = 254
+_IFF_UP = 1
+_TO_TABLE, _UNREACHABLE = 1, 7
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+class Device(NamedTuple):
+    """One device. `peer_space`: number of the namespace that its other end stands in, None: in the same."""
+
+    number: int
+    name: str
+    kind: str
+    peer: int
+    peer_space: int | None
+    bridge: int
+    up: bool
+
+
+def devices(route: Netlink) -> list[Device]:
+    """All devices of the namespace that the socket belongs to."""
+    return [_device(body) for body in route.dump(message(ifinfmsg, _GETLINK, 0, "list devices"))]
+
+
+def _device(body: bytes) -> Device:
+    number, flags = struct.unpack_from("=iI", body, 4)
+    found = attributes(body, 16)
+    kind = attributes(found.get(_IFLA_LINKINFO, b"")).get(_INFO_KIND, b"").rstrip(b"\0").decode()
+    space = found.get(_IFLA_NETNSID)
+    return Device(
+        number,
+        found[_IFLA_IFNAME].rstrip(b"\0").decode(),
+        kind,
+        _number(found.get(_IFLA_LINK)),
+        None if space is None else _number(space),
+        _number(found.get(_IFLA_MASTER)),
+        bool(flags & _IFF_UP),
+    )
+
+
+def _number(raw: bytes | None) -> int:
+    return 0 if raw is None else int(struct.unpack("=i", raw[:4])[0])
+
+
+def space(route: Netlink, namespace_fd: int) -> int | None:
+    """The number that the socket's namespace has for another one; None: none yet, so no device of it leads there."""
+    body = struct.pack("=B3x", 0) + attribute(_NSA_FD, struct.pack("=i", namespace_fd))
+    data = HEADER.pack(HEADER.size + len(body), _GETNSID, REQUEST, 0, 0) + body
+    found = _number(attributes(route.ask(Request("number of a namespace", data)), 4).get(_NSA_NSID))
+    return None if found < 0 else found
+
+
+def up(number: int) -> Request:
+    return _flags(number, _IFF_UP, "up")
+
+
+def down(number: int) -> Request:
+    return _flags(number, 0, "down")
+
+
+def _flags(number: int, flags: int, word: str) -> Request:
+    what = f"take device {number} {word}"
+    return message(ifinfmsg, _NEWLINK, 0, what, (errno.ENODEV,), index=number, flags=flags, change=_IFF_UP)
+
+
+def way_out(device: str, number: int, gateways: Sequence[tuple[Address, Address]]) -> list[Request]:
+    """Routes by our device in a table of our own, and rules that ask it first; a family without a gateway reaches
+    nothing. Answers to containers inside find their way by the namespace's own routes. Idempotent.
+
+    :param gateways: (gateway, source) pairs.
+    """
+    requests = [links.default_route(number, gateway, source, TABLE) for gateway, source in gateways]
+    have = {links.family(gateway) for gateway, _ in gateways}
+    return requests + [r for family in _FAMILIES for r in _rules(family, _NEWRULE, device, family in have)]
+
+
+def no_way_out(device: str) -> list[Request]:
+    """Removes one rule of each kind; repeat until nothing changes. The routes go with the device."""
+    return [r for family in _FAMILIES for leads in (True, False) for r in _rules(family, _DELRULE, device, leads)]
+
+
+def _rules(family: int, verb: int, device: str, leads: bool) -> list[Request]:
+    ours = [("FRA_TABLE", TABLE)] if leads else []
+    answers = [("FRA_IIFNAME", device), ("FRA_TABLE", _MAIN)]
+    return [
+        _rule(family, verb, ANSWERS, _TO_TABLE, answers),
+        _rule(family, verb, OURS, _TO_TABLE if leads else _UNREACHABLE, ours),
+    ]
+
+
+def _rule(family: int, verb: int, priority: int, action: int, more: list[tuple[str, Any]]) -> Request:
+    done = errno.EEXIST if verb == _NEWRULE else errno.ENOENT
+    flags = CREATE | EXCL if verb == _NEWRULE else 0
+    return message(
+        fibmsg, verb, flags, f"routing rule {priority}", (done, errno.EAFNOSUPPORT), family=int(family),
+        action=action, table=0, attrs=[("FRA_PRIORITY", priority), *more],
+    )  # fmt: skip
+
+
+def intact(route: Netlink, device: str, gateways: Sequence[tuple[Address, Address]]) -> bool:
+    """Whether our device is there and up, with the rules and routes that lead to it."""
+    found = next((d for d in devices(route) if d.name == device), None)
+    if found is None or not found.up:
+        return False
+    wanted = {(links.family(gateway), TABLE) for gateway, _ in gateways}
+    dumps = [message(rtmsg, _GETROUTE, 0, "list routes", family=family) for family, _ in wanted]
+    led = {(b[0], _number(attributes(b, 12).get(_RTA_TABLE))) for listed in dumps for b in route.dump(listed)}
+    asked = {(b[0], _number(attributes(b, 12).get(_FRA_PRIORITY))) for b in route.dump(links.all_rules())}
+    return wanted <= led and {(family, priority) for family, _ in wanted for priority in (ANSWERS, OURS)} <= asked
