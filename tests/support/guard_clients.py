@@ -1,6 +1,6 @@
 """Clients of the standard library and of the index, each as a function of (host, port), run under the guard.
 
-    python guard_clients.py NAME,… HOST PORT ALLOW…     one JSON object: client → how it ended
+    python guard_clients.py NAME,… HOST:PORT,… ALLOW…     one JSON object: HOST:PORT → client → how it ended
 
 `itself`: EgressViolation reached the caller. `behind X`: the client raised X, with the violation in its chain or group.
 """
@@ -176,6 +176,34 @@ def anthropic_sdk(host, port):
     return answer.content[0].text
 
 
+def anthropic_async(host, port):
+    import anthropic
+
+    async def main():
+        async with anthropic.AsyncAnthropic(
+            api_key="k", base_url=f"http://{host}:{port}", max_retries=0, timeout=5
+        ) as client:
+            hi = [{"role": "user", "content": "hi"}]
+            answer = await client.messages.create(model="claude-test", max_tokens=9, messages=hi)
+            return answer.content[0].text
+
+    return asyncio.run(main())
+
+
+def openai_async(host, port):
+    import openai
+
+    async def main():
+        async with openai.AsyncOpenAI(
+            api_key="k", base_url=f"http://{host}:{port}/v1", max_retries=0, timeout=5
+        ) as client:
+            hi = [{"role": "user", "content": "hi"}]
+            answer = await client.chat.completions.create(model="gpt-test", messages=hi)
+            return answer.choices[0].message.content
+
+    return asyncio.run(main())
+
+
 def openai_sdk(host, port):
     import openai
 
@@ -190,11 +218,14 @@ STANDARD = {
     "asyncio happy eyeballs": asyncio_happy,
 }  # fmt: skip
 DATAGRAM = {"dns by hand": dns_by_hand, "dns connected": dns_connected, "asyncio datagram": asyncio_datagram}
-INSTALLED = {
+PURE = {  # Python alone, or with compiled parts that they can do without
     "requests": requests_get, "urllib3": urllib3_get, "httpx": httpx_get, "httpx async": httpx_async,
-    "aiohttp": aiohttp_get, "anyio": anyio_tcp, "anthropic": anthropic_sdk, "openai": openai_sdk,
+    "aiohttp": aiohttp_get, "anyio": anyio_tcp,
 }  # fmt: skip
-CLIENTS = {**STANDARD, **DATAGRAM, **INSTALLED}
+SDKS = {
+    "anthropic": anthropic_sdk, "anthropic async": anthropic_async, "openai": openai_sdk, "openai async": openai_async,
+}  # fmt: skip
+CLIENTS = {**STANDARD, **DATAGRAM, **PURE, **SDKS}
 
 
 def outcome(client, host, port):
@@ -212,6 +243,10 @@ def outcome(client, host, port):
 
 
 if __name__ == "__main__":
-    wanted, host, port, *allow = sys.argv[1:]
+    wanted, places, *allow = sys.argv[1:]
     EgressGuard.install(allow)
-    print(json.dumps({name: outcome(CLIENTS[name], host, int(port)) for name in wanted.split(",")}))
+    found: dict[str, dict[str, object]] = {}
+    for place in places.split(","):
+        host, _, port = place.rpartition(":")
+        found[place] = {name: outcome(CLIENTS[name], host, int(port)) for name in wanted.split(",")}
+    print(json.dumps(found))

@@ -10,6 +10,7 @@ from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support import guarded
 
@@ -32,7 +33,7 @@ def _closure(names: tuple[str, ...], version: str) -> dict[str, Distribution]:
     waiting = [Requirement(name) for name in names]
     while waiting:
         wanted = waiting.pop()
-        key = wanted.name.lower()
+        key = canonicalize_name(wanted.name)
         if key in found or (wanted.marker is not None and not wanted.marker.evaluate(there)):
             continue
         found[key] = distribution(wanted.name)
