@@ -13,7 +13,7 @@ from agentmon.daemon import whose
 from agentmon.events import Event
 
 _MAX_NAMED = 1000  # things whose process is remembered, for counts of repeats that come later
-_MAX_ASKED = 10_000  # names that processes have asked for and were answered, each told once
+_MAX_ASKED = 10_000  # processes whose last name is remembered
 _KEY = ("bottle", "kind", "verdict", "reason", "layer", "host", "dst", "port")
 
 
@@ -30,7 +30,7 @@ class Reports:
         self._pids = pids
         self._log = log
         self._named: dict[tuple[Any, ...], dict[str, Any]] = {}
-        self._asked: dict[tuple[Any, ...], None] = {}
+        self._asked: dict[tuple[Any, ...], object] = {}  # process → the last name it was answered
 
     async def take(self, message: wire.Report) -> None:
         """Log one report; returns when its process is named, or known to be gone."""
@@ -43,15 +43,16 @@ class Reports:
             pids = self._pids(message.slot)
             self._remember(key, await asyncio.to_thread(whose.process, pids, message.proto, message.port))
         known |= self._named.get(key, {})
-        if known.get("kind") == "dns" and known.get("verdict") != "refused" and self._told(*key, known.get("tgid")):
+        asks = known.get("kind") == "dns" and known.get("verdict") != "refused"
+        if asks and self._told((known.get("bottle"), known.get("tgid")), known.get("host")):
             return
         with contextlib.suppress(TypeError):  # a report without a kind is no event
             self._log(Event(**known))
 
-    def _told(self, *key: Any) -> bool:
-        """Whether that was asked before, by the same process."""
-        told = key in self._asked
-        self._asked[key] = None
+    def _told(self, process: tuple[Any, ...], name: object) -> bool:
+        """Whether that is what this process asked for the last time, too."""
+        told = self._asked.pop(process, None) == name
+        self._asked[process] = name
         if len(self._asked) > _MAX_ASKED:
             del self._asked[next(iter(self._asked))]
         return told
