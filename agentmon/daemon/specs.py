@@ -36,18 +36,19 @@ def system_nameservers(files: tuple[str, ...] = _RESOLV_CONFS) -> tuple[tuple[st
 
 
 def upstream(settings: Settings) -> dict[str, Any]:
-    """{"servers": [[address, port]…], "suffixes": {suffix: [[address, port]…]}}"""
+    """{"servers": [[address, port]…], "suffixes": {suffix: [[address, port]…]}, "ca": [file…]}; a server over TLS has
+    the name of its certificate as well."""
     default = settings.upstream_dns.get(".", ())
     servers = default or system_nameservers()
     suffixes = {k: [list(p) for p in v] for k, v in settings.upstream_dns.items() if k != "."}
-    return {"servers": [list(pair) for pair in servers], "suffixes": suffixes}
+    return {"servers": [list(server) for server in servers], "suffixes": suffixes, "ca": list(settings.upstream_ca)}
 
 
 def host_spec(settings: Settings) -> HostSpec:
     pool = settings.pool
     services = [pool.resolver, pool.relay, *(pool.proxy(n) for n in range(1))]
     resolve = upstream(settings)
-    pairs = {tuple(p) for p in resolve["servers"]} | {tuple(p) for ps in resolve["suffixes"].values() for p in ps}
+    pairs = {tuple(server[:2]) for some in (resolve["servers"], *resolve["suffixes"].values()) for server in some}
     return HostSpec(
         pool4=pool.v4,
         pool6=pool.v6,

@@ -23,7 +23,7 @@ from agentmon.providers import registry
 
 SHUTDOWNS = ("cutoff", "freeze", "kill")  # from the mildest to the strictest
 LOGS = ("off", "blocks", "full")
-Server = tuple[str, int]
+Server = tuple[str, int] | tuple[str, int, str]  # address, port, and over TLS what its certificate is for
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,23 +170,31 @@ def _servers(node: Node) -> tuple[Server, ...]:
 
 def _server(node: Node) -> Server:
     written = document.text(node, "a server's address")
-    host, port = written, "53"
-    if written.startswith("["):
-        host, _, rest = written[1:].partition("]")
-        port = rest[1:] if rest.startswith(":") else ("53" if not rest else "")
-    elif written.count(":") == 1:
-        host, _, port = written.partition(":")
+    name, at, plain = written.removeprefix("tls://").rpartition("@")
+    over_tls = written.startswith("tls://")
+    host, port = plain, "853" if over_tls else "53"
+    if plain.startswith("["):
+        host, _, rest = plain[1:].partition("]")
+        port = rest[1:] if rest.startswith(":") else (port if not rest else "")
+    elif plain.count(":") == 1:
+        host, _, port = plain.partition(":")
     good_port = port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535
     try:
         address = ip_address(host)
     except ValueError:
         address = None
-    if address is None or not good_port or "%" in host:
-        raise node.place.error(f"{written!r}; expected an address, address:port or [IPv6]:port", "no names here")
+    if address is None or not good_port or "%" in host or (at and not over_tls):
+        what = "expected an address, address:port or [IPv6]:port, or tls://NAME@ before it"
+        raise node.place.error(f"{written!r}; {what}", "no names here, but that of a certificate")
     if address.is_loopback or address.is_unspecified or address.is_multicast:
         hint = "the resolver asks from its own network namespace: name a server that is reachable on the network"
         raise node.place.error(f"{written!r} is not reachable from the resolver", hint)
-    return str(address), int(port)
+    if not over_tls:
+        return str(address), int(port)
+    try:
+        return str(address), int(port), canonical_host(name) if at else str(address)
+    except RuleError as e:
+        raise node.place.error(f"{written!r}: {e.message}", e.hint) from e
 
 
 def _ca(node: Node) -> tuple[str, ...]:

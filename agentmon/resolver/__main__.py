@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from agentmon.resolver.lookups import LookupDesk, LookupServer
 from agentmon.resolver.resolve import Resolve
 from agentmon.resolver.server import Server, listen
 from agentmon.resolver.strip import Strip
+from agentmon.resolver.tls import context
 from agentmon.resolver.upstream import Upstream
 from agentmon.views import Views
 
@@ -30,10 +32,11 @@ def main() -> None:
     control = service.listen_unix(Path(config.socket))
     lookup = service.listen_unix(Path(config.lookup_socket), group=config.lookup_group)
     uids = config.lookup_uids
+    tls = context(config.upstream.ca) if config.upstream.over_tls else None
     service.drop(config.user)
 
     async def body() -> None:
-        resolver = Resolver(config, control)
+        resolver = Resolver(config, control, tls)
         await Server(resolver.desk, config.pool).serve(sockets)
         await LookupServer(resolver.lookups, uids).serve(lookup)
         await resolver.control.start()
@@ -45,12 +48,12 @@ def main() -> None:
 class Resolver:
     """The parts, wired; and what the daemon may tell them."""
 
-    def __init__(self, config: Config, control_socket: Any) -> None:
+    def __init__(self, config: Config, control_socket: Any, tls: ssl.SSLContext | None) -> None:
         now_ns = time.monotonic_ns
         self.control = service.Control("resolver", control_socket, self.told)
         self.views = Views()
         self.reporter = Reporter(self.control.report, self.control.report_of)
-        resolve = Resolve(Upstream(config.upstream.servers, config.upstream.suffixes), now_ns)
+        resolve = Resolve(Upstream(config.upstream.servers, config.upstream.suffixes, tls), now_ns)
         commits = Commits(self.control, now_ns, self.reporter)
         strip, labels = Strip(config.own), Labels()
         self.lookups = LookupDesk(self.views, resolve, commits, strip, self.reporter, labels, now_ns)

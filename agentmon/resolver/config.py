@@ -10,13 +10,19 @@ from typing import Any
 import msgspec
 
 from agentmon.addresses import Pool
+from agentmon.resolver.upstream import Server
 
 
 class UpstreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Servers as [address, port]; `suffixes`: split DNS."""
+    """Servers as [address, port], or [address, port, name] over TLS; `suffixes`: split DNS; `ca`: PEM files."""
 
-    servers: tuple[tuple[str, int], ...] = ()
-    suffixes: dict[str, tuple[tuple[str, int], ...]] = {}
+    servers: tuple[Server, ...] = ()
+    suffixes: dict[str, tuple[Server, ...]] = {}
+    ca: tuple[str, ...] = ()
+
+    @property
+    def over_tls(self) -> bool:
+        return any(server.tls for some in (self.servers, *self.suffixes.values()) for server in some)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

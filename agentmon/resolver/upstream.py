@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from agentmon.resolver import records
 from agentmon.resolver.chain import Chain, Unusable, follow
 from agentmon.resolver.records import Malformed, Match, Question
-
-Server = tuple[str, int]
+from agentmon.resolver.tls import TlsServer
 
 ATTEMPT_S = 1.2
 ROUNDS = 2
@@ -24,11 +25,26 @@ TOTAL_S = 4.5  # a stub waits 5 s: what is slower is answered SERVFAIL before it
 MAX_IN_FLIGHT = 512
 
 
+class Server(NamedTuple):
+    """`tls`: asked over TLS, with a certificate for this name or address; "": over UDP and TCP."""
+
+    address: str
+    port: int
+    tls: str = ""
+
+
 class Upstream:
     """`servers` for every name but those below one of `suffixes`, whose own servers are asked instead (split DNS; the
-    longest suffix wins). `sent` counts packets and connections, for tests and posture."""
+    longest suffix wins). `tls` is needed where a server has a name for it. `sent` counts packets and connections."""
 
-    def __init__(self, servers: Sequence[Server], suffixes: Mapping[str, Sequence[Server]]) -> None:
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        suffixes: Mapping[str, Sequence[Server]],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        every = {*servers, *(server for some in suffixes.values() for server in some)}
+        self._over_tls = {s: TlsServer(*s, tls) for s in every if s.tls and tls is not None}
         self._servers = list(servers)
         self._suffixes = {k.strip(".").lower(): list(v) for k, v in suffixes.items()}
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
@@ -59,7 +75,7 @@ class Upstream:
                 except TimeoutError as e:
                     failed = e
                 except (OSError, Unusable, Malformed, EOFError) as e:
-                    failed = failed if isinstance(failed, TimeoutError) else Unusable(f"{server[0]}: {e}")
+                    failed = failed if isinstance(failed, TimeoutError) else Unusable(f"{server.address}: {e}")
                 if servers[0] == server:  # the next question starts at another server
                     servers.append(servers.pop(0))
                 if loop.time() >= end:
@@ -67,7 +83,10 @@ class Upstream:
         raise failed
 
     async def _ask(self, server: Server, asked: Question) -> Chain:
-        data = await self._udp(server, asked)
+        if server.tls:
+            data: bytes | None = await self._over_tls[server].ask(asked)
+        else:
+            data = await self._udp(server, asked)
         if data is None:
             data = await self._tcp(server, asked)
         return follow(records.read(data, asked), asked)
@@ -75,9 +94,9 @@ class Upstream:
     async def _udp(self, server: Server, asked: Question) -> bytes | None:
         """The response; None: it is to be asked for over TCP."""
         loop = asyncio.get_running_loop()
-        family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
+        family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-            sock.connect(server)
+            sock.connect((server.address, server.port))
             self.sent += 1
             sock.send(asked.wire)
             while True:
@@ -88,7 +107,7 @@ class Upstream:
 
     async def _tcp(self, server: Server, asked: Question) -> bytes:
         self.sent += 1
-        reader, writer = await asyncio.open_connection(*server)
+        reader, writer = await asyncio.open_connection(server.address, server.port)
         try:
             writer.write(len(asked.wire).to_bytes(2, "big") + asked.wire)
             data = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))

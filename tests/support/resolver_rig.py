@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 from tests.support import names
 from tests.support.names import Daemon, DnsServer, World
@@ -15,8 +16,8 @@ BOTH = ("web.example", *RULES)  # a held name beside direct ones is looked up ah
 
 
 @contextlib.contextmanager
-def resolving() -> Iterator[SimpleNamespace]:
-    """A resolver in a world with names, its DNS server and its daemon."""
+def resolving(**config: Any) -> Iterator[SimpleNamespace]:
+    """A resolver in a world with names, its DNS server and its daemon; `config` replaces parts of the ordinary one."""
     world = World()
     server = DnsServer(world)
     server.records |= {
@@ -35,7 +36,7 @@ def resolving() -> Iterator[SimpleNamespace]:
     try:
         with (
             names.directory() as directory,
-            names.service(world, "resolver", names.resolver_config(directory), directory) as process,
+            names.service(world, "resolver", names.resolver_config(directory, **config), directory) as process,
         ):
             daemon = Daemon(directory / "resolver.sock")
             try:

@@ -74,6 +74,11 @@ def test_defaults():
         ("upstream: {dns: system}", {}),
         ("upstream: {dns: 198.51.100.53}", {".": (("198.51.100.53", 53),)}),
         ("upstream: {dns: [198.51.100.53]}", {".": (("198.51.100.53", 53),)}),
+        ("upstream: {dns: 'tls://198.51.100.53'}", {".": (("198.51.100.53", 853, "198.51.100.53"),)}),
+        (
+            "upstream: {dns: ['tls://DNS.example@198.51.100.53:8853', 'tls://dns.example@[2001:db8::53]']}",
+            {".": (("198.51.100.53", 8853, "dns.example"), ("2001:db8::53", 853, "dns.example"))},
+        ),
         ('upstream: {dns: {".": system, corp.example: [198.51.100.53]}}', {"corp.example": (("198.51.100.53", 53),)}),
     ],
 )
@@ -115,6 +120,10 @@ def test_other_forms():
         ("upstream: {dns: ['198.51.100.53:0']}", "expected an address"),
         ("upstream: {dns: ['[2001:db8::1]x']}", "expected an address"),
         ("upstream: {dns: []}", "no server"),
+        ("upstream: {dns: 'tls://dns.example'}", "expected an address"),
+        ("upstream: {dns: 'dns.example@198.51.100.53'}", "expected an address"),
+        ("upstream: {dns: 'tls://b_d..@198.51.100.53'}", "198.51.100.53'"),
+        ("upstream: {dns: 'tls://@198.51.100.53'}", "198.51.100.53'"),
         ("upstream: {dns: [127.0.0.53]}", "not reachable from the resolver"),
         ("upstream: {dns: {corp.example: system}}", "'system' stands for the default only"),
         ("upstream: {dns: {'*.corp': [198.51.100.53]}}", "suffix '*.corp'"),

@@ -22,7 +22,7 @@ from agentmon.resolver.config import convert
 from agentmon.resolver.rate import Bucket
 from agentmon.resolver.resolve import MAX_ADDRESSES, Resolve
 from agentmon.resolver.strip import Strip
-from agentmon.resolver.upstream import Upstream
+from agentmon.resolver.upstream import Server, Upstream
 from agentmon.views import View, Views
 
 S = 1_000_000_000
@@ -287,7 +287,8 @@ def test_configuration() -> None:
         {**BASE, "pool6": "fd61::/64", "strip": ["192.0.2.2"], "upstream": {"servers": [["198.51.100.53", 53]]}}
     )
     assert config.own == ("192.0.2.2", "10.213.0.0/16", "fd61::/64")
-    assert config.upstream.servers == (("198.51.100.53", 53),)
+    assert (config.upstream.servers, config.upstream.over_tls) == ((Server("198.51.100.53", 53),), False)
+    assert convert(BASE | {"upstream": {"servers": [["198.51.100.53", 853, "dns.example"]]}}).upstream.over_tls
     assert config.internal == INTERNAL
     assert 0 in config.lookup_uids
     assert convert(BASE).pool.v6 is None
@@ -296,7 +297,7 @@ def test_configuration() -> None:
 
 
 def test_split_dns_takes_the_longest_suffix() -> None:
-    upstream = Upstream([("1", 53)], {"corp.example": [("2", 53)], ".Lab.corp.example.": [("3", 53)]})
+    upstream = Upstream([Server("1", 53)], {"corp.example": [Server("2", 53)], ".Lab.corp.example.": [Server("3", 53)]})
     for name, server in (
         ("example", "1"),
         ("xcorp.example", "1"),
@@ -304,7 +305,7 @@ def test_split_dns_takes_the_longest_suffix() -> None:
         ("a.corp.example", "2"),
         ("a.lab.corp.example", "3"),
     ):
-        assert upstream.servers_for(name) == [(server, 53)], name
+        assert upstream.servers_for(name) == [Server(server, 53)], name
 
 
 def test_no_server_at_all() -> None:
