@@ -93,13 +93,33 @@ def guarded(lab: Lab, bottle: Bottle, native: build.Built, way: str, host: str =
 
 
 @pytest.mark.parametrize("host", [KNOWN, SIX])
-@pytest.mark.parametrize("way", ["socket", "asyncio", "thread", "fork", "sendto"])
+@pytest.mark.parametrize("way", ["socket", "asyncio", "thread", "fork", "sendto", "gevent", "gevent:patched"])
 def test_bypass_the_python_ways_are_vouched_for(
     lab: Lab, bottle: Bottle, native: build.Built, way: str, host: str
 ) -> None:
     bottle.apply(allow=ALLOW, guard=Guard.STRICT)
     assert guarded(lab, bottle, native, way, host) == Ran(0, [])
     assert set(until(lab.received)) == {f"{'udp' if way == 'sendto' else 'tcp'} {host} 443"}
+
+
+@pytest.mark.parametrize("way", ["gevent", "gevent:patched", "socket"])
+def test_bypass_what_the_guard_sees_it_refuses_itself(lab: Lab, bottle: Bottle, native: build.Built, way: str) -> None:
+    bottle.apply(allow=ALLOW, guard=Guard.STRICT)
+    assert guarded(lab, bottle, native, way, "198.51.100.8") == Ran(100, [])  # EgressViolation, and no system call
+    assert lab.received() == []
+
+
+@pytest.mark.parametrize("guard", [Guard.OBSERVE, Guard.STRICT])
+def test_bypass_a_resolver_in_c(lab: Lab, bottle: Bottle, native: build.Built, guard: Guard) -> None:
+    """gevent connects through Python's sockets; its c-ares resolver asks name servers by itself."""
+    bottle.apply(allow=ALLOW, guard=guard)
+    ran = guarded(lab, bottle, native, "gevent:ares")
+    event = ran.bypasses[0]
+    verdict = "observed" if guard is Guard.OBSERVE else "refused"
+    assert (event.verdict, event.reason, event.proto, str(event.dst)) == (verdict, "unvouched", "udp", KNOWN)
+    assert re.fullmatch(r"cares[\w.-]*\.so", Path(event.library).name), event
+    if guard is Guard.STRICT:
+        assert lab.received() == []
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -51,7 +51,7 @@ def python_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 def clients_of(version: str) -> list[str]:
     mine = guarded.interpreters()[version] == sys.executable
-    return [*guard_clients.STANDARD, *guard_clients.PURE, *(guard_clients.SDKS if mine else ())]
+    return [*guard_clients.STANDARD, *guard_clients.PURE, *(guard_clients.COMPILED if mine else ())]
 
 
 def ask(net: Net, python: str, clients: Any, places: list[str], *allow: str) -> dict[str, dict[str, Any]]:

@@ -119,6 +119,23 @@ def asyncio_datagram(host, port):
     return asyncio.run(main())
 
 
+def gevent_socket(host, port):
+    import gevent
+    from gevent import socket
+
+    def dial():
+        with socket.create_connection((host, port), timeout=5) as s:
+            s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return s.recv(12).decode()
+
+    task = gevent.Greenlet(dial)
+    task.start()
+    task.join()
+    if task.exception is not None:
+        raise task.exception
+    return task.value
+
+
 def requests_get(host, port):
     import requests
 
@@ -222,10 +239,11 @@ PURE = {  # Python alone, or with compiled parts that they can do without
     "requests": requests_get, "urllib3": urllib3_get, "httpx": httpx_get, "httpx async": httpx_async,
     "aiohttp": aiohttp_get, "anyio": anyio_tcp,
 }  # fmt: skip
-SDKS = {
+COMPILED = {
+    "gevent": gevent_socket,
     "anthropic": anthropic_sdk, "anthropic async": anthropic_async, "openai": openai_sdk, "openai async": openai_async,
 }  # fmt: skip
-CLIENTS = {**STANDARD, **DATAGRAM, **PURE, **SDKS}
+CLIENTS = {**STANDARD, **DATAGRAM, **PURE, **COMPILED}
 
 
 def outcome(client, host, port):

@@ -71,7 +71,7 @@ def test_uvloop_is_seen_installed_and_loaded(tmp_path: Path) -> None:
     (tmp_path / "uvloop.py").touch()
     assert answer(path=str(tmp_path))["unseen"]["loops"]["uvloop"] == "installed"
     assert answer("--import", "uvloop", path=str(tmp_path))["unseen"]["loops"]["uvloop"] == "loaded"
-    assert answer()["unseen"]["loops"]["gevent"] == "absent"
+    assert answer()["unseen"]["loops"]["eventlet"] == "absent"
 
 
 def test_other_interpreters_are_counted(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ ENOMSG: not even there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -137,6 +138,25 @@ def by_uvloop(_way: str, host: str, port: int) -> int:
     return 0
 
 
+def by_gevent(way: str, host: str, port: int) -> int:
+    """WAY: `patched` puts gevent in place of the standard library; `ares` looks a name up through its C resolver."""
+    import gevent
+    from gevent import monkey
+    from gevent import socket as green
+
+    if way == "ares":
+        from gevent.resolver.ares import Resolver
+
+        with contextlib.suppress(socket.herror, socket.gaierror):  # nobody answers
+            Resolver(servers=[host], udp_port=port, timeout=0.5, tries=1).gethostbyname("a.test")
+        return 0
+    if way == "patched":
+        monkey.patch_all()
+    dialled = gevent.spawn((socket if way == "patched" else green).create_connection, (host, port), WAIT_S)
+    dialled.get().close()
+    return 0
+
+
 def by_pycurl(_way: str, host: str, port: int) -> int:
     import pycurl
 
@@ -207,6 +227,7 @@ METHODS: dict[str, Callable[[str, str, int], int]] = {
     "jit": by_jit,
     "extension": by_extension,
     "uvloop": by_uvloop,
+    "gevent": by_gevent,
     "pycurl": by_pycurl,
     "grpc": by_grpc,
     "psycopg2": by_psycopg2,
