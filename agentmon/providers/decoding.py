@@ -20,6 +20,7 @@ PIECE = 256 << 10
 MAX_BYTES = 64 << 20
 MAX_RATIO = 200
 _SLICE = 256  # handed at once to codecs that cannot limit their output: 4 bytes of zstd (an RLE block) can be 128 KiB
+_UNDECIDED = 32 << 10  # bytes kept while it is not known whether they are of the coding
 _ZSTD_WINDOW = 8 << 20  # RFC 9659
 
 _GZIP = b"\x1f\x8b"
@@ -131,29 +132,36 @@ class _Stage:
         self._name = name
         self._codec = _codec(name)
         self._first = b""  # what has been fed while nothing has come out
+        self._decided = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         if self._codec is None:
             self._first += data
             if len(self._first) < 4 and (_GZIP.startswith(self._first[:2]) or _ZSTD.startswith(self._first)):
                 return
-            data, self._codec = self._first, _sniffed(self._first)
-        undecided = len(self._first) < PIECE and not isinstance(self._codec, _Identity)
-        if undecided:
+            data, self._codec, self._first = self._first, _sniffed(self._first), b""
+        if not self._decided:
             self._first += data
         try:
             for piece in self._codec.feed(data):
-                self._first, undecided = b"x" * PIECE, False
+                self._decide()
                 yield piece
         except Undecodable:
-            if not undecided or self._first.startswith((_GZIP, _ZSTD)):
+            if self._decided or self._first.startswith((_GZIP, _ZSTD)):
                 raise  # it was of this coding, and is damaged
             data, self._codec = self._first, _Identity()
+            self._decide()
             yield data
+        if len(self._first) > _UNDECIDED:
+            self._decide()
+
+    def _decide(self) -> None:
+        self._decided, self._first = True, b""
 
     def close(self) -> Iterator[bytes]:
         if self._codec is None and self._first:
             yield self._first
+            self._first = b""
 
 
 def _sniffed(data: bytes) -> _Codec:
