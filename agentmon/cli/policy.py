@@ -1,7 +1,8 @@
-"""`agentmon policy check|explain|diff`: files are read here, without a daemon; running bottles are asked of it."""
+"""`agentmon policy check|explain|diff|learn`: files are read here, without a daemon; it knows running bottles."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import click
 
 from agentmon.cli.console import emit, emit_json, example
 from agentmon.cli.control import ask
+from agentmon.cli.when import since_ns
+from agentmon.errors import BadInput
 
 if TYPE_CHECKING:
     from agentmon.policy.effective import EffectivePolicy
@@ -23,7 +26,7 @@ _SETTINGS = click.option(
 
 @click.group(epilog=example("agentmon policy check ci.yml"))
 def policy() -> None:
-    """Check, explain and compare policies."""
+    """Check, explain, compare and learn policies."""
 
 
 @policy.command(epilog=example("agentmon policy check ci.yml", "agentmon policy check ci.yml --json"))
@@ -76,6 +79,62 @@ def diff(a: Path, b: Path, settings_file: Path | None, as_json: bool) -> None:
 
     data = explained.diff(_effective(a, settings_file), _effective(b, settings_file))
     _show(data, diff_text, as_json)
+
+
+@policy.command(
+    epilog=example(
+        "sudo agentmon run --name build --observe -- make",
+        "sudo agentmon policy learn build --output build.yml",
+        "agentmon policy learn build --policy ci.yml --since 2h",
+    )
+)
+@click.argument("bottle")
+@click.option(
+    "--since", metavar="TIME", help="Only from what happened since: 15m, 2h, 7d ago, or 2026-01-31T12:00:00Z."
+)
+@click.option("--policy", "base", metavar="FILE", help="The manifest that BOTTLE ran with: the new one extends it.")
+@click.option(
+    "--verdict",
+    "verdicts",
+    multiple=True,
+    type=click.Choice(["observed", "refused", "allowed"]),
+    help="Learn from events with this verdict. Repeatable.  [default: observed, refused]",
+)
+@click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write the manifest to a new FILE.")
+@_SETTINGS
+@_JSON
+def learn(
+    bottle: str,
+    since: str | None,
+    base: str | None,
+    verdicts: tuple[str, ...],
+    output: Path | None,
+    settings_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Propose the smallest manifest that would have allowed what BOTTLE was seen to do, with the evidence of each rule.
+    BOTTLE may have ended. Read the result before you use it."""
+    from agentmon.cli.learning import learned
+    from agentmon.policy.learn import VERDICTS
+
+    ran_with = (Path(base), _effective(Path(base), settings_file)) if base else None
+    asked = frozenset(verdicts) or VERDICTS
+    data = learned(bottle, since_ns(since, time.time_ns()), asked, ran_with, _host(settings_file)[1])
+    if output is not None:
+        _write_new(output, data["manifest"])
+    if as_json:
+        emit_json(data)
+    elif output is None:
+        emit(data["manifest"])
+
+
+def _write_new(path: Path, text: str) -> None:
+    """:raises BadInput: it is there already, or cannot be written."""
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except OSError as e:
+        raise BadInput(f"--output {path}: {e.strerror}", "name a new file, where you may write") from None
 
 
 def _show(data: dict[str, Any], text: Any, as_json: bool) -> None:
