@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from netfilter.elements import Segments
 from netfilter.language import TABLE
@@ -14,9 +15,13 @@ from netfilter.netns.sockets import Sockets
 from netfilter.netns.wire import ROUTE, Netlink, Request
 from netfilter.nfnetlink import Elements
 from netfilter.nft import Nft
-from netfilter.render_bottle import inner_closed
-from netfilter.spec import Address, BottleNet, BottleRules, Learned
+from netfilter.render_bottle import Static, inner_closed, static
+from netfilter.revoke import Region
+from netfilter.spec import Address, BottleNet, BottleRules, Endpoint, Learned, Mode
 from netfilter.verdict import Judge
+
+if TYPE_CHECKING:
+    from netfilter.plan import Planned
 
 _NS = 1_000_000_000
 _PRUNE_FROM = 4096
@@ -44,9 +49,39 @@ class Bottle:
     rules: BottleRules | None = None
     judge: Judge | None = None
     untouched: bool = False  # made by us and never open: nothing can have passed
+    asked: int = -1  # epoch of the last change: the chain names `rules.epoch`, what went since then is in `region`
     epochs: int = 0  # how many it has had here
+    chain: tuple[Mode, tuple[Endpoint, ...]] | None = None  # what its chain was written for
+    static: Static | None = None  # elements of the rules in force
+    region: Region = field(default_factory=Region)  # what was taken back since the epoch began
+    unsure: bool = False  # something may have gone that `region` does not cover
     segments: Segments = field(default_factory=Segments)
     learned: dict[Learned, int] = field(default_factory=dict)  # timeout_s 0 → end, for undoing a failed change
+
+    @classmethod
+    def made(cls, net: BottleNet, inner: Inner) -> Bottle:
+        """One that has just been made, closed."""
+        rules = BottleRules(net.slot, 0, Mode.CLOSED)
+        return cls(net, inner, rules, untouched=True, static=static(rules))
+
+    def took(self, plan: Planned) -> None:
+        """A change is in force."""
+        learned = plan.rules.learned
+        if not plan.fresh:
+            known = {Learned(e.address, e.proto, e.ports, 0) for e in learned}
+            learned = (*learned, *(e for e in self.remembered() if e not in known))
+        epoch = plan.rules.epoch if plan.renumbers or self.rules is None else self.rules.epoch
+        self.rules, self.asked = replace(plan.rules, learned=learned, epoch=epoch), plan.rules.epoch
+        self.static, self.segments = plan.static, plan.segments
+        self.region, self.unsure = plan.region, plan.unsure
+        if plan.rewrites:
+            self.chain = (plan.rules.mode, plan.rules.services)
+        if plan.renumbers:
+            self.epochs += 1
+        if plan.fresh and plan.renumbers:
+            self.learned.clear()
+        for entry in plan.closed:
+            self.learned.pop(entry, None)
 
     def addresses(self) -> tuple[Address, ...]:
         return pair(self.net.addr4, self.net.addr6)
@@ -58,7 +93,13 @@ class Bottle:
                 key = Learned(e.address, e.proto, e.ports, 0)
                 self.learned[key] = max(now_ns + e.timeout_s * _NS, self.learned.get(key, 0))
         if len(self.learned) > _PRUNE_FROM:
+            self.unsure = True  # a flow may outlive the memory of its address
             self.learned = {key: end for key, end in self.learned.items() if end > now_ns}
+
+    def remembered(self) -> list[Learned]:
+        """Every address that a flow may have been let through to by name, without its time."""
+        carried = () if self.rules is None else self.rules.learned
+        return list({**self.learned, **{Learned(e.address, e.proto, e.ports, 0): 0 for e in carried}})
 
     def still_learned(self, now_ns: int) -> tuple[Learned, ...]:
         return tuple(
@@ -139,5 +180,5 @@ def bottle_pipe(net: BottleNet) -> Pipe:
 def first_inside() -> Inner:
     """Run in a namespace just made: nothing gets in or out of it from here on."""
     inner = Inner()
-    inner.nft.run(inner_closed(), "close the bottle's own table")
+    inner.elements.run(inner_closed(), "close the bottle's own table")
     return inner

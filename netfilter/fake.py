@@ -80,6 +80,10 @@ class FakeNetfilter:
             flow.alive = False
 
     def apply(self, rules: BottleRules) -> None:
+        if self.put(rules):
+            self.end_refused(rules.slot)
+
+    def put(self, rules: BottleRules) -> bool:
         if not 1 <= rules.epoch <= EPOCH_MASK:
             raise ValueError(f"epoch {rules.epoch}: 1 to {EPOCH_MASK} exist")
         bottle = self._bottle(rules.slot)
@@ -88,8 +92,10 @@ class FakeNetfilter:
         if fresh:
             bottle.learned.clear()
         _note(bottle.learned, rules.learned, self._now_ns())
-        if fresh or rules.mode in {Mode.CUT, Mode.CLOSED}:
-            self.end_refused(rules.slot)
+        return fresh or rules.mode in {Mode.CUT, Mode.CLOSED}
+
+    def plan(self, rules: BottleRules) -> list[str]:
+        return [f"rules of bottle {self._bottle(rules.slot).net.slot}: {rules.mode.value}, epoch {rules.epoch}"]
 
     def learn(self, slot: int, entries: Sequence[Learned]) -> None:
         _note(self._bottle(slot).learned, entries, self._now_ns())
@@ -101,7 +107,11 @@ class FakeNetfilter:
         bottle = self._bottle(slot)
         bottle.rules = replace(bottle.rules, mode=Mode.CUT)
 
-    def end_refused(self, slot: int) -> int:
+    def walk(self, slot: int) -> Callable[[], Sequence[FakeFlow]]:
+        flows = tuple(self._bottle(slot).flows)
+        return lambda: flows
+
+    def end_refused(self, slot: int, walked: Sequence[FakeFlow] | None = None) -> int:
         bottle, judge = self._bottle(slot), self._judge(slot)
         learned = (*bottle.rules.learned, *bottle.learned)  # a live flow outlasts its address
         return self._end(slot, lambda f: not judge.verdict(f.destination, _NUMBERS[f.proto], f.port, learned).passes)

@@ -12,12 +12,12 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from netfilter import foreign, render, render_bottle, render_foreign
+from netfilter import foreign, render, render_bottle
 from netfilter.bottle import Bottle, Inner, Pipe, bottle_pipe, first_inside, now_ns, pair
 from netfilter.elements import Segments
 from netfilter.errors import KernelRefused
 from netfilter.forwarding import Forwarding
-from netfilter.language import FAMILY, TABLE, Part, flush_set, table
+from netfilter.language import FAMILY, TABLE, Command, flush_set, table
 from netfilter.live import carried, destroy, end, listed, marks_undone, refused, remarking
 from netfilter.netns import links, namespaces
 from netfilter.netns.conntrack import Conntrack, Entry
@@ -25,6 +25,7 @@ from netfilter.netns.sockets import Sockets
 from netfilter.netns.wire import ROUTE, Netlink
 from netfilter.nfnetlink import Elements
 from netfilter.nft import Nft
+from netfilter.plan import Planned, from_nothing, planned, whole
 from netfilter.spec import EPOCH_MASK, Address, BottleNet, BottleRules, Holding, HostSpec, Learned, Mode, Network
 from netfilter.transaction import Transaction
 from netfilter.verdict import Judge, own_networks
@@ -41,10 +42,11 @@ class _Edges:
         self.elements = Elements(TABLE)
         self.route = Netlink(ROUTE)
         self.conntrack = Conntrack()
+        self.walker = Conntrack()  # for walks beside everything else
         self.forwarding = Forwarding(self.nft, rf"{re.escape(prefix)}\d+|{re.escape(service_veth)}")
 
     def close(self) -> None:
-        for edge in (self.elements, self.route, self.conntrack):
+        for edge in (self.elements, self.route, self.conntrack, self.walker):
             edge.close()
 
 
@@ -133,7 +135,7 @@ class HostNetfilter:
         )
         self._connect(change, net, bottle_pipe(net))
         change.run()
-        self._bottles[net.slot] = Bottle(net, made[0], BottleRules(net.slot, 0, Mode.CLOSED), untouched=True)
+        self._bottles[net.slot] = Bottle.made(net, made[0])
 
     def attach_bottle(self, net: BottleNet, namespace: str, inode: int) -> Holding:
         self._check_net(net)
@@ -154,7 +156,7 @@ class HostNetfilter:
         )
         self._connect(change, net, foreign.foreign_pipe(net))
         change.run()
-        self._bottles[net.slot] = Bottle(net, made[0], BottleRules(net.slot, 0, Mode.CLOSED), untouched=True)
+        self._bottles[net.slot] = Bottle.made(net, made[0])
         return held[0]
 
     def hold_again(self, slot: int) -> tuple[str, ...]:
@@ -164,8 +166,8 @@ class HostNetfilter:
             return ()
         gone = foreign.missing(net, bottle.inner)
         if "rules" in gone:
-            everything = self._whole(net, bottle.rules, bottle.still_learned(now_ns()))
-            bottle.inner.nft.run(everything, f"restore the table of bottle {slot}")
+            everything = whole(bottle, bottle.still_learned(now_ns()), now_ns())
+            _whole_inside(bottle, everything, f"restore the table of bottle {slot}")
         if "routes" in gone:
             foreign.reconnect(edges.route, net)
         fresh = foreign.shut(edges.nft, edges.route, net).shut
@@ -180,7 +182,7 @@ class HostNetfilter:
 
         change.add(
             f"close {net.veth} on the host",
-            lambda: edges.nft.run(render_bottle.bottle_closed(net), f"close bottle {net.slot}"),
+            lambda: edges.elements.run(render_bottle.bottle_closed(net), f"close bottle {net.slot}"),
             lambda: self._remove_rules(net.slot),
         )
         change.add(f"lead {net.veth} there", lambda: self._lead(net))
@@ -202,7 +204,7 @@ class HostNetfilter:
         edges, name, veth = self._edges(), f"{self._prefix}-{slot}", f"{self._prefix}{slot}"
         edges.elements.lead_elsewhere(render.BOTTLES, veth, render.REFUSE)
         edges.conntrack.delete(self._remaining(slot))
-        _quietly(edges.nft, render_bottle.bottle_deleted(slot))
+        _quietly(edges.elements, render_bottle.bottle_deleted(slot))
         edges.route.run([links.delete(veth)])
         edges.elements.lead_nowhere(render.BOTTLES, veth)  # only now: a device that is led nowhere is nobody's
         edges.elements.take_device(render.CUT, veth)
@@ -224,7 +226,7 @@ class HostNetfilter:
     def _remove_rules(self, slot: int) -> None:
         """Of a bottle whose device is not there, or no longer."""
         self._edges().elements.lead_nowhere(render.BOTTLES, f"{self._prefix}{slot}")
-        _quietly(self._edges().nft, render_bottle.bottle_deleted(slot))
+        _quietly(self._edges().elements, render_bottle.bottle_deleted(slot))
 
     def _addresses(self, slot: int) -> tuple[Address, ...]:
         """Of a bottle that nobody told us about: a slot is an offset into the pools."""
@@ -234,62 +236,59 @@ class HostNetfilter:
         return tuple(pool[slot] for pool in self._own() if slot < pool.num_addresses)
 
     def apply(self, rules: BottleRules) -> None:
+        if self.put(rules):
+            self.end_refused(rules.slot)
+
+    def put(self, rules: BottleRules) -> bool:
         if not 1 <= rules.epoch <= EPOCH_MASK:
             raise ValueError(f"epoch {rules.epoch}: 1 to {EPOCH_MASK} exist")
-        bottle, edges = self._bottle(rules.slot), self._edges()
-        old, now = bottle.rules, now_ns()
-        fresh = old is None or old.epoch != rules.epoch
-        judge = Judge(rules, self._own())
-        segments = Segments() if fresh else bottle.segments.copy()
-        learned = segments.change(rules.learned, now)
-        before = bottle.still_learned(now)
+        bottle = self._bottle(rules.slot)
+        return self._put(bottle, planned(bottle, rules, now_ns()))
 
-        def commands(slot: int | None, wanted: BottleRules) -> list[Part]:
-            return [
-                *render_bottle.static_sets(slot, wanted, old),
-                *(render_bottle.learned_flushed(slot) if fresh else []),
-                *render_bottle.learned_in(learned, slot, fresh=fresh),
-            ]
+    def plan(self, rules: BottleRules) -> list[str]:
+        return planned(self._bottle(rules.slot), rules, now_ns()).describe()
 
-        change = Transaction()
-        ending = rules.mode in {Mode.CUT, Mode.CLOSED}
-        living = listed(bottle, edges.conntrack) if fresh or ending else []
-        if fresh:
+    def _put(self, bottle: Bottle, plan: Planned) -> bool:
+        """Carry it out; whether flows are left to be ended."""
+        edges, rules, now = self._edges(), plan.rules, now_ns()
+        learned = rules.learned if plan.fresh else (*rules.learned, *bottle.remembered())
+        judge = Judge(replace(rules, learned=learned), self._own())
+        change, what = Transaction(), f"rules of bottle {rules.slot}"
+        living = listed(bottle, edges.conntrack) if plan.renumbers else []
+        if plan.renumbers:
             kept = carried(living, judge)
             for conntrack in (bottle.inner.conntrack, edges.conntrack):
                 change.add("carry live flows over", remarking(conntrack, kept), marks_undone(conntrack, kept))
-        inner = [*commands(None, rules), *render_foreign.table_judging(bottle.net, rules)]
         change.add(
-            f"rules of bottle {rules.slot} inside",
-            lambda: _inside(
-                bottle,
-                inner,
-                lambda: self._whole(bottle.net, rules, [*before, *rules.learned] if not fresh else rules.learned),
+            f"{what} inside",
+            lambda: self._inside(bottle, plan),
+            lambda: _whole_inside(
+                bottle, whole(bottle, bottle.still_learned(now), now), "take the bottle's own rules back"
             ),
-            lambda: bottle.inner.nft.run(self._whole(bottle.net, old, before), "take the bottle's own rules back"),
         )
-        outer = [*commands(rules.slot, rules), *render_bottle.bottle_chain(bottle.net, rules, self._own(), old)]
-        what = f"rules of bottle {rules.slot}"
-        change.add(what, lambda: edges.nft.run(outer, what))
+        change.add(what, lambda: edges.elements.run(plan.outer, what))
         change.run()
-        bottle.rules, bottle.judge, bottle.segments = rules, judge, segments
-        if fresh:
-            bottle.learned.clear()
-            bottle.epochs += 1
+        bottle.took(plan)
+        bottle.judge = judge
         bottle.note(rules.learned, now)
-        if (fresh or ending) and not bottle.untouched:
+        if plan.renumbers and not bottle.untouched:
             end(bottle, edges.conntrack, refused(living, judge))
+        owes = plan.owes and not bottle.untouched
         bottle.untouched = bottle.untouched and rules.mode is Mode.CLOSED
+        return owes
 
-    @staticmethod
-    def _whole(net: BottleNet, rules: BottleRules | None, learned: Sequence[Learned]) -> list[Part]:
-        """The bottle's own table from nothing."""
-        commands = render_foreign.table_closed(net)
-        if rules is not None:
-            commands += render_bottle.static_sets(None, rules, None)
-            commands += render_bottle.learned_in(Segments().change(learned, now_ns()), None, fresh=True)
-            commands += render_foreign.table_judging(net, rules)
-        return commands
+    def _inside(self, bottle: Bottle, plan: Planned) -> None:
+        """Change a bottle's own table, or where somebody in there flushed it, make it anew."""
+        what = f"rules of bottle {bottle.net.slot} inside"
+        try:
+            bottle.inner.elements.run(plan.inner, what)
+        except KernelRefused as e:
+            _unless_gone(e)
+            now = now_ns()
+            learned = plan.rules.learned if plan.fresh else (*bottle.still_learned(now), *plan.rules.learned)
+            epoch = plan.rules.epoch if plan.renumbers or bottle.rules is None else bottle.rules.epoch
+            commands = from_nothing(bottle.net, replace(plan.rules, epoch=epoch), plan.region, learned, now)
+            _whole_inside(bottle, commands, what)
 
     def _bottle(self, slot: int) -> Bottle:
         try:
@@ -299,28 +298,29 @@ class HostNetfilter:
 
     def learn(self, slot: int, entries: Sequence[Learned]) -> None:
         bottle, edges = self._bottle(slot), self._edges()
-        now, segments = now_ns(), bottle.segments.copy()
+        now = now_ns()
+        if bottle.rules is not None and any(map(bottle.region.meets, entries)):
+            # x would refuse the flows of an address that was learned after it was taken back, once it expires
+            same = replace(bottle.rules, epoch=bottle.asked, learned=tuple(bottle.remembered()))
+            self._put(bottle, planned(bottle, same, now, anew=True))
+        segments = bottle.segments.copy()
         change = segments.change(entries, now)
         what = f"addresses of bottle {slot}"
         try:
-            bottle.inner.elements.renew(render_bottle.exact_sets(change, None))
-            bottle.inner.nft.run(render_bottle.ranges(change, None), f"{what} inside")
+            bottle.inner.elements.run(render_bottle.learned_in(change, None), f"{what} inside")
         except KernelRefused as e:
             _unless_gone(e)  # root in the bottle flushed its table: back with it
-            everything = [*bottle.still_learned(now), *entries]
-            bottle.inner.nft.run(
-                self._whole(bottle.net, bottle.rules, everything), f"restore the table of bottle {slot}"
-            )
-        edges.elements.renew(render_bottle.exact_sets(change, slot))
-        edges.nft.run(render_bottle.ranges(change, slot), what)
+            everything = whole(bottle, [*bottle.still_learned(now), *entries], now)
+            _whole_inside(bottle, everything, f"restore the table of bottle {slot}")
+        edges.elements.run(render_bottle.learned_in(change, slot), what)
         bottle.segments = segments
         bottle.note(entries, now)
 
     def permit_service(self, entries: Sequence[Learned]) -> None:
         edges, segments = self._edges(), self._dialled.copy()
         change = segments.change(entries, now_ns())
-        edges.elements.renew(render.dial_sets(change))
-        edges.nft.run(render_bottle.range_pieces(change, "span%d"), "addresses of the service namespace")
+        commands = [*render.renewals(change, "dial%d"), *render.pieces(change, "span%d")]
+        edges.elements.run(commands, "addresses of the service namespace")
         self._dialled = segments
 
     def cut(self, slot: int) -> None:
@@ -330,12 +330,20 @@ class HostNetfilter:
             bottle.rules = replace(bottle.rules, mode=Mode.CUT)
             bottle.judge = Judge(bottle.rules, self._own())
 
-    def end_refused(self, slot: int) -> int:
+    def walk(self, slot: int) -> Callable[[], Sequence[Entry]]:
+        bottle, edges = self._bottle(slot), self._edges()
+        if bottle.untouched or bottle.rules is None:
+            found = listed(bottle, edges.conntrack)
+            return lambda: found
+        epoch, own = bottle.rules.epoch, bottle.addresses()
+        return lambda: edges.walker.entries_of_epoch(epoch, own)
+
+    def end_refused(self, slot: int, walked: Sequence[Entry] | None = None) -> int:
         bottle, conntrack = self._bottle(slot), self._edges().conntrack
         if bottle.rules is not None:  # what was learned since the rules were applied, flows may have been opened to
-            known = replace(bottle.rules, learned=(*bottle.rules.learned, *bottle.learned))
-            bottle.judge = Judge(known, self._own())
-        return end(bottle, conntrack, refused(listed(bottle, conntrack), bottle.judge))
+            bottle.judge = Judge(replace(bottle.rules, learned=tuple(bottle.remembered())), self._own())
+        found = listed(bottle, conntrack) if walked is None else walked
+        return end(bottle, conntrack, refused(found, bottle.judge))
 
     def destroy_flows(self, slot: int) -> int:
         conntrack, known = self._edges().conntrack, self._bottles.get(slot)
@@ -379,26 +387,24 @@ def _devices() -> list[str]:
     return [name for _, name in socket.if_nameindex()]
 
 
-def _quietly(nft: Nft, commands: Sequence[Part]) -> None:
+def _quietly(elements: Elements, commands: Sequence[Command]) -> None:
     """Run what may find nothing to remove; a transaction that finds only a part is run command by command."""
     try:
-        nft.run(commands, "remove")
+        elements.run(commands, "remove")
     except KernelRefused as e:
         if e.errno not in _GONE:
             raise
         if len(commands) > 1:
             for command in commands:
-                _quietly(nft, [command])
+                _quietly(elements, [command])
 
 
-def _inside(bottle: Bottle, commands: Sequence[Part], whole: Callable[[], Sequence[Part]]) -> None:
-    """Change a bottle's own table, or where somebody in there flushed it, make it anew."""
-    what = f"rules of bottle {bottle.net.slot} inside"
-    try:
+def _whole_inside(bottle: Bottle, commands: Sequence[Command], what: str) -> None:
+    """The whole table inside, made anew in one transaction."""
+    if bottle.net.foreign is None:
+        bottle.inner.elements.run(commands, what)
+    else:  # leads DNS elsewhere, which bytecode.py does not say
         bottle.inner.nft.run(commands, what)
-    except KernelRefused as e:
-        _unless_gone(e)
-        bottle.inner.nft.run(whole(), what)
 
 
 def _unless_gone(e: KernelRefused) -> None:

@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, NamedTuple
 
+from netfilter.batch import Members
 from netfilter.elements import Element
 
 FAMILY, TABLE = "inet", "agentmon"
@@ -24,14 +25,25 @@ class Part(NamedTuple):
     json: Any
 
 
-def text(commands: Iterable[Part]) -> str:
+Command = Part | Members
+
+
+def text(commands: Iterable[Command]) -> str:
     """One transaction for nft -f and libnftables."""
-    return "\n".join(c.text for c in commands)
+    return "\n".join(written(c).text for c in commands)
 
 
-def json(commands: Iterable[Part]) -> dict[str, Any]:
+def json(commands: Iterable[Command]) -> dict[str, Any]:
     """The same transaction for libnftables' JSON parser."""
-    return {"nftables": [{"metainfo": {"json_schema_version": 1}}, *(c.json for c in commands)]}
+    return {"nftables": [{"metainfo": {"json_schema_version": 1}}, *(written(c).json for c in commands)]}
+
+
+def written(command: Command) -> Part:
+    """A command in both languages; a batch of elements is kept in numbers until somebody wants to read it."""
+    if isinstance(command, Part):
+        return command
+    members = (destination(element, seconds) for element, seconds in command.batch.rows())
+    return elements(command.verb, command.set_name, members)[0]
 
 
 # ── expressions ──

@@ -1,4 +1,4 @@
-"""The hot calls of nf_tables by raw netlink: set elements in and out, counters. Needs CAP_NET_ADMIN.
+"""nf_tables by raw netlink: whole transactions of what netfilter says about bottles, counters. Needs CAP_NET_ADMIN.
 
 libnftables lists every set and chain of the host after each change by somebody else (13 ms beside 1,000 bottles)
 and the whole table for one counter; one element here costs 0.03 ms whatever else is there.
@@ -13,103 +13,106 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 
-from netfilter.elements import Element, Timed
+from netfilter import bytecode
+from netfilter.batch import attribute, nested
+from netfilter.bytecode import CREATE, DELSETELEM, NEWSETELEM, Message, number, string
 from netfilter.errors import KernelRefused
+from netfilter.language import Command
 
 _NETLINK_NETFILTER, _INET = 12, 1
 _HEADER, _GENERIC = struct.Struct("=IHHII"), struct.Struct(">BBH")
 _ATTRIBUTE = struct.Struct("=HH")
-_NESTED = 0x8000
-_REQUEST, _ACK, _CREATE = 0x1, 0x4, 0x400
+_REQUEST, _ACK = 0x1, 0x4
 _ERROR = 2
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_NEWSETELEM, _DELSETELEM, _GETOBJ = 12, 14, 19
+_GETOBJ = 19
 _SUBSYSTEM = 10
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
-_KEY, _DATA, _TIMEOUT, _VALUE = 1, 2, 4, 1
+_KEY, _DATA, _VALUE = 1, 2, 1
 _VERDICT, _CODE, _CHAIN, _GOTO = 2, 1, 2, -4
 _OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA, _COUNTER, _PACKETS = 2, 3, 4, 1, 2
-_PROTOCOLS = {"tcp": 6, "udp": 17}
 _IFNAMSIZ = 16
-_PER_MESSAGE = 256
+_SNDBUFFORCE, _SOL_NETLINK, _CAP_ACK = 32, 270, 10
+_SEND_BUFFER = 256 << 20  # a transaction is one datagram
 
 
 class Elements:
-    """Set elements and counters of one table of family inet, in the namespace of the thread that made it."""
+    """Transactions on one table of family inet, in the namespace of the thread that made it."""
 
     def __init__(self, table: str) -> None:
-        self._table = _string(_TABLE, table)
+        self._table = string(_TABLE, table)
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        self._sock.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, _SEND_BUFFER)
+        self._sock.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)  # refusals do not repeat what was sent
         self._sock.settimeout(10)
         self._sequence = 0
 
-    def renew(self, by_set: dict[str, list[Timed]]) -> None:
-        """Add elements with these times from now, also where they are there already, in one transaction.
+    def run(self, commands: Iterable[Command], what: str) -> None:
+        """Apply `commands` as one transaction: all of it, or nothing.
 
-        Added, deleted, added again: an `add` alone leaves the time as it was before v6.12 ("netfilter: nf_tables:
-        set element timeout update support").
-
-        :raises KernelRefused: ENOENT: no such set.
+        :raises KernelRefused: with the kernel's errno for the first command that it refused.
         """
-        steps = []
-        for name, timed in by_set.items():
-            for some in _chunks(timed):
-                bare = [_element(t.element, 0) for t in some]
-                steps += [(_NEWSETELEM, name, bare), (_DELSETELEM, name, bare)]
-                steps.append((_NEWSETELEM, name, [_element(t.element, t.timeout_s) for t in some]))
-        if steps:
-            self._transact(steps, f"add elements to {', '.join(by_set)}")
+        messages = bytecode.compiled(commands)
+        if messages:
+            self._transact(messages, what)
 
     def put_device(self, set_name: str, device: str) -> None:
         """One device name into a set of them; fine if it is there."""
-        self._transact([(_NEWSETELEM, set_name, [_device(device)])], f"add {device} to {set_name}")
+        self._transact([self._element(NEWSETELEM, set_name, _device(device))], f"add {device} to {set_name}")
 
     def lead(self, map_name: str, device: str, chain: str) -> None:
         """Packets that come in by a device go to a chain: its element in a verdict map."""
-        self._transact([(_NEWSETELEM, map_name, [_leading(device, chain)])], f"lead {device} to {chain}")
+        self._transact([self._element(NEWSETELEM, map_name, _leading(device, chain))], f"lead {device} to {chain}")
 
     def lead_elsewhere(self, map_name: str, device: str, chain: str) -> None:
         """The same for a device that is led somewhere already, in one step; one that is not stays so."""
-        steps = [(_DELSETELEM, map_name, [_device(device)]), (_NEWSETELEM, map_name, [_leading(device, chain)])]
-        self._if_there(steps, f"lead {device} to {chain}")
+        steps = ((DELSETELEM, _device(device)), (NEWSETELEM, _leading(device, chain)))
+        self._if_there([self._element(kind, map_name, what) for kind, what in steps], f"lead {device} to {chain}")
 
     def lead_nowhere(self, map_name: str, device: str) -> None:
         """A device's element out of a verdict map; fine if it is not there."""
-        self._if_there([(_DELSETELEM, map_name, [_device(device)])], f"take {device} out of {map_name}")
+        self._if_there([self._element(DELSETELEM, map_name, _device(device))], f"take {device} out of {map_name}")
 
     def take_device(self, set_name: str, device: str) -> None:
         """One device name out of a set of them; fine if it is not there, or there is no such set.
 
         Put in first: a transaction that is refused waits for every processor (10 ms), one that is carried out does not.
         """
-        steps = [(_NEWSETELEM, set_name, [_device(device)]), (_DELSETELEM, set_name, [_device(device)])]
+        steps = [self._element(kind, set_name, _device(device)) for kind in (NEWSETELEM, DELSETELEM)]
         self._if_there(steps, f"take {device} out of {set_name}")
 
-    def _if_there(self, steps: Iterable[tuple[int, str, list[bytes]]], what: str) -> None:
+    def _element(self, kind: int, set_name: str, element: bytes) -> Message:
+        body = self._table + string(_SET, set_name) + nested(_ELEMENTS, element)
+        return Message(kind, CREATE if kind == NEWSETELEM else 0, body)
+
+    def _if_there(self, messages: Sequence[Message], what: str) -> None:
         try:
-            self._transact(steps, what)
+            self._transact(messages, what)
         except KernelRefused as e:
             if e.errno != errno.ENOENT:
                 raise
 
-    def _transact(self, steps: Iterable[tuple[int, str, list[bytes]]], what: str) -> None:
+    def _transact(self, messages: Sequence[Message], what: str) -> None:
+        """Only the last message asks to be acknowledged. Refused messages are told anyway; a transaction that is
+        refused as a whole (no memory) is told with the number of its beginning."""
         parts = [self._batch(_BATCH_BEGIN)]
-        for kind, name, elements in steps:
-            body = self._table + _string(_SET, name) + _nested(_ELEMENTS, b"".join(elements))
-            create = _CREATE if kind == _NEWSETELEM else 0
-            parts.append(self._message((_SUBSYSTEM << 8) | kind, _REQUEST | _ACK | create, body))
-        first, last = self._sequence - len(parts) + 1, self._sequence
+        first, final = self._sequence, len(messages) - 1
+        for at, (kind, flags, body) in enumerate(messages):
+            flags |= _REQUEST | (_ACK if at == final else 0)
+            parts.append(self._message((_SUBSYSTEM << 8) | kind, flags, body))
+        last = self._sequence
         parts.append(self._batch(_BATCH_END))
-        self._sock.send(b"".join(parts))
-        refused = 0
-        while True:
-            for number, sequence in self._answers():
-                refused = refused or (number if sequence >= first else 0)
-                if sequence == last:
-                    if refused:
-                        raise KernelRefused(refused, what, os.strerror(refused))
-                    return
+        try:
+            self._sock.send(b"".join(parts))
+        except OSError as e:
+            raise KernelRefused(e.errno or errno.EIO, what) from e
+        refused, done = 0, False
+        while not done:
+            for code, sequence in self._answers():
+                refused = refused or (code if sequence >= first else 0)
+                done = done or sequence == last or (sequence == first and code != 0)
+        if refused:
+            raise KernelRefused(refused, what, os.strerror(refused))
 
     def _answers(self) -> list[tuple[int, int]]:
         data, at, found = self._sock.recv(1 << 18), 0, []
@@ -137,8 +140,7 @@ class Elements:
         """
         found = []
         for name in names:
-            kind = _attribute(_OBJECT_TYPE, struct.pack(">I", _COUNTER))
-            body = self._table + _string(_OBJECT_NAME, name) + kind
+            body = self._table + string(_OBJECT_NAME, name) + number(_OBJECT_TYPE, _COUNTER)
             self._sock.send(self._message((_SUBSYSTEM << 8) | _GETOBJ, _REQUEST, body))
             found.append(self._counter(name))
         return found
@@ -150,8 +152,8 @@ class Elements:
             if sequence != self._sequence:
                 continue
             if kind == _ERROR:
-                number = -struct.unpack_from("=i", answer, _HEADER.size)[0]
-                raise KernelRefused(number, f"read counter {name}", os.strerror(number))
+                code = -struct.unpack_from("=i", answer, _HEADER.size)[0]
+                raise KernelRefused(code, f"read counter {name}", os.strerror(code))
             data = _find(answer[_HEADER.size + _GENERIC.size :], _OBJECT_DATA)
             return int.from_bytes(_find(data, _PACKETS), "big")
 
@@ -159,41 +161,17 @@ class Elements:
         self._sock.close()
 
 
-def _chunks(timed: Sequence[Timed]) -> Iterable[Sequence[Timed]]:
-    return (timed[i : i + _PER_MESSAGE] for i in range(0, len(timed), _PER_MESSAGE))
-
-
-def _element(element: Element, timeout_s: int) -> bytes:
-    """Key of `address . inet_proto . inet_service`: each field padded to four bytes, network order."""
-    packed = element.network.network_address.packed
-    key = packed + struct.pack(">BxxxHxx", _PROTOCOLS[element.proto], element.low)
-    timeout = _attribute(_TIMEOUT, struct.pack(">Q", timeout_s * 1000)) if timeout_s else b""
-    return _nested(1, _key(key) + timeout)
-
-
 def _device(name: str, data: bytes = b"") -> bytes:
-    return _nested(1, _key(name.encode().ljust(_IFNAMSIZ, b"\0")) + data)
+    return nested(1, _key(name.encode().ljust(_IFNAMSIZ, b"\0")) + data)
 
 
 def _leading(device: str, chain: str) -> bytes:
-    verdict = _attribute(_CODE, struct.pack(">i", _GOTO)) + _string(_CHAIN, chain)
-    return _device(device, _nested(_DATA, _nested(_VERDICT, verdict)))
+    verdict = attribute(_CODE, struct.pack(">i", _GOTO)) + string(_CHAIN, chain)
+    return _device(device, nested(_DATA, nested(_VERDICT, verdict)))
 
 
 def _key(data: bytes) -> bytes:
-    return _nested(_KEY, _attribute(_VALUE, data))
-
-
-def _attribute(kind: int, data: bytes) -> bytes:
-    return _ATTRIBUTE.pack(4 + len(data), kind) + data + b"\0" * (-len(data) % 4)
-
-
-def _nested(kind: int, data: bytes) -> bytes:
-    return _attribute(kind | _NESTED, data)
-
-
-def _string(kind: int, text: str) -> bytes:
-    return _attribute(kind, text.encode() + b"\0")
+    return nested(_KEY, attribute(_VALUE, data))
 
 
 def _find(data: bytes, wanted: int) -> bytes:

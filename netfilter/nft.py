@@ -14,7 +14,7 @@ from typing import Any
 
 from netfilter import language
 from netfilter.errors import KernelRefused, Missing
-from netfilter.language import Part
+from netfilter.language import Command
 
 # libnftables gives the kernel's answer as strerror(3)'s words only.
 _BY_WORDS = {os.strerror(number): number for number in errno.errorcode}
@@ -29,7 +29,7 @@ class Nft:
     def __init__(self) -> None:
         self._context = _context()
 
-    def run(self, commands: Iterable[Part], what: str) -> None:
+    def run(self, commands: Iterable[Command], what: str) -> None:
         """Apply `commands` as one transaction: all of it, or nothing.
 
         :raises KernelRefused: with the first line that nft complained about.
@@ -41,7 +41,7 @@ class Nft:
         if status != 0:
             raise _refused(what, str(complaint))
 
-    def run_json(self, commands: Iterable[Part], what: str) -> None:
+    def run_json(self, commands: Iterable[Command], what: str) -> None:
         """The same through libnftables' JSON parser. :raises KernelRefused:"""
         status, _, complaint = self._context.json_cmd(language.json(commands))
         if status != 0:

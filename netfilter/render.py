@@ -11,9 +11,11 @@ Verdicts that pass set PASS_MARK, without which the routing backstop forwards no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import ip_network
 
-from netfilter.elements import Change, Timed, disjoint
+from netfilter.batch import Batch, Members
+from netfilter.elements import Change, Element, Timed, disjoint
 from netfilter.language import (
     ACCEPT,
     DROP,
@@ -21,6 +23,7 @@ from netfilter.language import (
     PROHIBITED,
     RESET,
     TUPLE,
+    Command,
     Part,
     add_map,
     add_set,
@@ -30,7 +33,6 @@ from netfilter.language import (
     counted,
     counter,
     ct,
-    destination,
     device,
     differs,
     elements,
@@ -54,12 +56,12 @@ from netfilter.language import (
     word,
 )
 from netfilter.spec import PASS_MARK, Direct, HostSpec, Network
-from netfilter.verdict import own_networks
+from netfilter.verdict import PROTECTED4, PROTECTED6, own_networks
 
 FAMILIES = (4, 6)
 DIAL_MARK = 0x0200_0000  # conntrack mark bit: a connection that the service namespace was allowed to open
 PASS = put(meta("mark"), union(meta("mark"), PASS_MARK))
-BOTTLES, CUT, ROUTER = "bottles", "cut", "router"
+BOTTLES, CUT, ROUTER, PROTECTED = "bottles", "cut", "router", "protected"
 SWITCHED4, SWITCHED6, MARKED4 = "switched4", "switched6", "marked4"  # what forwarding.py changed
 REFUSE, SERVICE, INBOUND = "refuse", "service", "inbound"
 MARKED_PRE, FILTER, SOURCE_NAT = -150, 0, 100  # hook priorities
@@ -92,10 +94,10 @@ def refusal() -> list[Part]:
     ]
 
 
-def host_table(host: HostSpec) -> list[Part]:
+def host_table(host: HostSpec) -> list[Command]:
     """Table, maps, sets and base chains. Where they are already, only the base chains' rules are replaced, in one
     step: chains and elements of bottles stay."""
-    commands = [
+    commands: list[Command] = [
         table("add"),
         add_map(BOTTLES, "ifname"),
         add_map(ROUTER, "nf_proto"),
@@ -105,6 +107,9 @@ def host_table(host: HostSpec) -> list[Part]:
     for v in FAMILIES:
         commands += [add_set(f"dns{v}", TUPLE[v]), add_set(f"dial{v}", TUPLE[v], "timeout")]
         commands.append(add_set(f"span{v}", TUPLE[v], "interval", "timeout"))
+        commands += [add_set(f"{PROTECTED}{v}", TUPLE[v][:1], "interval"), flush_set(f"{PROTECTED}{v}")]
+        nets = [n for n in (*PROTECTED4, *PROTECTED6, *own_networks(host)) if n.version == v]
+        commands += elements("add", f"{PROTECTED}{v}", map(network, nets))
     commands += refusal()
     commands += [
         base_chain("pre", "filter", "prerouting", MARKED_PRE, "accept"),
@@ -126,7 +131,7 @@ def host_table(host: HostSpec) -> list[Part]:
             if address.version == v
             for proto in ("udp", "tcp")
         ]
-        commands += [flush_set(f"dns{v}"), *elements("add", f"dns{v}", map(destination, disjoint(servers)))]
+        commands += [flush_set(f"dns{v}"), *exact("add", f"dns{v}", disjoint(servers))]
     return commands
 
 
@@ -187,9 +192,48 @@ def router6(verb: str) -> list[Part]:
     return elements(verb, ROUTER, [leads_to(word("ipv6"), DROP) if verb == "add" else word("ipv6")])
 
 
-def dial_sets(change: Change) -> dict[str, list[Timed]]:
-    """Exact elements of what the service namespace may dial, by set."""
-    found: dict[str, list[Timed]] = {}
-    for timed in change.exact:
-        found.setdefault(f"dial{timed.element.network.version}", []).append(timed)
-    return found
+# ── elements ──
+
+
+def exact(verb: str, set_name: str, members: Sequence[Element]) -> list[Command]:
+    """Into or out of a hash set; nothing for no elements."""
+    return [Members(verb, set_name, Batch(members), False)] if members else []
+
+
+def ranged(verb: str, set_name: str, members: Sequence[Element]) -> list[Command]:
+    """Into or out of an interval set; nothing for no elements."""
+    return [Members(verb, set_name, Batch(members), True)] if members else []
+
+
+def renewed(set_name: str, timed: Sequence[Timed]) -> list[Command]:
+    """Exact elements with these times from now, also where they are there already.
+
+    Added, deleted, added again: an `add` alone leaves the time as it was before v6.12 ("netfilter: nf_tables:
+    set element timeout update support").
+    """
+    if not timed:
+        return []
+    bare = Batch([t.element for t in timed])
+    steps = (("add", bare), ("delete", bare), ("add", Batch.timed(timed)))
+    return [Members(verb, set_name, batch, False) for verb, batch in steps]
+
+
+def renewals(change: Change, name: str) -> list[Command]:
+    """The exact elements of a change; `name` is the sets' name with %d for the family."""
+    return [
+        command for v in FAMILIES for command in renewed(name % v, [t for t in change.exact if t.element.version == v])
+    ]
+
+
+def pieces(change: Change, name: str) -> list[Command]:
+    """The pieces of learned port ranges out and in.
+
+    A piece that is to go may have expired meanwhile, and deleting what is not there fails: it is added first.
+    """
+    commands: list[Command] = []
+    for v in FAMILIES:
+        gone = [e for e in change.remove if e.version == v]
+        new = [t for t in change.add if t.element.version == v]
+        commands += [*ranged("add", name % v, gone), *ranged("delete", name % v, gone)]
+        commands += [Members("add", name % v, Batch.timed(new), True)] if new else []
+    return commands

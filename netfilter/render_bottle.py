@@ -2,8 +2,8 @@
 
 Host chain b<slot>, of constant length, in this order:
 
-    noise, spoof → (unless cut) current epoch → services that survive a cut → bare resets → cut → services
-    → protected → deny → allow: s exact, n networks → learned: l exact, r port ranges → refuse
+    noise, spoof → (unless cut, unless taken back) current epoch → services that survive a cut → bare resets
+    → cut → services → protected → deny → allow: s exact, n networks → learned: l exact, r port ranges → refuse
 
 A flow carries its epoch in the conntrack mark; the chain names one epoch, so that writing it anew ends all others.
 """
@@ -11,12 +11,15 @@ A flow carries its epoch in the conntrack mark; the chain names one epoch, so th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from netfilter.elements import Change, Element, Timed, disjoint
+from netfilter.batch import Batch, Members
+from netfilter.elements import Change, Element, disjoint
 from netfilter.language import (
     ACCEPT,
     DROP,
     TUPLE,
+    Command,
     Part,
     add_set,
     address_type,
@@ -27,7 +30,6 @@ from netfilter.language import (
     counter,
     ct,
     delete_set,
-    destination,
     device,
     differs,
     elements,
@@ -39,7 +41,6 @@ from netfilter.language import (
     masked,
     meta,
     named,
-    network,
     number,
     put,
     rule,
@@ -53,21 +54,27 @@ from netfilter.render import (
     FAMILIES,
     FILTER,
     PASS,
+    PROTECTED,
     REFUSE,
     ip,
     noise,
+    pieces,
     refusal,
+    renewals,
     target,
 )
-from netfilter.spec import EPOCH_MASK, BottleNet, BottleRules, Endpoint, Mode, Network
-from netfilter.verdict import PROTECTED4, PROTECTED6
+from netfilter.spec import EPOCH_MASK, BottleNet, BottleRules, Endpoint, Mode
 
 REASONS = ("spoof", "protected", "deny", "policy", "cut", "closed")
 _COUNTERS = (*REASONS, "observed")
 _KEEP = 0xFFFF_FFFF & ~EPOCH_MASK
 _RST = 0x04
-_BARE = ((4, 40), (4, 52), (6, 60), (6, 72))  # IP and TCP headers, without and with the time stamp option
-_KINDS = {"s": (), "n": ("interval",), "l": ("timeout",), "r": ("interval", "timeout"), "d": ("interval",)}
+_FLUSH_FROM = 64  # elements to take out before emptying the whole set is thought of
+_BARE = {4: (40, 52), 6: (60, 72)}  # bytes of IP and TCP headers, without and with the time stamp option
+_KINDS = {
+    "s": (), "n": ("interval",), "l": ("timeout",), "r": ("interval", "timeout"), "d": ("interval",),
+    "x": ("interval",),
+}  # fmt: skip
 
 
 def set_name(kind: str, version: int, slot: int | None) -> str:
@@ -94,21 +101,20 @@ def bottle_closed(net: BottleNet) -> list[Part]:
     ]
 
 
-def bottle_chain(
-    net: BottleNet, rules: BottleRules, own: Iterable[Network], before: BottleRules | None = None
-) -> list[Part]:
-    """The chain written anew, and the element that cuts put in or taken out.
-
-    An element that stays is left alone: for any `add element`, libnftables 1.0.6 reads the elements of every set.
-    """
+def bottle_chain(net: BottleNet, rules: BottleRules, before: BottleRules | None = None) -> list[Part]:
+    """The chain written anew, and the element that cuts put in or taken out where that may have changed."""
     name = f"b{net.slot}"
-    judged = _closed(net) if rules.mode is Mode.CLOSED else _judged(net.slot, rules, own)
+    judged = _closed(net) if rules.mode is Mode.CLOSED else _judged(net.slot, rules)
     chain_now = [chain("flush", name), *(rule(name, *parts) for parts in [*_spoof(net), *judged])]
     if before is not None and (before.mode is Mode.CUT) is (rules.mode is Mode.CUT):
         return chain_now
+    return [*chain_now, *cut_element(net, rules.mode)]
+
+
+def cut_element(net: BottleNet, mode: Mode) -> list[Part]:
+    """The element that cuts, put in or taken out; put in first, since it may not be there."""
     veth = [device(net.veth)]
-    uncut = [] if rules.mode is Mode.CUT else elements("delete", CUT, veth)
-    return [*chain_now, *elements("add", CUT, veth), *uncut]
+    return [*elements("add", CUT, veth), *([] if mode is Mode.CUT else elements("delete", CUT, veth))]
 
 
 def bottle_deleted(slot: int) -> list[Part]:
@@ -134,19 +140,18 @@ def _closed(net: BottleNet) -> list[list[Part]]:
     return [[counted(counter_name(net.slot, "closed")), goto(REFUSE)]]
 
 
-def _judged(slot: int, rules: BottleRules, own: Iterable[Network]) -> list[list[Part]]:
+def _judged(slot: int, rules: BottleRules) -> list[list[Part]]:
     def refuse(reason: str) -> list[Part]:
         return [counted(counter_name(slot, reason)), goto(REFUSE)]
 
     accept = [_marked(rules.epoch), PASS, ACCEPT]
-    out = [[differs(meta("iifname"), named(CUT)), *_current(rules.epoch), PASS, ACCEPT]]
+    out = [[differs(meta("iifname"), named(CUT)), *parts, PASS, ACCEPT] for parts in _current(rules.epoch, slot)]
     out += _services((e for e in rules.services if e.survives_cut), accept)
-    out += [[*_farewell(), PASS, ACCEPT], [equal(meta("iifname"), named(CUT)), *refuse("cut")]]
+    out += [[*farewell, PASS, ACCEPT] for farewell in _farewell()]
+    out.append([equal(meta("iifname"), named(CUT)), *refuse("cut")])
     out += _services((e for e in rules.services if not e.survives_cut), accept)
-    own = tuple(own)
-    for v, fixed in ((4, PROTECTED4), (6, PROTECTED6)):
-        nets = [*fixed, *(n for n in own if n.version == v)]
-        out.append([equal(field(ip(v), "daddr"), choice(map(network, nets))), *refuse("protected")])
+    for v in FAMILIES:
+        out.append([equal(field(ip(v), "daddr"), named(f"{PROTECTED}{v}")), *refuse("protected")])
     out.append([equal(address_type(), choice(map(word, ("local", "broadcast", "multicast")))), *refuse("protected")])
     out += [[equal(target(v), named(set_name("d", v, slot))), *refuse("deny")] for v in FAMILIES]
     out += [[equal(target(v), named(set_name(k, v, slot))), *accept] for k in "snlr" for v in FAMILIES]
@@ -188,9 +193,9 @@ def inner_judgement(name: str, rules: BottleRules) -> list[Part]:
         cut = rules.mode is Mode.CUT
         accept = [_marked(rules.epoch), ACCEPT]
         if not cut:
-            parts.append([*_current(rules.epoch), ACCEPT])
+            parts += [[*current, ACCEPT] for current in _current(rules.epoch, None)]
         parts += _services((e for e in rules.services if e.survives_cut or not cut), accept)
-        parts.append([*_farewell(), ACCEPT])
+        parts += [[*farewell, ACCEPT] for farewell in _farewell()]
         if not cut:
             parts += [[equal(target(v), named(set_name("d", v, None))), goto(REFUSE)] for v in FAMILIES]
             parts += [[equal(target(v), named(set_name(k, v, None))), *accept] for k in "snlr" for v in FAMILIES]
@@ -210,17 +215,26 @@ def _sets(slot: int | None) -> list[Part]:
     return [add_set(set_name(kind, v, slot), TUPLE[v], *flags) for kind, flags in _KINDS.items() for v in FAMILIES]
 
 
-def _current(epoch: int) -> list[Part]:
-    """A flow of this epoch; not ICMP errors about one, which could carry data out."""
-    return [equal(masked(ct("mark"), EPOCH_MASK), number(epoch)), state("established", "new")]
+def _current(epoch: int, slot: int | None) -> list[list[Part]]:
+    """For each family: a flow of this epoch to what has not been taken back since; not ICMP errors about one, which
+    could carry data out."""
+    mark = [equal(masked(ct("mark"), EPOCH_MASK), number(epoch)), state("established", "new")]
+    return [[differs(target(v), named(set_name("x", v, slot))), *mark] for v in FAMILIES]
 
 
-def _farewell() -> list[Part]:
-    """A reset of a connection that conntrack still knows, with no more than a time stamp in it: the far end of a flow
-    that ends here is told. Its entry is deleted next."""
+def _farewell() -> list[list[Part]]:
+    """For each family: a reset of a connection that conntrack still knows, with no more than a time stamp in it: the
+    far end of a flow that ends here is told. Its entry is deleted next."""
     reset = equal(masked(field("tcp", "flags"), _RST), number(_RST))
-    bare = choice(joined(word(f"ipv{v}"), Part(str(n), n)) for v, n in _BARE)
-    return [reset, equal(joined(meta("nfproto"), meta("length")), bare), state("established")]
+    return [
+        [
+            equal(meta("nfproto"), word(f"ipv{v}")),
+            reset,
+            equal(meta("length"), choice(Part(str(n), n) for n in lengths)),
+            state("established"),
+        ]
+        for v, lengths in _BARE.items()
+    ]
 
 
 def _marked(bits: int) -> Part:
@@ -242,68 +256,103 @@ def _services(services: Iterable[Endpoint], verdict: Sequence[Part]) -> list[lis
     return out
 
 
-def static_sets(slot: int | None, rules: BottleRules, before: BottleRules | None) -> list[Part]:
-    """Bring s, n and d from what `before` put there to `rules`; without a `before`, whatever is there goes."""
-    now, old = _static(rules), {} if before is None else _static(before)
-    commands = []
-    for kind in "snd":
-        for v in FAMILIES:
-            name = set_name(kind, v, slot)
-            wanted, there = now.get((kind, v), []), old.get((kind, v), [])
-            if before is None:
-                commands.append(flush_set(name))
-            keep, known = set(wanted), set(there)
-            commands += elements("delete", name, (destination(e) for e in there if e not in keep))
-            commands += elements("add", name, (destination(e) for e in wanted if e not in known))
-    return commands
+# ── elements ─────────────────────────────────────────────────────────────────
+
+Static = dict[tuple[str, int], list[Element]]  # by kind and family
 
 
-def _static(rules: BottleRules) -> dict[tuple[str, int], list[Element]]:
-    found: dict[tuple[str, int], list[Element]] = {}
+def static(rules: BottleRules) -> Static:
+    """What belongs into the sets s, n and d."""
+    found: Static = {(kind, v): [] for kind in "snd" for v in FAMILIES}
     for element in disjoint(rules.allow):
-        found.setdefault(("s" if element.exact else "n", element.network.version), []).append(element)
+        found["s" if element.exact else "n", element.version].append(element)
     for element in disjoint(rules.deny):
-        found.setdefault(("d", element.network.version), []).append(element)
+        found["d", element.version].append(element)
     return found
 
 
-def learned_flushed(slot: int | None) -> list[Part]:
-    return [flush_set(set_name(kind, v, slot)) for kind in "lr" for v in FAMILIES]
+class Difference(NamedTuple):
+    """What one set needs. `flushed`: emptied first, because little of it stays, or nobody knows what is there."""
+
+    kind: str
+    version: int
+    flushed: bool
+    gone: Batch
+    came: Batch
 
 
-def learned_in(change: Change, slot: int | None, *, fresh: bool) -> list[Part]:
-    """Learned elements within a transaction; not `fresh`: over what is there, renewing it."""
-    commands = [] if fresh else ranges(Change(remove=change.remove), slot)
-    for name, timed in exact_sets(change, slot).items():
-        bare = [destination(t.element) for t in timed]
-        if not fresh:
-            commands += [*elements("add", name, bare), *elements("delete", name, bare)]
-        commands += elements("add", name, (destination(t.element, t.timeout_s) for t in timed))
-    return [*commands, *ranges(Change(add=change.add), slot)]
-
-
-def exact_sets(change: Change, slot: int | None) -> dict[str, list[Timed]]:
-    """Learned exact elements by the set they go to."""
-    found: dict[str, list[Timed]] = {}
-    for timed in change.exact:
-        found.setdefault(set_name("l", timed.element.network.version, slot), []).append(timed)
+def differences(now: Static, before: Static | None) -> list[Difference]:
+    """Only of sets that change; without a `before`, whatever is there goes."""
+    found = []
+    for (kind, v), wanted in now.items():
+        there = [] if before is None else before[kind, v]
+        if before is not None and wanted == there:
+            continue
+        kept, known = set(wanted), set(there)
+        gone = [e for e in there if e not in kept]
+        flushed = before is None or (len(gone) > _FLUSH_FROM and 2 * len(gone) > len(there))
+        came = wanted if flushed else [e for e in wanted if e not in known]
+        found.append(Difference(kind, v, flushed, Batch(gone), Batch(came)))
     return found
 
 
-def ranges(change: Change, slot: int | None) -> list[Part]:
-    """Learned port ranges of a bottle."""
-    return range_pieces(change, "r%d" if slot is None else f"r%d_{slot}")
-
-
-def range_pieces(change: Change, name: str) -> list[Part]:
-    """Pieces out and in; `name` is the sets' name with %d for the family.
-
-    A piece that is to go may have expired meanwhile, and deleting what is not there fails: it is added first.
-    """
-    commands = []
-    for v in FAMILIES:
-        gone = [destination(e) for e in change.remove if e.network.version == v]
-        new = [destination(t.element, t.timeout_s) for t in change.add if t.element.network.version == v]
-        commands += [*elements("add", name % v, gone), *elements("delete", name % v, gone)]
-        commands += elements("add", name % v, new)
+def changed_sets(slot: int | None, changed: Iterable[Difference]) -> list[Command]:
+    commands: list[Command] = []
+    for kind, v, flushed, gone, came in changed:
+        name, ranged = set_name(kind, v, slot), kind != "s"
+        if flushed:
+            commands.append(flush_set(name))
+        elif gone.elements:
+            commands.append(Members("delete", name, gone, ranged))
+        if came.elements:
+            commands.append(Members("add", name, came, ranged))
     return commands
+
+
+def static_sets(slot: int | None, rules: BottleRules) -> list[Command]:
+    """The sets s, n and d, whatever is in them."""
+    return changed_sets(slot, differences(static(rules), None))
+
+
+def taken_back(slot: int | None, now: Sequence[Element], before: Sequence[Element]) -> list[Command]:
+    """Bring x from what `before` put there to `now`."""
+    commands: list[Command] = []
+    for v in FAMILIES:
+        name = set_name("x", v, slot)
+        gone = [e for e in before if e.version == v and e not in now]
+        came = [e for e in now if e.version == v and e not in before]
+        commands += [Members("delete", name, Batch(gone), True)] if gone else []
+        commands += [Members("add", name, Batch(came), True)] if came else []
+    return commands
+
+
+def flushed(kinds: str, slot: int | None) -> list[Command]:
+    return [flush_set(set_name(kind, v, slot)) for kind in kinds for v in FAMILIES]
+
+
+def learned_anew(change: Change, slot: int | None) -> list[Command]:
+    """Learned elements into sets that have just been flushed."""
+    commands: list[Command] = []
+    for v in FAMILIES:
+        timed = [t for t in change.exact if t.element.version == v]
+        commands += [Members("add", set_name("l", v, slot), Batch.timed(timed), False)] if timed else []
+    return [*commands, *pieces(Change(add=change.add), _pattern("r", slot))]
+
+
+def learned_in(change: Change, slot: int | None) -> list[Command]:
+    """Learned elements over what is there, renewing it."""
+    return [*renewals(change, _pattern("l", slot)), *pieces(change, _pattern("r", slot))]
+
+
+def unlearned(elements: Sequence[Element], slot: int | None) -> list[Command]:
+    """Learned exact elements out. They may have expired meanwhile, so they are added first."""
+    commands: list[Command] = []
+    for v in FAMILIES:
+        gone = Batch([e for e in elements if e.version == v])
+        if gone.elements:
+            commands += [Members(verb, set_name("l", v, slot), gone, False) for verb in ("add", "delete")]
+    return commands
+
+
+def _pattern(kind: str, slot: int | None) -> str:
+    return f"{kind}%d" if slot is None else f"{kind}%d_{slot}"

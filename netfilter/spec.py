@@ -6,11 +6,11 @@ unless the name says otherwise. IPv4 and IPv6 entries stand in the same tuples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -157,6 +157,13 @@ class Netfilter(Protocol):
         """Put `rules` in force on both sides. Same epoch: additions, live flows go on. New epoch: flows that the new
         rules (or `learned`) still allow are re-marked first, the rest lose conntrack entry and sockets."""
 
+    def put(self, rules: BottleRules) -> bool:
+        """The same at once: what the new rules refuse is refused when it returns, but may not be ended yet. True:
+        `end_refused` is still to be called."""
+
+    def plan(self, rules: BottleRules) -> list[str]:
+        """What `apply` would do, a line for each step; nothing is changed."""
+
     def learn(self, slot: int, entries: Sequence[Learned]) -> None:
         """Add or renew learned addresses on both sides; committed when it returns."""
 
@@ -166,7 +173,10 @@ class Netfilter(Protocol):
     def cut(self, slot: int) -> None:
         """One element: from now on the bottle reaches only services that survive a cut."""
 
-    def end_refused(self, slot: int) -> int:
+    def walk(self, slot: int) -> Callable[[], Sequence[Any]]:
+        """A look for the flows of a bottle, which may be called in another thread, one at a time: for `end_refused`."""
+
+    def end_refused(self, slot: int, walked: Sequence[Any] | None = None) -> int:
         """End what lives and the rules in force refuse: conntrack entries deleted, sockets killed; how many."""
 
     def destroy_flows(self, slot: int) -> int:

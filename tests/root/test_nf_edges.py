@@ -15,7 +15,7 @@ from netfilter.netns import links, namespaces
 from netfilter.netns.wire import NETFILTER, ROUTE, Netlink, Request
 from netfilter.nfnetlink import Elements
 from netfilter.nft import Nft
-from netfilter.render import CUT, host_table
+from netfilter.render import CUT, host_table, renewed
 from netfilter.render_bottle import set_name
 from tests.support.nf_lab import Lab, host_spec, net
 
@@ -68,17 +68,17 @@ def test_refused_listings_and_questions() -> None:
 def test_elements_need_their_set() -> None:
     def work() -> None:
         raw, nft = Elements(TABLE), Nft()
-        one = Timed(Element(ip_network("198.51.100.7"), "tcp", 443, 443), 60)
+        one = Timed(Element.of(ip_network("198.51.100.7"), "tcp", 443, 443), 60)
         with pytest.raises(KernelRefused) as found:
-            raw.renew({"l4_16": [one]})
+            raw.run(renewed("l4_16", [one]), "add elements to l4_16")
         assert found.value.errno == errno.ENOENT and "l4_16" in str(found.value)
         nft.run(host_table(host_spec()), "host")
         with pytest.raises(KernelRefused):
             raw.packets(["nobody"])
-        many = [Timed(Element(ip_network(f"198.51.{n >> 8}.{n & 255}"), "udp", 53, 53), 60) for n in range(1000)]
-        raw.renew({"dial4": [*many, one]})
-        raw.renew({"dial4": many, "dial6": []})
-        raw.renew({})
+        many = [Timed(Element.of(ip_network(f"198.51.{n >> 8}.{n & 255}"), "udp", 53, 53), 60) for n in range(1000)]
+        raw.run(renewed("dial4", [*many, one]), "dial")
+        raw.run([*renewed("dial4", many), *renewed("dial6", [])], "dial again")
+        raw.run([], "nothing")
         raw.put_device(CUT, "am16")
         raw.put_device(CUT, "am16")
         listed = next(o["set"] for o in nft.listing("list set inet agentmon dial4") if "set" in o)

@@ -6,7 +6,6 @@ import errno
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -216,16 +215,16 @@ def test_a_slot_used_again_inherits_nothing(lab: Lab) -> None:
 
 
 def test_what_the_kernel_refuses_changes_nothing(lab: Lab) -> None:
-    """A rule that no kernel takes in the middle of a change: the old rules stay, on both sides, and the flows."""
+    """An element that overlaps one that somebody else put there: the old rules stay, on both sides, and the flows."""
     name = lab.bottle(16, only(WEB4), epoch=1)
     lab.run(lab.nf.learn, 16, [learned(WEB6)])
     sock = lab.connect(name, WEB4)
+    lab.shell("nft", "add", "element", "inet", "agentmon", "n4_16", "{ 203.0.113.0/24 . tcp . 1-65535 }")
     table = lab.shell("nft", "-s", "list", "table", "inet", "agentmon")
     inner = lab.shell("ip", "netns", "exec", name, "nft", "-s", "list", "ruleset")
-    bad = replace(only(OTHER4), proto="nonsense")  # type: ignore[arg-type]
     with pytest.raises(KernelRefused) as found:
-        lab.run(lab.nf.apply, rules(16, 2, bad))
-    assert found.value.operation and "16" in str(found.value)
+        lab.run(lab.nf.apply, rules(16, 2, direct("203.0.113.128/25", "tcp", 443)))
+    assert found.value.errno in {errno.EEXIST, errno.ENOTEMPTY} and "16" in str(found.value)
     assert lab.shell("nft", "-s", "list", "table", "inet", "agentmon") == table
     assert _untimed(lab.shell("ip", "netns", "exec", name, "nft", "-s", "list", "ruleset")) == _untimed(inner)
     assert goes_on(sock)

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from typing import Any
 
 import pytest
 
 from netfilter.errors import KernelRefused
-from netfilter.language import Part, table
+from netfilter.language import TABLE, Command, Part, table
 from netfilter.netns import namespaces
+from netfilter.nfnetlink import Elements
 from netfilter.nft import Nft
 from tests.support.nf_cases import CASES
 
 pytestmark = pytest.mark.root
 
 
-def ruleset(before: list[Part], change: list[Part], how: str) -> list[dict[str, Any]]:
+def ruleset(before: list[Command], change: list[Command], how: str) -> list[dict[str, Any]]:
     """What the kernel has after `change`, in a namespace that ends with the call."""
 
     def work() -> list[dict[str, Any]]:
         namespaces.unshare()
         nft = Nft()
         nft.run(before, "what is there before")
-        getattr(nft, how)(change, "the change")
+        if how == "raw":
+            Elements(TABLE).run(change, "the change")
+        else:
+            getattr(nft, how)(change, "the change")
         return [_plain(o) for o in nft.listing("list ruleset") if "metainfo" not in o]
 
     return namespaces.in_thread(work)
@@ -38,14 +41,13 @@ def _plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_text_and_json_mean_the_same(name: str) -> None:
+def test_text_json_and_messages_mean_the_same(name: str) -> None:
     before, change = CASES[name]
-    if name == "deleted":
-        before = [c for c in before if not re.match(r"add element inet agentmon bottles .*b16", c.text)]
-        change = [c for c in change if not c.text.startswith("delete element inet agentmon bottles")]
     text, json = ruleset(before, change, "run"), ruleset(before, change, "run_json")
     assert text == json
     assert text
+    if not name.startswith("host"):  # the host's table is libnftables' own work: once, when nothing is in the way
+        assert text == ruleset(before, change, "raw")
 
 
 def test_a_transaction_applies_whole_or_not_at_all() -> None:

@@ -7,9 +7,8 @@ from ipaddress import ip_address
 
 from netfilter import render, render_bottle
 from netfilter.elements import Segments
-from netfilter.language import Part
+from netfilter.language import Command
 from netfilter.spec import BottleRules, Learned, Mode
-from netfilter.verdict import own_networks
 from tests.support.nf_lab import direct, host_spec, learned, net, services
 
 HOST = host_spec()
@@ -35,35 +34,50 @@ NAMES = (
 )
 
 
-def applied(rules: BottleRules, before: BottleRules | None, *, six: bool = True) -> list[Part]:
+def applied(rules: BottleRules, before: BottleRules | None, *, six: bool = True) -> list[Command]:
     """Both sides of one `apply`, the host's first."""
     fresh = before is None or before.epoch != rules.epoch
     change = Segments().change(rules.learned, 0)
-    commands = []
+    static = render_bottle.static(rules)
+    changed = render_bottle.differences(static, None if before is None else render_bottle.static(before))
+    commands: list[Command] = []
     for slot in (rules.slot, None):
-        commands += render_bottle.static_sets(slot, rules, before)
-        commands += render_bottle.learned_flushed(slot) if fresh else []
-        commands += render_bottle.learned_in(change, slot, fresh=fresh)
+        commands += render_bottle.changed_sets(slot, changed)
+        if fresh:
+            commands += [*render_bottle.flushed("lrx", slot), *render_bottle.learned_anew(change, slot)]
+        else:
+            commands += render_bottle.learned_in(change, slot)
         if slot is None:
             commands += render_bottle.inner_chain(rules)
         else:
-            own = own_networks(host_spec(six=six))
-            commands += render_bottle.bottle_chain(net(slot, six=six), rules, own, before)
+            commands += render_bottle.bottle_chain(net(slot, six=six), rules, before)
     return commands
 
 
-def ranges() -> list[Part]:
+def ranges() -> list[Command]:
     segments = Segments()
     first = Learned(ip_address("203.0.113.78"), "tcp", ((8000, 8100),), 60)
-    commands = render_bottle.ranges(segments.change([first], 0), 16)
-    return commands + render_bottle.ranges(
+    commands = render_bottle.learned_in(segments.change([first], 0), 16)
+    return commands + render_bottle.learned_in(
         segments.change([replace(first, ports=((8050, 8200),), timeout_s=600)], 0), 16
     )
 
 
+def taken_back() -> list[Command]:
+    """A removal that needs no new epoch: out of the allowlist, and into what the epoch does not speak for."""
+    old, new = render_bottle.static(RULES), render_bottle.static(replace(RULES, allow=RULES.allow[2:]))
+    changed = render_bottle.differences(new, old)
+    gone = [e for d in changed for e in d.gone.elements]
+    return [
+        command
+        for slot in (16, None)
+        for command in [*render_bottle.changed_sets(slot, changed), *render_bottle.taken_back(slot, gone, ())]
+    ]
+
+
 CREATED = [*render.host_table(HOST), *render_bottle.bottle_closed(net(16))]
 # name → (what must be there before, the change)
-CASES: dict[str, tuple[list[Part], list[Part]]] = {
+CASES: dict[str, tuple[list[Command], list[Command]]] = {
     "host": ([], render.host_table(HOST)),
     "host-ipv4": ([], render.host_table(host_spec(six=False))),
     "bottle-created": (render.host_table(HOST), render_bottle.bottle_closed(net(16))),
@@ -81,4 +95,5 @@ CASES["mode-enforce-ipv4"] = (
 _more = replace(RULES, allow=(*RULES.allow[1:], direct("192.168.7.0/24")), learned=NAMES[:3])
 CASES["same-epoch"] = ([*CASES["mode-enforce"][0], *CASES["mode-enforce"][1]], applied(_more, RULES))
 CASES["next-epoch"] = (CASES["same-epoch"][0], applied(replace(_more, epoch=8, deny=()), RULES))
+CASES["taken-back"] = (CASES["same-epoch"][0], taken_back())
 CASES["deleted"] = (CREATED, render_bottle.bottle_deleted(16))

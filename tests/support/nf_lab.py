@@ -242,6 +242,8 @@ class Lab:
         ):
             if result:
                 raise OSError(ctypes.get_errno(), "lab")
+        for family in ("ipv4", "ipv6"):  # a new namespace begins with the switches of the machine's own
+            Path(f"/proc/sys/net/{family}/conf/all/forwarding").write_text("0")
         self.ip("netns add world", "link set lo up", "link add up0 type veth peer name eth0 netns world")
         own = [f"addr add {a}/{'64' if ':' in a else '24'} dev up0{' nodad' if ':' in a else ''}" for a in HOST_OWN]
         self.ip(

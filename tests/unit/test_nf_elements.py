@@ -50,9 +50,9 @@ def test_order_does_not_matter(entries: list[Direct]) -> None:
 
 
 def test_exact_is_one_address_and_one_port() -> None:
-    assert Element(ip_network("192.0.2.7"), "tcp", 443, 443).exact
-    assert not Element(ip_network("192.0.2.7"), "tcp", 443, 444).exact
-    assert not Element(ip_network("192.0.2.0/31"), "tcp", 443, 443).exact
+    assert Element.of(ip_network("192.0.2.7"), "tcp", 443, 443).exact
+    assert not Element.of(ip_network("192.0.2.7"), "tcp", 443, 444).exact
+    assert not Element.of(ip_network("192.0.2.0/31"), "tcp", 443, 443).exact
 
 
 def test_port_arithmetic() -> None:

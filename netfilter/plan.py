@@ -1,0 +1,169 @@
+"""One bottle's rules brought from what is in force to what is wanted: worked out before anything is done. Pure.
+
+    same chain, nothing taken back            elements only
+    same chain, something taken back          elements only; what went is in x (revoke.py), its flows are ended later
+    another mode, services; too much for x    the chain written with a new epoch, live flows re-marked first
+
+Either way one transaction inside and one on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from netfilter import render_bottle, render_foreign, revoke
+from netfilter.batch import Members
+from netfilter.bottle import Bottle
+from netfilter.elements import Change, Element, Segments
+from netfilter.language import Command, written
+from netfilter.render_bottle import Static
+from netfilter.revoke import Region
+from netfilter.spec import BottleNet, BottleRules, Learned, Mode
+
+_NS = 1_000_000_000
+_SLACK_NS = 2 * _NS  # an address's time, given in whole seconds, is the one that is remembered
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A change and what is remembered once it is in force."""
+
+    rules: BottleRules
+    static: Static
+    segments: Segments
+    region: Region
+    renumbers: bool  # the chain gets the rules' epoch: live flows are re-marked before
+    rewrites: bool  # the chain is written anew
+    fresh: bool  # the rules have another epoch than those before
+    unsure: bool  # something went without being taken back: the next epoch is a new number
+    closed: tuple[Learned, ...]  # addresses that open nothing any more, without their times
+    inner: list[Command]
+    outer: list[Command]
+
+    @property
+    def owes(self) -> bool:
+        """Flows may live that these rules refuse, and nobody has looked for them."""
+        return not self.renumbers and (self.fresh or self.rules.mode in {Mode.CUT, Mode.CLOSED})
+
+    def describe(self) -> list[str]:
+        """What it does to the kernel, a line for each command; of many elements the first few."""
+        first = [f"re-mark what lives and is still allowed: epoch {self.rules.epoch}"] if self.renumbers else []
+        last = ["end the flows that are refused now"] if self.fresh else []
+        sides = [f"{side}: {_line(c)}" for side, run in (("inside", self.inner), ("host", self.outer)) for c in run]
+        return [*first, *sides, *last]
+
+
+def _line(command: Command) -> str:
+    if isinstance(command, Members) and len(command.batch.elements) > _SHOWN:
+        few = command.batch.first(_SHOWN)
+        more = len(command.batch.elements) - _SHOWN
+        return written(command._replace(batch=few)).text.replace(" }", f", … and {more} more }}")
+    return written(command).text
+
+
+def planned(bottle: Bottle, rules: BottleRules, now_ns: int, *, anew: bool = False) -> Planned:
+    """:param anew: with a new epoch in any case."""
+    old = bottle.rules
+    fresh = old is None or bottle.asked != rules.epoch
+    chain = bottle.chain == (rules.mode, rules.services)
+    static = render_bottle.static(rules)
+    changed = render_bottle.differences(static, bottle.static)
+    known = {timeless(e) for e in rules.learned}
+    forgotten = tuple(e for e in bottle.remembered() if e not in known) if fresh else ()
+    lapsed = tuple(
+        key for e in rules.learned if e.timeout_s <= 0 and bottle.learned.get(key := timeless(e), 0) > now_ns
+    )
+    gone = revoke.taken_back(changed, forgotten)
+    region: Region | None = bottle.region
+    if fresh:
+        region = None if bottle.unsure else revoke.beyond(bottle.region, gone, rules.learned)
+    renumbers = (old is None or old.epoch != rules.epoch) and (anew or not chain or region is None)
+    rewrites = renumbers or not chain
+    if region is None or renumbers:
+        region = Region()
+    segments, sets = _learned(bottle, rules, now_ns, fresh=fresh, renumbers=renumbers, closing=(*forgotten, *lapsed))
+
+    def commands(slot: int | None) -> list[Command]:
+        x = render_bottle.flushed("x", slot) if renumbers else []
+        x += render_bottle.taken_back(slot, region.elements, () if renumbers else bottle.region.elements)
+        return [*x, *render_bottle.changed_sets(slot, changed), *sets.commands(slot)]
+
+    inner, outer = commands(None), commands(rules.slot)
+    if rewrites:
+        inner += render_foreign.table_judging(bottle.net, rules)
+        outer += render_bottle.bottle_chain(bottle.net, rules, old)
+    elif old is not None and (old.mode is Mode.CUT) is not (rules.mode is Mode.CUT):
+        outer += render_bottle.cut_element(bottle.net, rules.mode)
+    unsure = not renumbers and (bottle.unsure or (not fresh and bool(gone)))
+    return Planned(
+        rules, static, segments, region, renumbers, rewrites, fresh, unsure, (*forgotten, *lapsed), inner, outer
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Sets:
+    """What the learned sets need."""
+
+    change: Change
+    flushed: str  # kinds that are emptied first
+    unlearned: tuple[Element, ...] = ()
+
+    def commands(self, slot: int | None) -> list[Command]:
+        out = render_bottle.unlearned(self.unlearned, slot)
+        if "l" in self.flushed:
+            return [*out, *render_bottle.flushed("lr", slot), *render_bottle.learned_anew(self.change, slot)]
+        if self.flushed:
+            out += render_bottle.flushed(self.flushed, slot)
+        return [*out, *render_bottle.learned_in(self.change, slot)]
+
+
+def _learned(
+    bottle: Bottle, rules: BottleRules, now_ns: int, *, fresh: bool, renumbers: bool, closing: Sequence[Learned]
+) -> tuple[Segments, _Sets]:
+    if fresh and renumbers:
+        segments = Segments()
+        return segments, _Sets(segments.change(rules.learned, now_ns), "lr")
+    if not fresh:
+        segments = bottle.segments.copy()
+        return segments, _Sets(segments.change(rules.learned, now_ns), "")
+    exact = tuple(
+        Element.of(ip_network(e.address), e.proto, low, high) for e in closing for low, high in e.ports if low == high
+    )
+    came = [e for e in rules.learned if _differs(e, bottle.learned, now_ns)]
+    if any(low != high for e in closing for low, high in e.ports):
+        segments = Segments()
+        ranges = segments.change(rules.learned, now_ns).add
+        return segments, _Sets(Change(Segments().change(came, now_ns).exact, [], ranges), "r", exact)
+    segments = bottle.segments.copy()
+    return segments, _Sets(segments.change(came, now_ns), "", exact)
+
+
+def _differs(entry: Learned, remembered: dict[Learned, int], now_ns: int) -> bool:
+    end = now_ns + entry.timeout_s * _NS
+    return entry.timeout_s > 0 and abs(end - remembered.get(timeless(entry), 0)) > _SLACK_NS
+
+
+def timeless(entry: Learned) -> Learned:
+    """The same address and ports without a time: what is remembered by."""
+    return Learned(entry.address, entry.proto, entry.ports, 0)
+
+
+def whole(bottle: Bottle, learned: Iterable[Learned], now_ns: int) -> list[Command]:
+    """The bottle's own table from nothing to what is in force."""
+    return from_nothing(bottle.net, bottle.rules, bottle.region, learned, now_ns)
+
+
+def from_nothing(
+    net: BottleNet, rules: BottleRules | None, region: Region, learned: Iterable[Learned], now_ns: int
+) -> list[Command]:
+    """The table inside a bottle with these rules."""
+    commands: list[Command] = [*render_foreign.table_closed(net)]
+    if rules is None:
+        return commands
+    commands += render_bottle.static_sets(None, rules)
+    commands += render_bottle.taken_back(None, region.elements, ())
+    commands += render_bottle.learned_anew(Segments().change(learned, now_ns), None)
+    return [*commands, *render_foreign.table_judging(net, rules)]
