@@ -96,6 +96,13 @@ class Bottle:
             self.unsure = True  # a flow may outlive the memory of its address
             self.learned = {key: end for key, end in self.learned.items() if end > now_ns}
 
+    def written(self) -> BottleRules | None:
+        """The rules in force, with mode and services of the chains: a cut alone is an element on the host."""
+        if self.rules is None or self.chain is None:
+            return self.rules
+        mode, services = self.chain
+        return replace(self.rules, mode=mode, services=services)
+
     def remembered(self) -> list[Learned]:
         """Every address that a flow may have been let through to by name, without its time."""
         carried = () if self.rules is None else self.rules.learned

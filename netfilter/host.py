@@ -261,7 +261,7 @@ class HostNetfilter:
                 change.add("carry live flows over", remarking(conntrack, kept), marks_undone(conntrack, kept))
         change.add(
             f"{what} inside",
-            lambda: self._inside(bottle, plan),
+            lambda: self._change_inside(bottle, plan),
             lambda: _whole_inside(
                 bottle, whole(bottle, bottle.still_learned(now), now), "take the bottle's own rules back"
             ),
@@ -277,7 +277,7 @@ class HostNetfilter:
         bottle.untouched = bottle.untouched and rules.mode is Mode.CLOSED
         return owes
 
-    def _inside(self, bottle: Bottle, plan: Planned) -> None:
+    def _change_inside(self, bottle: Bottle, plan: Planned) -> None:
         """Change a bottle's own table, or where somebody in there flushed it, make it anew."""
         what = f"rules of bottle {bottle.net.slot} inside"
         try:

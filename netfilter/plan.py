@@ -153,7 +153,7 @@ def timeless(entry: Learned) -> Learned:
 
 def whole(bottle: Bottle, learned: Iterable[Learned], now_ns: int) -> list[Command]:
     """The bottle's own table from nothing to what is in force."""
-    return from_nothing(bottle.net, bottle.rules, bottle.region, learned, now_ns)
+    return from_nothing(bottle.net, bottle.written(), bottle.region, learned, now_ns)
 
 
 def from_nothing(
