@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+_LOOPBACK = re.compile(r"[0-9A-F]{6}7F|0{24}01000000|0{16}FFFF0000[0-9A-F]{6}7F")  # words are little endian
 CMDLINE = 512  # characters of a command line that an event has
 
 
 def process(pids: Iterable[int], proto: str, port: int) -> dict[str, Any]:
     """Event fields (pid, ppid, uid, comm, exe, cmdline …) of the process that holds local `port`; {} if it has gone.
+
+    Also {} where several sockets could be meant (SO_REUSEPORT): better nobody than the wrong one.
 
     :param pids: the bottle's processes; all are in one network namespace.
     """
@@ -20,7 +24,7 @@ def process(pids: Iterable[int], proto: str, port: int) -> dict[str, Any]:
     for pid in pids:
         if inodes := _inodes(pid, proto, port):
             break
-    if not inodes:
+    if len(inodes) != 1:
         return {}
     wanted = {f"socket:[{inode}]" for inode in inodes}
     for pid in pids:
@@ -30,7 +34,8 @@ def process(pids: Iterable[int], proto: str, port: int) -> dict[str, Any]:
 
 
 def _inodes(pid: int, proto: str, port: int) -> set[str]:
-    """Inodes of the sockets bound to `port` in the process's namespace (proc(5), /proc/net/udp)."""
+    """Inodes of the sockets bound to `port` in the process's namespace (proc(5), /proc/net/udp), but for those on
+    loopback: these have sent nothing to a service."""
     found = set()
     for name in (proto, f"{proto}6"):
         try:
@@ -39,7 +44,10 @@ def _inodes(pid: int, proto: str, port: int) -> set[str]:
             continue
         for line in lines:
             fields = line.split()
-            if len(fields) > 9 and int(fields[1].rpartition(":")[2], 16) == port:
+            if len(fields) < 10:
+                continue
+            address, _, local = fields[1].rpartition(":")
+            if int(local, 16) == port and not _LOOPBACK.fullmatch(address):
                 found.add(fields[9])
     return found
 

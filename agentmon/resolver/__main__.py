@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import sys
 import time
@@ -36,6 +37,8 @@ def main() -> None:
     service.drop(config.user)
 
     async def body() -> None:
+        if sys.version_info >= (3, 12):  # a question goes out in the turn of the loop in which it came
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
         resolver = Resolver(config, control, tls)
         await Server(resolver.desk, config.pool).serve(sockets)
         await LookupServer(resolver.lookups, uids).serve(lookup)

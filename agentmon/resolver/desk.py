@@ -126,7 +126,7 @@ class Desk:
 
     def _local(self, query: dns.Query, view: View, plan: Plan, udp: bool) -> tuple[bytes, Event | None]:
         if plan.kind is Kind.DENIED:
-            event = _event(view, "refused", plan.reason, query.name or query.shown, plan.rule)
+            event = _event(view, "refused", plan.reason, query.shown, plan.rule)
             return dns.reply(query, dns.NXDOMAIN, udp=udp), event
         addresses: list[str] = []
         if plan.kind is Kind.SERVICE and query.rdtype in {dns.A, dns.AAAA}:

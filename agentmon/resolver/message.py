@@ -87,6 +87,7 @@ def parse(data: bytes) -> Query:
     except (dns.exception.DNSException, ValueError):
         return _broken(data, FORMERR)
     question = message.question[0]
+    host = _host(question.name)
     error = None
     if question.rdclass != dns.rdataclass.IN:
         error = NOTIMP
@@ -100,8 +101,8 @@ def parse(data: bytes) -> Query:
     return Query(
         number=data[:2],
         section=section,
-        name=_host(question.name),
-        shown=question.name.to_text(omit_final_dot=True),
+        name=host,
+        shown=host or question.name.to_text(omit_final_dot=True),
         rdtype=question.rdtype,
         payload=max(512, min(message.payload, PAYLOAD)) if edns else 512,
         recursion=bool(data[2] & 1),

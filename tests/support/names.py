@@ -71,7 +71,8 @@ class World:
     def __init__(self) -> None:
         self._holder = subprocess.Popen(["unshare", "-n", "sleep", "1000"])
         mine = os.stat("/proc/self/ns/net").st_ino
-        self._ns = f"/proc/{self._holder.pid}/ns/net"
+        self.holder = self._holder.pid  # a process inside
+        self._ns = f"/proc/{self.holder}/ns/net"
         until(lambda: os.stat(self._ns).st_ino != mine)
         slots = [str(a) for slot in range(2, 24) for a in POOL.at(slot).all()]
         addresses = [*slots, OUTSIDE_DNS, OUTSIDE_DNS2, CORP_DNS, WEB, WEB2, WEB6, STRANGER]
