@@ -156,6 +156,19 @@ def whole(bottle: Bottle, learned: Iterable[Learned], now_ns: int) -> list[Comma
     return from_nothing(bottle.net, bottle.written(), bottle.region, learned, now_ns)
 
 
+def host_side(bottle: Bottle, now_ns: int) -> list[Command]:
+    """A bottle's chain and sets in the host's table, from nothing to what is in force."""
+    net, rules, slot = bottle.net, bottle.written(), bottle.net.slot
+    commands: list[Command] = [*render_bottle.bottle_closed(net)]
+    if rules is None or bottle.rules is None:
+        return commands
+    commands += render_bottle.static_sets(slot, rules)
+    commands += render_bottle.taken_back(slot, bottle.region.elements, ())
+    commands += render_bottle.learned_anew(Segments().change(bottle.still_learned(now_ns), now_ns), slot)
+    commands += render_bottle.bottle_chain(net, rules, rules)
+    return [*commands, *render_bottle.cut_element(net, bottle.rules.mode)]
+
+
 def from_nothing(
     net: BottleNet, rules: BottleRules | None, region: Region, learned: Iterable[Learned], now_ns: int
 ) -> list[Command]:
