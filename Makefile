@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 BPF_SOURCES := $(wildcard ebpf/bpf/*.h ebpf/bpf/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-kernels lint bench docs uninstall
+.PHONY: help setup demo test test-unit test-kernels adversarial lint bench docs uninstall
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
@@ -19,6 +19,11 @@ test: setup ## every test that this machine can run (root for most of them)
 
 test-unit: setup ## the tests that need neither root nor network
 	@$(PYTHON) -m pytest -q
+
+adversarial: setup ## every attempt to get out, each layer alone; writes tests/adversarial/results.json (root)
+	@[ "$$(id -u)" = 0 ] || { echo 'error: only root can make the namespaces that are attacked' >&2; \
+		echo 'hint: sudo make adversarial' >&2; exit 4; }
+	@AGENTMON_ADVERSARIAL=tests/adversarial/results.json $(PYTHON) -m pytest -q -m adversarial tests/adversarial
 
 lint: setup ## format, style, types, imports
 	@$(PYTHON) -m ruff format --check --quiet .  || { echo 'hint: .venv/bin/ruff format .' >&2; exit 1; }

@@ -38,6 +38,7 @@ def tcp_syscall(host: str, port: str) -> None:
 @attempt
 def tcp_fast_open(host: str, port: str) -> None:
     with socket.socket(family(host), socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, int(WAIT_S * 1e6)))
         sock.sendto(SECRET, MSG_FASTOPEN, (host, int(port)))
         heard(sock)
 
