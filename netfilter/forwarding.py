@@ -15,7 +15,7 @@ import socket
 import struct
 
 from netfilter.errors import KernelRefused
-from netfilter.language import FAMILY, TABLE, device, elements, flush_set
+from netfilter.language import FAMILY, TABLE, Part, device, elements, flush_set
 from netfilter.netns import sysctl
 from netfilter.nft import Nft
 from netfilter.render import MARKED4, ROUTER, SWITCHED4, SWITCHED6, router6
@@ -32,12 +32,42 @@ class Forwarding:
         self._ours = re.compile(ours)
         self._seen: set[tuple[int, str]] = set()
         self._marked: set[tuple[int, str]] = set()
+        self._routing6 = False
+        self._noted: dict[str, set[str]] = {SWITCHED4: set(), MARKED4: set(), SWITCHED6: set(), ROUTER: set()}
+
+    def recall(self) -> None:
+        """Know what the table says, also what an earlier process noted."""
+        for name in (SWITCHED4, MARKED4, SWITCHED6):
+            self._noted[name] |= set(self._elements(name))
+        self._noted[ROUTER] |= set(self._elements(ROUTER, "map"))
+
+    def notes(self) -> list[Part]:
+        """What stands in the table's sets, for a table made anew."""
+        commands = router6("add") if self._noted[ROUTER] else []
+        for name in (SWITCHED4, MARKED4, SWITCHED6):
+            commands += elements("add", name, map(device, sorted(self._noted[name])))
+        return commands
+
+    def switched_off(self) -> list[str]:
+        """Switches that somebody turned off since; `ensure4` and `ensure6` turn them on again."""
+        now = {(n, name) for n, name in socket.if_nameindex()}
+        off = {p for p in self._seen & now if sysctl.read(f"ipv4/conf/{p[1]}/forwarding") == "0"}
+        unmarked = {p for p in self._marked & now if sysctl.read(f"ipv4/conf/{p[1]}/src_valid_mark") == "0"}
+        unmarked &= {p for p in unmarked if p[1] in self._noted[MARKED4]}
+        self._seen -= off
+        self._marked -= unmarked
+        paths = [f"ipv4/conf/{name}/forwarding" for _, name in sorted(off)]
+        paths += [f"ipv4/conf/{name}/src_valid_mark" for _, name in sorted(unmarked)]
+        if self._routing6 and sysctl.read("ipv6/conf/all/forwarding") == "0":
+            paths.append("ipv6/conf/all/forwarding")
+        return paths
 
     def ensure4(self) -> None:
         """Let answers come in by every device that is up; cheap when no device has come since."""
         router = sysctl.read("ipv4/conf/all/forwarding") == "1"
         if router and self._elements(SWITCHED4):  # somebody made the host a router since: theirs to hold closed now
             self._nft.run([flush_set(SWITCHED4)], "leave forwarding to the host")
+            self._noted[SWITCHED4].clear()
         devices = self._up()
         for number, name in devices - self._seen:
             if sysctl.read(f"ipv4/conf/{name}/forwarding") == "0":
@@ -57,12 +87,15 @@ class Forwarding:
     def _switch(self, noted_in: str, device_name: str, path: str, value: str) -> None:
         """Note first: what is noted and was not switched is harmless."""
         self._nft.run(elements("add", noted_in, [device(device_name)]), f"note {path}")
+        self._noted[noted_in].add(device_name)
         sysctl.write(path, value)
 
     def ensure6(self) -> None:
         """The same for IPv6, where forwarding also stops the host from listening to routers unless accept_ra is 2."""
+        self._routing6 = True
         if sysctl.read("ipv6/conf/all/forwarding") == "0":
             self._nft.run(router6("add"), "hold IPv6 forwarding closed")
+            self._noted[ROUTER].add("ipv6")
         elif not self._elements(ROUTER, "map"):
             return
         for name in self._foreign():
@@ -82,6 +115,8 @@ class Forwarding:
             sysctl.write(f"ipv6/conf/{name}/accept_ra", "1")
         self._seen.clear()
         self._marked.clear()
+        for noted in self._noted.values():
+            noted.clear()
 
     def _up(self) -> set[tuple[int, str]]:
         """Foreign devices that are up."""

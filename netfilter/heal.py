@@ -1,0 +1,252 @@
+"""HealingNetfilter: HostNetfilter that notices what others do to its tables, rules and devices, and puts it back.
+
+    watch.py ─ Change ─▶ restore: the affected table in one transaction, the affected device as a whole
+    check: every table listed, beside what we would write now; every device and rule beside what it is to be
+
+Closed meanwhile by the backstop; live flows keep their marks and go on. What survives a foreign `flush ruleset`
+is one table that belongs to our socket (`flags owner`): without it the last NAT chain would go, and with it the
+translation of live flows (docs/adr/0018).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from netfilter import heal_links, heal_rules
+from netfilter.bottle import Pipe, bottle_pipe, now_ns, pair
+from netfilter.changes import Difference, Kind, Place
+from netfilter.elements import Segments
+from netfilter.errors import KernelRefused
+from netfilter.foreign import foreign_pipe
+from netfilter.host import _SERVICE_MACS, HostNetfilter, _whole_inside
+from netfilter.language import Command
+from netfilter.netns import namespaces
+from netfilter.spec import BottleNet, Holding, HostSpec, Learned, Mode
+from netfilter.watch import Watch, Watcher, own_pid
+
+_ORDER = (Kind.NAMESPACE, Kind.RULES, Kind.ROUTING, Kind.DEVICE, Kind.FORWARDING)  # rules close what comes then
+
+
+class HealingNetfilter(HostNetfilter):
+    """Keeps netfilter.changes.SelfHealing. Every change of ours comes from the thread that calls
+    `watch`: by it they are told from others'."""
+
+    def __init__(self, prefix: str = "am") -> None:
+        super().__init__(prefix)
+        self._watcher: Watcher | None = None
+        self._own_pid = 0
+        self._ends: dict[int | None, heal_links.Ends] = {}
+        self._dials = heal_rules.Dialled()
+        self._counted: dict[int, Counter[str]] = {}  # what counters had counted when their table was made anew
+
+    # ── what there is to be watched ──
+
+    def watch(self) -> Watcher:
+        """Watch from now on, this host and every bottle, also those to come. Call it after `open_host`."""
+        if self._watcher is None:
+            self._own_pid = own_pid()
+            self._watcher = Watcher(Watch(Place.HOST, self._own_pid))
+            edges = self._edges()
+            edges.forwarding.recall()
+            with contextlib.suppress(KernelRefused):  # another instance of this process holds it
+                edges.nft.run(heal_rules.nat_held(), "hold the translation of live flows")
+            if self._host is not None:
+                self._expect(None, _service_pipe(self._host))
+            for slot, bottle in self._bottles.items():
+                self._expect(slot, _pipe(bottle.net))
+        return self._watcher
+
+    def _expect(self, slot: int | None, pipe: Pipe) -> None:
+        if self._watcher is None:
+            return
+        watch, ends = heal_links.watched(pipe, self._own_pid)
+        self._ends[slot] = ends
+        self._watcher.expect(slot, ends.wanted(Place.HOST))
+        self._watcher.expect_inside(slot, pipe.namespace, watch, ends.wanted(Place.BOTTLE))
+
+    def create_bottle(self, net: BottleNet) -> None:
+        super().create_bottle(net)
+        self._expect(net.slot, bottle_pipe(net))
+
+    def attach_bottle(self, net: BottleNet, namespace: str, inode: int) -> Holding:
+        held = super().attach_bottle(net, namespace, inode)
+        self._expect(net.slot, _pipe(net))
+        return held
+
+    def adopt_bottle(self, net: BottleNet) -> None:
+        super().adopt_bottle(net)
+        self._expect(net.slot, _pipe(net))
+
+    def delete_bottle(self, slot: int) -> None:
+        self._ends.pop(slot, None)
+        self._counted.pop(slot, None)
+        if self._watcher is not None:
+            self._watcher.forget(slot)
+        super().delete_bottle(slot)
+
+    def close_host(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
+            with contextlib.suppress(KernelRefused):
+                self._edges().nft.run(heal_rules.nat_let_go(), "let the translation of live flows go")
+        self._ends.clear()
+        super().close_host()
+
+    def permit_service(self, entries: Sequence[Learned]) -> None:
+        super().permit_service(entries)
+        self._dials.note(entries, now_ns())
+
+    def cut(self, slot: int) -> None:
+        """Cut in memory first: a table that is being made anew has the cut, also where there is none to put it into."""
+        bottle = self._bottles.get(slot)
+        if bottle is not None and bottle.rules is not None:
+            bottle.rules = replace(bottle.rules, mode=Mode.CUT)
+        super().cut(slot)
+
+    def refusals(self, slot: int) -> dict[str, int]:
+        before = self._counted.get(slot, Counter())
+        return {reason: n + before[reason] for reason, n in super().refusals(slot).items()}
+
+    # ── what differs, and back again ──
+
+    def check(self, slot: int | None) -> list[Difference]:
+        """Everything that is not as we would write it now; of the host (None) or of one bottle."""
+        kinds = self._host_kinds() if slot is None else self._bottle_kinds(slot)
+        return [d for looks, _ in kinds.values() for d in looks()]
+
+    def restore(self, differences: Iterable[Difference]) -> list[Difference]:
+        """Put back what was changed; what really differed, `lost` where it cannot be put back.
+
+        :raises KernelRefused: the kernel takes it no longer; what it concerns stays closed.
+        """
+        told = list(differences)
+        for slot in dict.fromkeys(d.slot for d in told if d.kind is Kind.UNKNOWN):
+            told += self.check(slot)
+        found: list[Difference] = []
+        for slot in sorted({d.slot for d in told}, key=lambda s: (s is not None, s or 0)):
+            kinds = self._host_kinds() if slot is None else self._bottle_kinds(slot)
+            for kind in _ORDER:
+                mine = [d for d in told if (d.slot, d.kind) == (slot, kind)]
+                if mine and kind in kinds and not any(d.slot == slot and d.lost for d in found):
+                    looks, mends = kinds[kind]
+                    found += self._mended(mine if kind is Kind.RULES else looks(), mends)
+        return found
+
+    @staticmethod
+    def _mended(differences: list[Difference], mends: Callable[[], None]) -> list[Difference]:
+        if differences and not any(d.lost for d in differences):
+            mends()
+        return differences
+
+    def _host_kinds(self) -> _Kinds:
+        """What `slot` None stands for: how to look at it, how to put it back."""
+        if self._host is None:
+            return {}
+        host, edges = self._host, self._edges()
+        kinds: _Kinds = {
+            Kind.RULES: (lambda: self._rules_differ(None, Place.HOST), self._rewrite_host),
+            Kind.ROUTING: (
+                lambda: heal_links.rules_differing(host, edges.route),
+                lambda: heal_links.mend_rules(host, edges.route),
+            ),
+            Kind.FORWARDING: (self._switches_differ, self._switch_again),
+        }
+        if None in self._ends:
+            kinds[Kind.DEVICE] = self._device_kind(None)
+        return kinds
+
+    def _bottle_kinds(self, slot: int) -> _Kinds:
+        if slot not in self._ends or slot not in self._bottles:
+            return {}
+        bottle = self._bottles[slot]
+        name: _Kinds = {Kind.NAMESPACE: (lambda: self._name_differs(slot), lambda: None)}
+        if not namespaces.exists(bottle.net.netns):
+            return name  # there is no way in
+
+        def rewrite() -> None:
+            _whole_inside(bottle, heal_rules.inner_table(bottle, now_ns()), f"restore the table of bottle {slot}")
+
+        return name | {
+            Kind.RULES: (lambda: self._rules_differ(slot, Place.BOTTLE), rewrite),
+            Kind.DEVICE: self._device_kind(slot) if bottle.net.foreign is None else self._foreign_kind(slot),
+        }
+
+    def _foreign_kind(self, slot: int) -> _Kind:
+        """What is ours beside devices of others: looked at and put back in one."""
+
+        def look() -> list[Difference]:
+            return [Difference(slot, Place.BOTTLE, Kind.DEVICE, what) for what in self.hold_again(slot)]
+
+        return look, lambda: None
+
+    def _device_kind(self, slot: int | None) -> _Kind:
+        ends, route = self._ends[slot], self._edges().route
+        return lambda: heal_links.differing(slot, ends, route), lambda: heal_links.mend(ends, route)
+
+    def _name_differs(self, slot: int) -> list[Difference]:
+        name = self._bottles[slot].net.netns
+        if namespaces.exists(name):
+            return []
+        return [Difference(slot, Place.HOST, Kind.NAMESPACE, f"name {name} deleted", lost=True)]
+
+    def _rules_differ(self, slot: int | None, place: Place) -> list[Difference]:
+        if slot is None:
+            nft, wanted = self._edges().nft, self._host_commands()
+        else:
+            nft, wanted = self._bottles[slot].inner.nft, heal_rules.inner_table(self._bottles[slot], now_ns())
+        return [Difference(slot, place, Kind.RULES, what) for what in heal_rules.differing(nft, wanted)]
+
+    def _host_commands(self) -> list[Command]:
+        assert self._host is not None
+        now = now_ns()
+        more = [*heal_rules.dialled(self._dials.left(now), now), *self._edges().forwarding.notes()]
+        return heal_rules.host_table(self._host, self._bottles.values(), now, more)
+
+    def _rewrite_host(self) -> None:
+        """The whole table in one transaction: a packet meets the old one, none (closed), or the new one."""
+        with contextlib.suppress(KernelRefused):  # gone: and so is what it had counted
+            for slot in self._bottles:
+                self._counted.setdefault(slot, Counter()).update(super().refusals(slot))
+        edges, now = self._edges(), now_ns()
+        edges.nft.run(self._host_commands(), "restore the host table")
+        for bottle in self._bottles.values():
+            bottle.segments = Segments()
+            bottle.segments.change(bottle.still_learned(now), now)
+        for slot, bottle in self._bottles.items():
+            if bottle.net.foreign is not None:
+                self.hold_again(slot)  # its own ways out are shut by chains of ours
+        self._dialled = Segments()
+        self._dialled.change(self._dials.left(now), now)
+
+    def _switches_differ(self) -> list[Difference]:
+        paths = self._edges().forwarding.switched_off()
+        for ends in self._ends.values():
+            paths += heal_links.switched(ends)
+        what = [f"net.{path.replace('/', '.')} switched" for path in paths]
+        if not what:
+            self._forward()  # a device that has come
+        return [Difference(None, Place.HOST, Kind.FORWARDING, w) for w in what]
+
+    def _switch_again(self) -> None:
+        self._forward()
+        for ends in self._ends.values():
+            heal_links.switch_again(ends)
+
+
+_Kind = tuple[Callable[[], list[Difference]], Callable[[], None]]
+_Kinds = dict[Kind, _Kind]
+
+
+def _pipe(net: BottleNet) -> Pipe:
+    return bottle_pipe(net) if net.foreign is None else foreign_pipe(net)
+
+
+def _service_pipe(host: HostSpec) -> Pipe:
+    return Pipe(
+        host.service_veth, host.service_netns, *_SERVICE_MACS,
+        host.service_addresses, pair(host.gateway4, host.gateway6),
+    )  # fmt: skip
