@@ -67,18 +67,32 @@ def explain(bottle: str, dest: str | None, settings_file: Path | None, as_json: 
     _show(data, explain_text, as_json)
 
 
-@policy.command(epilog=example("agentmon policy diff old.yml new.yml"))
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@policy.command(epilog=example("agentmon policy diff old.yml new.yml", "agentmon policy diff build-17 ci.yml"))
+@click.argument("a")
+@click.argument("b")
 @_SETTINGS
 @_JSON
-def diff(a: Path, b: Path, settings_file: Path | None, as_json: bool) -> None:
-    """Show what changes from manifest A to manifest B, and whether open connections would end."""
-    from agentmon.policy import explain as explained
-    from agentmon.policy.explain_text import diff_text
+def diff(a: str, b: str, settings_file: Path | None, as_json: bool) -> int:
+    """Show what changes from A to B (manifest files, or running bottles): what is newly reachable, what no longer, what
+    is checked less deeply, budgets, limits, routes, and whether open connections would end. Rules are compared by what
+    they allow. The exit status is 0 where nothing differs, and 1 where something does."""
+    from agentmon.policy import diff as compared
+    from agentmon.render.diff import diff_text
 
-    data = explained.diff(_effective(a, settings_file), _effective(b, settings_file))
+    named = next((name for name in (a, b) if not _is_file(name)), "")
+    before, after = (_either(name, settings_file, named) for name in (a, b))
+    data = compared.diff(before, after)
     _show(data, diff_text, as_json)
+    return 0 if data["same"] else 1
+
+
+def _either(name: str, settings_file: Path | None, bottle: str) -> EffectivePolicy:
+    """A file's policy, for a bottle of that name (a budget is compared by its scope), or a running bottle's own."""
+    if _is_file(name):
+        return _effective(Path(name), settings_file, bottle or "bottle")
+    from agentmon.policy.plain import from_plain
+
+    return from_plain(ask("explain", bottle=name, whole=True))
 
 
 @policy.command(
@@ -156,11 +170,11 @@ def _host(settings_file: Path | None) -> tuple[Settings, dict[str, Provider]]:
     return loaded, registry.load(loaded.providers)
 
 
-def _effective(file: Path, settings_file: Path | None) -> EffectivePolicy:
+def _effective(file: Path, settings_file: Path | None, bottle: str = "") -> EffectivePolicy:
     from agentmon.policy.manifest import load_chain
     from agentmon.policy.merge import effective
     from agentmon.policy.options import Options
 
     settings, providers = _host(settings_file)
     chain = load_chain(file, settings.bottles_dir)
-    return effective(settings, chain, Options(name=chain[0].bottle_name or "bottle"), providers=providers)
+    return effective(settings, chain, Options(name=bottle or chain[0].bottle_name or "bottle"), providers=providers)

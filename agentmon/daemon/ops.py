@@ -24,6 +24,7 @@ from agentmon.daemon.clients import error_dict
 from agentmon.daemon.connection import Connection
 from agentmon.errors import AgentmonError, BadInput, Refused
 from agentmon.policy import explain
+from agentmon.policy.plain import to_plain
 
 if TYPE_CHECKING:
     from agentmon.daemon.app import Daemon
@@ -226,6 +227,9 @@ class Ops:
 
     async def _explain(self, connection: Connection, request: wire.Request) -> None:
         bottle = self._bottle(str(request.args["bottle"]))
+        if request.args.get("whole"):
+            connection.send(wire.Reply(request.id, to_plain(bottle.policy)))
+            return
         dest = request.args.get("dest")
         said = explain.explain(bottle.policy, str(dest) if dest else None, self._d.providers)
         connection.send(wire.Reply(request.id, said))

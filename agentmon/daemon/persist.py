@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import typing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import msgspec
 
 from agentmon import paths
 from agentmon.control.state import Bottle, Job, Phase
-from agentmon.policy.effective import EffectivePolicy
-from agentmon.policy.rules import parse_rule
+from agentmon.policy.plain import from_plain, to_plain
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -34,23 +32,15 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise
 
 
-def _policy_dict(policy: EffectivePolicy) -> dict[str, Any]:
-    out = {f.name: getattr(policy, f.name) for f in fields(policy) if f.name != "rules"}
-    return {**out, "rules": [rule.text for rule in policy.rules]}
-
-
 def encode(bottle: Bottle) -> bytes:
     data = {f.name: getattr(bottle, f.name) for f in fields(bottle) if f.name != "policy"}
-    return msgspec.json.encode({**data, "policy": _policy_dict(bottle.policy)})
+    return msgspec.json.encode({**data, "policy": to_plain(bottle.policy)})
 
 
 def decode(data: bytes) -> Bottle:
     """:raises msgspec.MsgspecError, KeyError, ValueError: not a state file of this version."""
     raw: dict[str, Any] = msgspec.json.decode(data)
-    raw_policy = raw.pop("policy")
-    hints = typing.get_type_hints(EffectivePolicy)
-    values = {k: msgspec.convert(v, hints[k]) for k, v in raw_policy.items() if k != "rules"}
-    policy = EffectivePolicy(rules=tuple(parse_rule(t) for t in raw_policy["rules"]), **values)
+    policy = from_plain(raw.pop("policy"))
     job = msgspec.convert(raw.pop("job"), Job)
     phase = Phase(raw.pop("phase"))
     return Bottle(policy=policy, job=job, phase=phase, **raw)

@@ -1,15 +1,14 @@
-"""What a policy means, as data: `policy check`, `policy explain`, `policy diff`. explain_text.py prints it."""
+"""What a policy means, as data: `policy check`, `policy explain`. explain_text.py prints it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from agentmon.errors import BadInput
 from agentmon.policy import explain_requests, unbuilt
-from agentmon.policy.change import is_removal, placed
+from agentmon.policy.change import placed
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.manifest import load_chain
 from agentmon.policy.merge import Options, effective
@@ -41,9 +40,6 @@ GUARD = {
     ),
 }
 """By mode: what it checks, what it does not."""
-_FACTS = (
-    "shutdown", "guard", "observe", "home", "ro", "rw", "unix", "listen", "io_uring", "limits", "provider", "agent",
-)  # fmt: skip
 _PLAIN_PORT = 80
 _DIRECT_TCP = 443  # the port that is meant where a destination names none
 
@@ -227,35 +223,3 @@ def _suggested(target: Rule, port: int, proto: str) -> str:
     else:
         where = target.host
     return f"udp://{where}:{port}" if proto == "udp" else f"{where}:{port}"
-
-
-def diff(a: EffectivePolicy, b: EffectivePolicy) -> dict[str, Any]:
-    """What changes from `a` to `b`. `removal`: something that `a` allowed may be refused by `b`."""
-    changed = {
-        f.name: [getattr(a, f.name), getattr(b, f.name)]
-        for f in fields(EffectivePolicy)
-        if f.name in _FACTS and getattr(a, f.name) != getattr(b, f.name)
-    }
-    return {
-        "added": _texts(b.rules, a.rules),
-        "removed": _texts(a.rules, b.rules),
-        "inspected_added": sorted(set(b.inspected) - set(a.inspected)),
-        "inspected_removed": sorted(set(a.inspected) - set(b.inspected)),
-        "budgets_added": sorted(_budgets(b) - _budgets(a)),
-        "budgets_removed": sorted(_budgets(a) - _budgets(b)),
-        "changed": changed,
-        "removal": is_removal(a, b),
-    }
-
-
-def _texts(rules: Sequence[Rule], known: Sequence[Rule]) -> list[str]:
-    there = frozenset(known)
-    return [rule.text for rule in rules if rule not in there]
-
-
-def _budgets(policy: EffectivePolicy) -> set[str]:
-    return {
-        f"{s.scope} {s.name}: {b.provider} {b.tokens} per {b.per}{' (shadow)' if b.shadow else ''}"
-        for s in policy.scopes
-        for b in s.budgets
-    }

@@ -82,24 +82,3 @@ def _destination(bottle: str, dest: Mapping[str, Any]) -> str:
     if dest.get("hint"):
         lines.append(f"  {'to allow it' if is_command(dest['hint']) else 'hint'}: {dest['hint']}")
     return "\n".join(lines)
-
-
-def diff_text(data: Mapping[str, Any]) -> str:
-    """`policy diff`."""
-    lines = [f"- {rule}" for rule in data["removed"]] + [f"+ {rule}" for rule in data["added"]]
-    lines += [f"- inspected {host}" for host in data["inspected_removed"]]
-    lines += [f"+ inspected {host}" for host in data["inspected_added"]]
-    lines += [f"- budget {line}" for line in data["budgets_removed"]]
-    lines += [f"+ budget {line}" for line in data["budgets_added"]]
-    lines += [f"~ {key}: {_value(before)} → {_value(after)}" for key, (before, after) in data["changed"].items()]
-    if not lines:
-        return "no difference"
-    return "\n".join([*lines, "live flows that are no longer allowed end" if data["removal"] else "live flows go on"])
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {v}" for k, v in sorted(value.items()))
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return str(value) or "none"

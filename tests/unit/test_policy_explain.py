@@ -1,4 +1,4 @@
-"""`policy check`, `policy explain`, `policy diff`: the data and its text."""
+"""`policy check`, `policy explain`: the data and its text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from agentmon.errors import BadInput
 from agentmon.policy import manifest, settings
-from agentmon.policy.explain import check, diff, explain, warnings
-from agentmon.policy.explain_text import check_text, diff_text, explain_text
+from agentmon.policy.explain import check, explain, warnings
+from agentmon.policy.explain_text import check_text, explain_text
 from agentmon.policy.merge import Options, effective
 from agentmon.providers import registry
 from agentmon.providers.declaration import Provider
@@ -187,31 +187,6 @@ def test_check(tmp_path):
     file.write_text("allow: [a.example]\nbudget: {claud: 5}\n")
     with pytest.raises(BadInput, match=r"web.yml:2: budget.claud: unknown provider"):
         check(file, host, PROVIDERS)
-
-
-def test_diff():
-    a = policy("allow: [a.example, b.example]\nbudget: {claude: 5}\nlimits: {pids: 4}\nrw: [/a]")
-    b = policy(
-        "allow: [b.example, c.example]\nbudget: {claude: 7}\nshutdown: kill\n"
-        "routes: [{host: b.example}]\nlimits: {pids: 5}"
-    )
-    data = diff(a, b)
-    assert (data["added"], data["removed"], data["removal"]) == (["c.example"], ["a.example"], True)
-    assert data["inspected_added"] == ["b.example"]
-    assert data["changed"]["shutdown"] == ["cutoff", "kill"]
-    text = diff_text(data)
-    for line in (
-        "- a.example", "+ c.example", "+ inspected b.example", "- budget bottle web: claude 5 per run",
-        "+ budget bottle web: claude 7 per run", "~ shutdown: cutoff → kill", "~ rw: /a → none",
-        "~ limits: addresses 4096, connections 1000, name_bytes_per_min 4096, pids 4, queries_per_s 100"
-        " → addresses 4096, connections 1000, name_bytes_per_min 4096, pids 5, queries_per_s 100",
-        "live flows that are no longer allowed end",
-    ):  # fmt: skip
-        assert line in text.splitlines()
-    assert "- inspected b.example" in diff_text(diff(b, a))
-    assert diff_text(diff(a, a)) == "no difference"
-    c = policy("allow: [a.example, b.example, z.example]\nbudget: {claude: 5}\nlimits: {pids: 4}\nrw: [/a]")
-    assert diff_text(diff(a, c)).endswith("live flows go on")
 
 
 def test_guard_listening_and_sockets_are_said():
