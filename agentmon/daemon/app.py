@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import ebpf.errors
 import ebpf.spec
+import netfilter.changes
 import netfilter.errors
 import netfilter.spec
 from agentmon import paths, trust, wire
@@ -34,6 +35,7 @@ from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.clients import Clients
 from agentmon.daemon.commits import Commits
 from agentmon.daemon.eventlog import EventLog
+from agentmon.daemon.healing import Healing
 from agentmon.daemon.kernel import Kernel, mode_of
 from agentmon.daemon.ledger_link import LedgerLink
 from agentmon.daemon.ops import Ops
@@ -46,6 +48,7 @@ from agentmon.errors import AgentmonError, BadInput, HostLacks
 from agentmon.events import Event
 from agentmon.launch.client import Spawner
 from agentmon.launch.host_sockets import Places, places
+from agentmon.policy import unbuilt
 from agentmon.policy.settings import Settings
 from agentmon.providers import registry
 
@@ -65,7 +68,7 @@ class Daemon:
     """One per host; `netfilter` and `bpf` are given so that fakes can stand in for the kernel in tests."""
 
     def __init__(
-        self, settings: Settings, *, nft: netfilter.spec.Netfilter, bpf: ebpf.spec.Bpf, tree: Tree, until_idle: bool
+        self, settings: Settings, *, nft: netfilter.changes.SelfHealing, bpf: ebpf.spec.Bpf, tree: Tree, until_idle: bool
     ) -> None:
         self.settings = settings
         self.until_idle = until_idle
@@ -129,6 +132,8 @@ class Daemon:
         trust.ensure_ca(paths.CA_DIR, owner=specs.USERS["proxy"])
         trust.bundle(paths.CA_DIR, [Path(p) for p in self.settings.upstream_ca], self.trust)
         await self.in_kernel(self.kernel.open, specs.host_spec(self.settings))
+        healing = Healing(self.kernel.nft, self.in_kernel, lambda: self.host.bottles, self.log.add, self._broken)
+        await healing.open()
         for group, why in self.kernel.left_out().items():
             print(f"warning: {_LEFT_OUT.get(group, group)}: not on this host ({why})", file=sys.stderr)
         jobs = await self.spawner.start()
@@ -142,6 +147,7 @@ class Daemon:
         self.sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add, self.commits.names)
         strangers = Strangers(lambda: self.host.bottles, self.kernel.tree.holds, self.log.add)
         self.spawn(strangers.watch(), "strangers")
+        self.spawn(healing.watch(), "healing")
         self.log.add(Event("daemon", "observed", reason="ready", layer="daemon", pid=os.getpid()))
 
     def _clean_dead(self, alive: set[int]) -> None:
@@ -160,7 +166,7 @@ class Daemon:
                 files.remove(slot)
                 continue
             await self.in_kernel(self.kernel.adopt, slot)
-            self.runner.dispatch(e.Adopted(bottle))
+            self.runner.dispatch(e.Adopted(bottle, *unbuilt.lacking(bottle.policy, self.kernel.bpf.features())))
             self.log.add(Event("daemon", "observed", bottle=bottle.name, reason="adopted", layer="daemon"))
         self._used = bool(self.host.bottles)
 
@@ -226,13 +232,14 @@ class Daemon:
         spec = jobs.launch_spec(bottle, self.kernel.tree.job(bottle.slot), self.trust, self.pool, self.providers)
         return places(spec, home_is_private=bottle.policy.home == "private")
 
-    def apply_rules(self, slot: int) -> None:
+    def apply_rules(self, slot: int) -> bool:
         """Both kernel layers to what the bottle's state is *now*; in the kernel thread, so that nothing comes between
-        reading the state and applying it but a cut, which comes after and wins."""
+        reading the state and applying it but a cut, which comes after and wins. True: flows are still to be ended."""
         bottle = self.host.bottles.get(slot)
         if bottle is not None and bottle.phase is not Phase.STOPPING:
             fenced = self.commits.fenced(slot)
-            self.kernel.apply(bottle, mode_of(bottle), *self.commits.carried(bottle), fenced)
+            return self.kernel.apply(bottle, mode_of(bottle), *self.commits.carried(bottle), fenced)
+        return False
 
     def _refence(self, bottle: Bottle) -> None:
         """From the kernel thread: the same policy in a new epoch, so that flows to what is fenced now end too."""
@@ -287,6 +294,9 @@ class Daemon:
             service.channel.send(wire.Ack(message.id))
 
     # ── bottles ──
+
+    def _broken(self, slot: int, what: str) -> None:
+        self.runner.dispatch(e.Broken(slot, what))
 
     async def _watch_exits(self) -> None:
         while True:

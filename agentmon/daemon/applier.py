@@ -14,6 +14,7 @@ from agentmon import wire
 from agentmon.control import actions as a
 from agentmon.control.state import Bottle, Phase
 from agentmon.daemon import files, jobs, persist
+from agentmon.daemon.endings import Endings
 from agentmon.daemon.kernel import mode_of
 from agentmon.errors import AgentmonError, HostLacks
 from agentmon.events import Event
@@ -33,6 +34,7 @@ class Applier:
 
     def __init__(self, daemon: Daemon) -> None:
         self._d = daemon
+        self._endings = Endings(daemon)
         self._methods: dict[type[a.Action], Method] = {
             a.MakeCgroup: self._make_cgroup, a.MakeNet: self._make_net, a.ApplyClosed: self._apply_closed,
             a.OpenRun: self._open_run, a.PushViews: self._push_views, a.MakeFiles: self._make_files,
@@ -103,8 +105,8 @@ class Applier:
 
     async def _apply_rules(self, action: a.ApplyRules) -> None:
         bottle = self._bottle(action.slot)
-        if bottle.phase is not Phase.STOPPING:
-            await self._d.in_kernel(self._d.apply_rules, action.slot)
+        if bottle.phase is not Phase.STOPPING and await self._d.in_kernel(self._d.apply_rules, action.slot):
+            self._endings.owe(action.slot)
 
     async def _probe(self, action: a.Probe) -> None:
         """An allowed path works and a forbidden one is refused by each layer, seen from the sibling leaf."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ebpf.abi
 import ebpf.spec
+import netfilter.changes
 import netfilter.spec
 from agentmon import addresses, paths
 from agentmon.addresses import Pool
@@ -57,7 +58,7 @@ class Kernel:
 
     def __init__(
         self,
-        nft: netfilter.spec.Netfilter,
+        nft: netfilter.changes.SelfHealing,
         bpf: ebpf.spec.Bpf,
         tree: Tree,
         pool: Pool,
@@ -144,9 +145,9 @@ class Kernel:
         nft_learned: Sequence[netfilter.spec.Learned] = (),
         bpf_learned: Sequence[ebpf.spec.Entry] = (),
         fenced: Iterable[IPv4Address | IPv6Address] = (),
-    ) -> None:
+    ) -> bool:
         """Both layers to `mode` with the bottle's policy and what its names had resolved to; nft first, so that BPF's
-        consent meets open rules.
+        consent meets open rules. True: flows that they refuse now are still to be ended (netfilter's `end_refused`).
 
         :param fenced: addresses denied beside the policy's own: a deeper rule holds them.
         """
@@ -161,16 +162,20 @@ class Kernel:
                 bpf = replace(
                     bpf, deny=(*bpf.deny, ebpf.spec.Entry(network, proto, ALL_PORTS, len(bottle.policy.rules)))
                 )
-        self.nft.apply(replace(rules, learned=tuple(nft_learned)))
+        owes = self.nft.put(replace(rules, learned=tuple(nft_learned)))
         self.bpf.apply(replace(bpf, allow=(*bpf.allow, *bpf_learned)))
+        return owes
 
     def apply_bpf_closed(self, bottle: Bottle) -> None:
         self.bpf.apply(self.compiled(bottle, "closed").bpf)
 
     def cut(self, slot: int) -> None:
-        """nft first (it holds the flows that are open), then BPF (it refuses new ones with EPERM)."""
-        self.nft.cut(slot)
-        self.bpf.set_mode(slot, ebpf.spec.Mode.CUT)
+        """nft first (it holds the flows that are open), then BPF (it refuses new ones with EPERM), also where somebody
+        has just flushed nft: it holds the cut when it is put back."""
+        try:
+            self.nft.cut(slot)
+        finally:
+            self.bpf.set_mode(slot, ebpf.spec.Mode.CUT)
 
     def forget_bpf(self, slot: int) -> None:
         self.bpf.delete_bottle(slot)
