@@ -97,8 +97,7 @@ def _either(name: str, settings_file: Path | None, bottle: str) -> EffectivePoli
 
 @policy.command(
     epilog=example(
-        "sudo agentmon run --name build --observe -- make",
-        "sudo agentmon policy learn build --output build.yml",
+        "agentmon policy learn build --output build.yml",
         "agentmon policy learn build --policy ci.yml --since 2h",
     )
 )

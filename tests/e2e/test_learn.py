@@ -102,6 +102,12 @@ def test_of_a_running_bottle_its_rules_are_kept_and_of_an_ended_one_its_manifest
     assert rules == [
         '- "tcp://direct.allowed.example:8443"', '- "!v4only.allowed.example"', '- "direct.allowed.example:9443"',
     ]  # fmt: skip
+    same = world.agentmon("policy", "diff", "partly", str(base))
+    assert same.stdout == "no difference\n"  # budgets too: the file is taken as this bottle's
+    (tmp_path / "wider.yml").write_text("allow: [direct.allowed.example]\n")
+    other = world.agentmon("policy", "diff", "partly", str(tmp_path / "wider.yml"), check=False)
+    assert other.returncode == 1
+    assert "- direct.allowed.example TCP 8443: no longer reachable" in other.stdout.splitlines()
     job.say("end")
     assert job.end()[0] == 0
     ended = world.agentmon("policy", "learn", "partly", "--policy", str(base)).stdout
