@@ -51,6 +51,14 @@ class ClientGone:
 
 
 @dataclass(frozen=True, slots=True)
+class Broken:
+    """Somebody took away what holds a bottle, and it cannot be put back under a running job."""
+
+    slot: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetCrossed:
     message: wire.Crossed
 
@@ -81,11 +89,23 @@ class PolicyChanged:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A bottle of an earlier daemon, found alive."""
+    """A bottle of an earlier daemon, found alive. `lacks`: what its policy relies on and this host has no more, "" for
+    nothing; `hint`: what helps."""
 
     bottle: Bottle
+    lacks: str = ""
+    hint: str = ""
 
 
 Event = (
-    RunRequested | PlanFailed | StartFinished | Exited | ClientGone | BudgetCrossed | Operator | PolicyChanged | Adopted
+    RunRequested
+    | PlanFailed
+    | StartFinished
+    | Exited
+    | ClientGone
+    | Broken
+    | BudgetCrossed
+    | Operator
+    | PolicyChanged
+    | Adopted
 )

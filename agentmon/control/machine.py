@@ -75,6 +75,17 @@ def _client_gone(host: Host, event: e.ClientGone) -> Step:
     return _exited(host, e.Exited(event.slot, -1))
 
 
+def _broken(host: Host, event: e.Broken) -> Step:
+    bottle = host.bottles.get(event.slot)
+    if bottle is None or bottle.phase is Phase.STOPPING:
+        return host, ()
+    bottle = bottle.with_phase(Phase.STOPPING)
+    message = f"the bottle was ended: {event.what}"
+    error = {"class": "HostLacks", "message": message, "hint": "agentmon events --kind tamper shows what was done"}
+    told = _told(bottle, "kill", "refused", event.what, {})
+    return host.put(bottle), (told, *plans.stop(bottle, -1, error))
+
+
 def _crossed(host: Host, event: e.BudgetCrossed) -> Step:
     m = event.message
     spent = {"scope": m.scope, "name": m.name, "provider": m.provider, "tokens": m.tokens, "used": m.used, "per": m.per}
@@ -140,6 +151,9 @@ def _operator_cut(host: Host, bottle: Bottle, event: e.Operator) -> Step:
 def _operator_resume(host: Host, bottle: Bottle, event: e.Operator) -> Step:
     if bottle.phase not in {Phase.CUT, Phase.FROZEN}:
         return host, (_cannot(event, bottle),)
+    if bottle.lacks:
+        hint = "end it (agentmon kill), and run it again with another policy or on another kernel"
+        return host, (a.Fail(bottle.slot, event.request, "HostLacks", bottle.lacks, hint),)
     if bottle.spent and bottle.spent.get("used", 0) >= max(event.tokens, 0) and event.tokens:
         used = bottle.spent["used"]
         return host, (
@@ -203,9 +217,18 @@ def _policy(host: Host, event: e.PolicyChanged) -> Step:
 
 
 def _adopted(host: Host, event: e.Adopted) -> Step:
-    bottle = event.bottle
-    steps = (a.PushViews(bottle.slot, bottle), a.ApplyRules(bottle.slot, bottle))
-    return replace(host.put(bottle), epoch=max(host.epoch, bottle.epoch)), steps
+    """What runs on is what was in force, unless this host cannot hold it any more: then it is cut before all else."""
+    cut = bool(event.lacks) and event.bottle.phase is Phase.RUNNING
+    bottle = replace(event.bottle, lacks=event.lacks, phase=Phase.CUT if cut else event.bottle.phase)
+    host = replace(host.put(bottle), epoch=max(host.epoch, bottle.epoch))
+    steps: tuple[a.Action, ...] = (a.PushViews(bottle.slot, bottle), a.ApplyRules(bottle.slot, bottle))
+    if cut:
+        first, *rest = plans.cut(bottle, policy="cutoff", trigger="host", by="daemon", spent={}, crossed_ns=0)
+        steps = (first, *steps, *rest)
+    if event.lacks:
+        detail = {"by": "daemon", "hint": event.hint}
+        steps += (_told(bottle, "cutoff" if cut else "daemon", "refused", event.lacks, detail),)
+    return host, steps
 
 
 _OPERATOR: dict[str, Callable[[Host, Bottle, e.Operator], Step]] = {
@@ -213,6 +236,6 @@ _OPERATOR: dict[str, Callable[[Host, Bottle, e.Operator], Step]] = {
 }  # fmt: skip
 _HANDLERS: dict[type, Callable[..., Step]] = {
     e.RunRequested: _run, e.StartFinished: _started, e.PlanFailed: _failed, e.Exited: _exited,
-    e.ClientGone: _client_gone, e.BudgetCrossed: _crossed, e.Operator: _operator, e.PolicyChanged: _policy,
+    e.ClientGone: _client_gone, e.Broken: _broken, e.BudgetCrossed: _crossed, e.Operator: _operator, e.PolicyChanged: _policy,
     e.Adopted: _adopted,
 }  # fmt: skip

@@ -47,6 +47,7 @@ class Bottle:
     pid: int = 0  # of the launcher's outer process, 0 before it runs
     started_ns: int = 0  # CLOCK_REALTIME
     spent: Mapping[str, Any] | None = None  # the budget that cut it; {} when an operator did
+    lacks: str = ""  # what this host cannot hold of its policy, found when it was adopted: it stays cut
 
     def with_phase(self, phase: Phase, **changes: Any) -> Bottle:
         return replace(self, phase=phase, **changes)

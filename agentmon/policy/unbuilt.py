@@ -55,6 +55,15 @@ def refuse_on_kernel(policy: EffectivePolicy, features: frozenset[str]) -> None:
         raise HostLacks(what, "leave unix: out, or boot Linux 6.7 or newer (the daemon's log says what it refused)")
 
 
+def lacking(policy: EffectivePolicy, features: frozenset[str]) -> tuple[str, str]:
+    """What `refuse_on_kernel` would say of a bottle that runs already, and its hint; ("", "") for nothing."""
+    try:
+        refuse_on_kernel(policy, features)
+    except HostLacks as error:
+        return error.message, error.hint
+    return "", ""
+
+
 def refuse_settings(settings: Settings) -> None:
     """:raises BadInput: the settings name a ledger that this version cannot keep."""
     place = settings.places.get("ledger", Place(settings.source or "settings", 1, "ledger"))

@@ -13,7 +13,7 @@ from agentmon.policy.explain import check
 from agentmon.policy.manifest import load_chain
 from agentmon.policy.merge import Options, effective
 from agentmon.policy.settings import Settings, parse
-from agentmon.policy.unbuilt import notices, refuse, refuse_on_kernel, refuse_settings
+from agentmon.policy.unbuilt import lacking, notices, refuse, refuse_on_kernel, refuse_settings
 from agentmon.providers import registry
 
 ROUTE = "routes:\n  - host: a.example\n    {}\n"
@@ -73,6 +73,8 @@ def test_what_the_kernel_does_not_do_is_refused(changes: dict[str, object], feat
     with pytest.raises(HostLacks, match=next(iter(changes))) as caught:
         refuse_on_kernel(policy, everything - {feature})
     assert caught.value.hint
+    assert lacking(policy, everything) == ("", "")
+    assert lacking(policy, everything - {feature}) == (caught.value.message, caught.value.hint)
 
 
 @pytest.mark.parametrize("ledger", ["postgresql://h/agentmon", "postgres://h/a", "sqlite:////somewhere/else.db"])
