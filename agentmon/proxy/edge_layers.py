@@ -7,6 +7,7 @@ framed and encrypted by the same layers as all others (HTTP/1 chunks, HTTP/2 fra
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http._events import (
+    RequestHeaders,
     RequestProtocolError,
     ResponseData,
     ResponseEndOfMessage,
@@ -67,16 +69,33 @@ class _Cut(events.Event):
     ending: Ending
 
 
+def _frame(request: http.Request) -> None:
+    """Let HTTP/1.1 upstreams know where a body ends that HTTP/2 framed: without a length it would be read as the next
+    request, which nobody has judged."""
+    if request.is_http2 and "content-length" not in request.headers:
+        request.headers["transfer-encoding"] = "chunked"
+
+
 class Stream(HttpStream):
     """One request and its answer. `failure` makes the answer to an upstream that failed before it answered."""
 
     failure: Callable[[http.HTTPFlow, str], http.Response]
+    _has_body = False
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, _Cut):
             yield from self.cut(event.ending)
-        else:
-            yield from super()._handle_event(event)
+            return
+        if isinstance(event, RequestHeaders):
+            self._has_body = not event.end_stream
+        steps = super()._handle_event(event)
+        done = None
+        with contextlib.suppress(StopIteration):
+            while True:
+                command = steps.send(done)
+                if isinstance(command, SendHttp) and isinstance(command.event, RequestHeaders) and self._has_body:
+                    _frame(command.event.request)
+                done = yield command
 
     def cut(self, ending: Ending) -> layer.CommandGenerator[None]:
         """End this stream now. Bytes for the client first, then the upstream is given up, then the hooks are told."""

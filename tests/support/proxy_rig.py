@@ -196,6 +196,10 @@ class Rig:
             context.set_alpn_protocols(alpn)
         return context.wrap_socket(sock, server_hostname=sni)
 
+    def direct(self) -> socket.socket:
+        """A plain socket to the upstream, past the worker."""
+        return socket.create_connection((self.upstream.address, 443), 10)
+
     def request(
         self,
         host: str,

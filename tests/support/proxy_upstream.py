@@ -16,6 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+NAMES = (
+    "api.anthropic.com", "api.openai.com", "chatgpt.com", "*.example.org", "generativelanguage.googleapis.com",
+    "cloudcode-pa.googleapis.com", "us-x1-aiplatform.googleapis.com", "mine.openai.azure.com", "openrouter.ai",
+    "api.mistral.ai", "bedrock-runtime.us-x-1.amazonaws.com",
+)  # fmt: skip
+
 
 def own_ca(directory: Path) -> tuple[Path, ssl.SSLContext]:
     """(CA file, server context) of an outside world with its own authority and one leaf for the names below."""
@@ -32,7 +38,7 @@ def own_ca(directory: Path) -> tuple[Path, ssl.SSLContext]:
 
     ca = build(name, key.public_key()).add_extension(x509.BasicConstraints(True, None), True).sign(key, hashes.SHA256())
     leaf_key = ec.generate_private_key(ec.SECP256R1())
-    names = [x509.DNSName(n) for n in ("api.anthropic.com", "api.openai.com", "chatgpt.com", "*.example.org")]
+    names = [x509.DNSName(n) for n in NAMES]
     leaf = (
         build(x509.Name([]), leaf_key.public_key()).add_extension(x509.SubjectAlternativeName(names), True)
         .sign(key, hashes.SHA256())

@@ -1,0 +1,342 @@
+"""Every provider's answers through a real proxy worker: what the client gets is what was sent, and the row is right.
+
+Also METERING torture cases 10 (HTTP/2 reset), 12, 13, 20, 23, 24 over real sockets.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import ssl
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import h2.connection
+import h2.errors
+import h2.events
+import pytest
+
+from agentmon.providers.registry import load
+from tests.support import proxy_rig
+from tests.support.provider_cases import CASES, DONE, Case, aws_event, frame
+from tests.support.proxy_rig import Response, Rig
+from tests.support.proxy_talk import CLAUDE, OPENAI, ask, closing, fresh, last_row, message, opening
+from tests.support.proxy_upstream import chunked, reply
+
+pytestmark = pytest.mark.root
+
+PROVIDERS = load()
+HOSTS = sorted({case.host or PROVIDERS[case.provider].hosts[0] for case in CASES.values()})
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
+    yield rig
+    rig.stop()
+
+
+@pytest.fixture
+def rig(running: Rig) -> Rig:
+    fresh(running)
+    inspected = tuple(host for provider in PROVIDERS.values() for host in provider.hosts)
+    running.bottle(*(f"{host}:443" for host in HOSTS), inspected=inspected, budget=1 << 40)
+    return running
+
+
+def host_of(case: Case) -> str:
+    return case.host or PROVIDERS[case.provider].hosts[0]
+
+
+def request_of(case: Case) -> bytes | None:
+    """What the client asks: its own include_usage, so that nothing is taken out."""
+    if case.method == "GET":
+        return None
+    wants = {"stream_options": {"include_usage": True}} if "completions" in case.path else {}
+    return json.dumps({"model": "asked-for", "stream": case.sse} | wants).encode()
+
+
+def with_own_id(case: Case, number: int) -> Case:
+    """The same answer under an id that no other test has settled."""
+    body, headers = case.body, case.headers
+    if "aws-1" in headers.values():
+        headers = headers | {"x-amzn-requestid": f"aws-{number}"}
+    own = b'"id-%d"' % number
+    return Case(**{f: getattr(case, f) for f in case.__dataclass_fields__} | {
+        "body": body.replace(b'"id-1"', own), "headers": headers,
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_answer_passes_unchanged_and_becomes_its_row(rig: Rig, name: str) -> None:
+    before = len(rig.rows(0))
+    if name == "bedrock invoke claude stream":  # ids inside base64 are those of no other case
+        case = CASES[name]
+    else:
+        case = with_own_id(CASES[name], 100 + list(CASES).index(name))
+    step = max(1, len(case.body) // 7)
+    pieces = [case.body[i : i + step] for i in range(0, len(case.body), step)]
+    kind = case.headers.get("content-type", "")
+    rig.upstream.script = chunked(list(pieces), case.headers | {"content-type": kind})
+    response = rig.request(host_of(case), case.path, request_of(case), method=case.method)
+    assert (response.status, response.body) == (200, case.body)
+    got = last_row(rig, before)
+    fresh_in, read, five, hour, output, _ = case.row
+    assert got == (case.provider, got[1], fresh_in, read, five + hour, output, "wire", 1)
+    assert got[1] in {case.model, "asked-for", "m-1", "d-1"}
+    assert rig.nothing_held()
+
+
+def test_a_stream_of_any_provider_that_breaks_off_is_an_estimate(rig: Rig) -> None:
+    for name in ("gemini sse", "gemini array", "mistral stream", "bedrock converse stream", "vertex claude stream"):
+        before = len(rig.rows(0))
+        case = with_own_id(CASES[name], 300 + list(CASES).index(name))
+        rig.upstream.script = broken_off(case.body[: len(case.body) * 2 // 3], case.headers["content-type"])
+        response = rig.request(host_of(case), case.path, request_of(case))
+        assert response.broken
+        got = last_row(rig, before)
+        assert (got[0], got[6:]) == (case.provider, ("estimate", 0)) and got[5] >= 4096
+    assert rig.nothing_held()
+
+
+def broken_off(body: bytes, kind: str) -> Any:
+    async def script(_seen: Any, writer: Any) -> None:
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        writer.write(b"%x\r\n%s\r\n" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    return script
+
+
+def test_free_endpoints_of_every_provider_take_no_hold_and_give_no_row(rig: Rig) -> None:
+    before = len(rig.rows(0))
+    rig.upstream.script = reply(200, b'{"input_tokens": 1000, "totalTokens": 1000, "usage": {"input_tokens": 5}}')
+    asked = [
+        (CLAUDE, "/v1/messages/count_tokens"),
+        (OPENAI, "/v1/responses/input_tokens"),
+        ("generativelanguage.googleapis.com", "/v1beta/models/m:countTokens"),
+        (host_of(CASES["vertex claude json"]), "/v1/projects/p/locations/l/publishers/anthropic/models/"
+         "count-tokens:rawPredict"),
+        (host_of(CASES["vertex claude json"]), "/v1/projects/p/locations/l/publishers/google/models/m:countTokens"),
+        (host_of(CASES["bedrock converse"]), "/model/m/count-tokens"),
+    ]  # fmt: skip
+    for host, path in asked:
+        assert rig.request(host, path, b"{}").status == 200, path
+    assert rig.held() == 0 and len(rig.rows(0)) == before
+
+
+def test_what_no_declaration_covers_reaches_no_provider(rig: Rig) -> None:
+    for host in HOSTS:
+        for path in ("/v1/unheard/of", "/v1/messages/batches", "/v1/batches", "/async-invoke", "/"):
+            got = rig.request(host, path, b"{}")
+            assert (got.status, got.json["error"]["type"]) == (403, "egress_denied"), (host, path)
+    for host, path in ((OPENAI, "/v1/realtime?model=m"), ("chatgpt.com", "/backend-api/codex/responses")):
+        wanted = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+        assert rig.request(host, path, headers=wanted).status == 403
+    assert rig.upstream.seen == [] and rig.held() == 0
+
+
+# ── include_usage ──
+
+
+def honest_chat(seen: Any) -> list[bytes]:
+    """What the real service sends for this very request: usage, and null usage before it, only when asked."""
+    asked = (json.loads(seen.body).get("stream_options") or {}).get("include_usage")
+    null = {"usage": None} if asked else {}
+
+    def chunk(**more: Any) -> bytes:
+        value = {"id": "chatcmpl-same", "object": "chat.completion.chunk", "model": "gpt-x"} | more
+        return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+    texts = ["", "hé 🙂", ',"usage":null,', '{"choices":[],"usage":{"prompt_tokens":1}}', "\n\ndata: [DONE]\n\n"]
+    said = [chunk(choices=[{"index": 0, "delta": {"content": t}}], **null, obfuscation="aB3") for t in texts]
+    said.append(b": keep-alive\n\n")
+    said.append(chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}], **null))
+    usage = {"prompt_tokens": 8, "completion_tokens": 4, "total_tokens": 12}
+    return said + ([chunk(choices=[], usage=usage)] if asked else []) + [DONE]
+
+
+def direct(rig: Rig, host: str, path: str, body: bytes) -> Response:
+    """The same request without agentmon."""
+    context = ssl.create_default_context(cafile=str(rig.directory / "outside-ca.pem"))
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the outside world's leaf names no issuer key
+    with rig.direct() as raw, context.wrap_socket(raw, server_hostname=host) as sock:
+        return rig.request(host, path, body, sock=sock)
+
+
+OPTIONS = {
+    "none": {},
+    "null": {"stream_options": None},
+    "another": {"stream_options": {"include_obfuscation": True}},
+    "refused": {"stream_options": {"include_usage": False}},
+    "wanted": {"stream_options": {"include_usage": True}},
+    "plain": {"stream": False},
+}
+
+
+@pytest.mark.parametrize("step", [1, 37, 1 << 20])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_proxied_transcript_is_byte_for_byte_the_direct_one(rig: Rig, options: str, step: int) -> None:
+    body = json.dumps({"model": "gpt-x", "stream": True, "messages": []} | OPTIONS[options]).encode()
+
+    async def answer(seen: Any, writer: Any) -> None:
+        if not json.loads(seen.body)["stream"]:
+            await reply(200, b'{"id": "chatcmpl-p", "usage": {"prompt_tokens": 8, "completion_tokens": 4}}')(
+                seen, writer
+            )
+            return
+        whole = b"".join(honest_chat(seen))
+        await chunked([whole[i : i + step] for i in range(0, len(whole), step)])(seen, writer)
+
+    rig.upstream.script = answer
+    for host, path in ((OPENAI, "/v1/chat/completions"), ("mine.openai.azure.com", "/openai/v1/chat/completions")):
+        alone = direct(rig, host, path, body)
+        through = rig.request(host, path, body)
+        assert through.body == alone.body and len(alone.body) > 50
+        asked, sent = (json.loads(seen.body) for seen in rig.upstream.seen[-2:])
+        if options != "plain":
+            kept = {**(asked.get("stream_options") or {}), "include_usage": True}
+            assert sent == asked | {"stream_options": kept}
+        else:
+            assert rig.upstream.seen[-1].body == body
+        assert {k: v for k, v in alone.headers.items() if k != "content-length"} == {
+            k: v for k, v in through.headers.items() if k != "content-length"
+        }
+    assert rig.nothing_held()
+
+
+# ── signed requests ──
+
+
+def test_a_signed_request_is_not_changed_on_its_way(rig: Rig) -> None:
+    case = CASES["bedrock converse stream"]
+    body = gzip.compress(b'{"inferenceConfig": {"maxTokens": 5},   "messages": []}')
+    signed = {
+        "Accept-Encoding": "gzip, br", "Content-Encoding": "gzip", "X-Amz-Date": "20260101T000000Z",
+        "Authorization": "AWS4-HMAC-SHA256 Credential=a, SignedHeaders=accept-encoding;host, Signature=0",
+    }  # fmt: skip
+    rig.upstream.script = chunked([case.body], case.headers | {"x-amzn-requestid": "aws-signed"})
+    response = rig.request(host_of(case), "/model/us.m-1%3A0/converse-stream", body, headers=signed)
+    seen = rig.upstream.seen[-1]
+    assert (seen.target, seen.body) == ("/model/us.m-1%3A0/converse-stream", body)
+    assert all(seen.headers[name.lower()] == value for name, value in signed.items())
+    assert response.body == case.body
+
+
+# ── what cannot be read ──
+
+
+@pytest.mark.parametrize("name", ["claude stream", "bedrock converse stream"])
+def test_an_event_over_the_cap_passes_and_the_hold_is_charged(rig: Rig, name: str) -> None:
+    before = len(rig.rows(0))
+    case = CASES[name]
+    text = b"x" * (20 << 20)
+    if case.sse:
+        body = b'event: message_start\ndata: {"type":"message_start","x":"' + text + b'"}\n\n' + closing(9)[:40]
+    else:
+        body = frame(text, message_type="event", event_type="metadata") + aws_event("messageStop", {})
+    rig.upstream.script = chunked([body], case.headers)
+    response = rig.request(host_of(case), case.path, b'{"max_tokens": 77, "inferenceConfig": {"maxTokens": 77}}')
+    assert response.body == body
+    got = last_row(rig, before)
+    assert got[5:] == (77, "estimate", 0) and got[2] > 0
+    assert rig.nothing_held()
+
+
+def test_an_unknown_coding_passes_and_the_hold_is_charged(rig: Rig) -> None:
+    before = len(rig.rows(0))
+    rig.upstream.script = chunked([b"\x00\x9f\x01" * 999], {"content-encoding": "compress"})
+    response = rig.request(CLAUDE, "/v1/messages", ask(max_tokens=55, stream=True))
+    assert response.body == b"\x00\x9f\x01" * 999
+    assert last_row(rig, before)[5:] == (55, "estimate", 0)
+
+
+# ── storms ──
+
+
+def test_a_storm_of_errors_and_replays_charges_each_answer_once(rig: Rig) -> None:
+    before = len(rig.rows(0))
+    answers = [(429, b"{}"), (529, b"{}"), (500, b"{}"), (200, message(3, 4, id="msg_storm")), (503, b"{}")]
+    sock = rig.connect(CLAUDE)
+    for turn in range(20):
+        status, body = answers[turn % len(answers)]
+        rig.upstream.script = reply(status, body, {"retry-after": "0"})
+        assert rig.request(CLAUDE, "/v1/messages", ask(), sock=sock).status == status
+    sock.close()
+    assert rig.nothing_held()
+    assert len(rig.rows(before + 1)) == before + 1
+    assert rig.rows(before + 1)[-1][2:] == (3, 0, 0, 4, "wire", 1)
+
+
+# ── a client that resets ──
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="HTTP/2 is offered from Python 3.12 on")
+def test_a_stream_reset_by_an_http2_client_is_one_estimate_and_its_neighbour_goes_on(rig: Rig) -> None:
+    before = len(rig.rows(0))
+    go_on = threading.Event()
+
+    async def answer(seen: Any, writer: Any) -> None:
+        tail = [closing(5)] if seen.headers["x-which"] == "kept" else [threading.Event()]
+        await chunked([opening(), go_on, *tail])(seen, writer)
+
+    rig.upstream.script = answer
+    sock = rig.connect(CLAUDE, alpn=["h2"])
+    assert sock.selected_alpn_protocol() == "h2"
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    for number, which in ((1, "kept"), (3, "reset")):
+        target = {":method": "POST", ":scheme": "https", ":authority": CLAUDE, ":path": "/v1/messages"}
+        client.send_headers(number, list((target | {"x-which": which}).items()))
+        client.send_data(number, b"", end_stream=False)  # an empty frame in the middle
+        client.send_data(number, ask(stream=True, max_tokens=66), end_stream=True)
+    sock.sendall(client.data_to_send())
+    said: dict[int, bytes] = {1: b"", 3: b""}
+
+    def receive() -> list[Any]:
+        events = client.receive_data(sock.recv(65536))
+        for event in events:
+            if isinstance(event, h2.events.DataReceived):
+                said[event.stream_id] += event.data
+        sock.sendall(client.data_to_send())
+        return events
+
+    while not all(b"message_start" in body for body in said.values()):
+        receive()
+    client.reset_stream(3, h2.errors.ErrorCodes.CANCEL)
+    sock.sendall(client.data_to_send())
+    assert last_row(rig, before)[5:] == (66, "estimate", 0)
+    assert rig.upstream.aborted.wait(10)
+    go_on.set()
+    while not any(isinstance(event, h2.events.StreamEnded) for event in receive()):
+        pass
+    sock.close()
+    assert said[1].endswith(closing(5)) and len(rig.rows(before + 2)) == before + 2
+    assert rig.rows(before + 2)[-1][5:] == (5, "wire", 1)
+    assert [seen.body for seen in rig.upstream.seen] == [ask(stream=True, max_tokens=66)] * 2
+    assert rig.nothing_held()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="HTTP/2 is offered from Python 3.12 on")
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_http2_body_without_a_length_is_not_read_as_the_next_request(rig: Rig, method: str) -> None:
+    rig.bottle("https://pkg.example.org/up/*", inspected=("api.anthropic.com",))
+    hidden = b"POST /v1/messages HTTP/1.1\r\nHost: pkg.example.org\r\nContent-Length: 0\r\n\r\n"
+    sock = rig.connect("pkg.example.org", alpn=["h2"])
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    for number in (1, 3):
+        target = {":method": method, ":scheme": "https", ":authority": "pkg.example.org", ":path": f"/up/{number}"}
+        client.send_headers(number, list(target.items()), end_stream=number == 3)
+        if number == 1:
+            client.send_data(number, hidden, end_stream=True)
+        sock.sendall(client.data_to_send())
+        ended = False
+        while not ended:
+            ended = any(isinstance(e, h2.events.StreamEnded) for e in client.receive_data(sock.recv(65536)))
+            sock.sendall(client.data_to_send())
+    sock.close()
+    assert [(seen.target, seen.body) for seen in rig.upstream.seen] == [("/up/1", hidden), ("/up/3", b"")]
