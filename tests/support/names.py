@@ -241,8 +241,10 @@ class Daemon:
         with contextlib.suppress(OSError):
             while True:
                 match self._channel.recv():
-                    case wire.Report(event):
-                        self.reports.append(event)
+                    case wire.Report() as report:
+                        self.reports.append(report.event)
+                        if report.id:
+                            self._channel.send(wire.Ack(report.id))
                     case wire.Commit() as commit:
                         self.commits.append(commit)
                         answer = self.decide(commit)
