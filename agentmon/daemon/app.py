@@ -49,7 +49,6 @@ from agentmon.events import Event
 from agentmon.launch.client import Spawner
 from agentmon.launch.host_sockets import Places, places
 from agentmon.policy import unbuilt
-from agentmon.policy import unbuilt
 from agentmon.policy.settings import Settings
 from agentmon.providers import registry
 
