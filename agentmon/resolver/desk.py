@@ -25,6 +25,7 @@ from agentmon.views import View, Views
 SERVICE_TTL_S = 30
 MAX_PENDING = 64  # questions of one bottle that wait for upstream or the daemon
 MAX_KEPT = 256  # kept replies of one bottle
+MAX_KEPT_BYTES = 320  # of a query whose reply is kept; the longest name with EDNS has 282
 QUERIES_PER_S = 100
 
 Reply = bytes | None
@@ -92,9 +93,10 @@ class Desk:
                 return self._told(dns.reply(query, rcode, udp=udp), slot, event, udp, port)
             return self._ask(query, view, seat, plan, udp, port)
         reply, event = self._local(query, view, plan, udp)
-        if len(seat.kept) >= MAX_KEPT:
-            seat.kept.clear()
-        seat.kept[udp, data[2:]] = (reply[2:], event)
+        if len(data) <= MAX_KEPT_BYTES:
+            if len(seat.kept) >= MAX_KEPT:
+                seat.kept.clear()
+            seat.kept[udp, data[2:]] = (reply[2:], event)
         return self._told(reply, slot, event, udp, port)
 
     def _told(self, reply: bytes, slot: int, event: Event | None, udp: bool, port: int) -> bytes | Later:
