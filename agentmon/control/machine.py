@@ -236,6 +236,7 @@ _OPERATOR: dict[str, Callable[[Host, Bottle, e.Operator], Step]] = {
 }  # fmt: skip
 _HANDLERS: dict[type, Callable[..., Step]] = {
     e.RunRequested: _run, e.StartFinished: _started, e.PlanFailed: _failed, e.Exited: _exited,
-    e.ClientGone: _client_gone, e.Broken: _broken, e.BudgetCrossed: _crossed, e.Operator: _operator, e.PolicyChanged: _policy,
+    e.ClientGone: _client_gone, e.Broken: _broken,
+    e.BudgetCrossed: _crossed, e.Operator: _operator, e.PolicyChanged: _policy,
     e.Adopted: _adopted,
 }  # fmt: skip

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import ebpf.errors
 import ebpf.spec
-import netfilter.changes
 import netfilter.errors
 import netfilter.spec
 from agentmon import paths, trust, wire
@@ -51,6 +50,7 @@ from agentmon.launch.host_sockets import Places, places
 from agentmon.policy import unbuilt
 from agentmon.policy.settings import Settings
 from agentmon.providers import registry
+from netfilter.changes import SelfHealing
 
 T = TypeVar("T")
 FIRST_BOTTLE_S = 30.0  # an --until-idle daemon that nobody uses ends after this
@@ -68,7 +68,7 @@ class Daemon:
     """One per host; `netfilter` and `bpf` are given so that fakes can stand in for the kernel in tests."""
 
     def __init__(
-        self, settings: Settings, *, nft: netfilter.changes.SelfHealing, bpf: ebpf.spec.Bpf, tree: Tree, until_idle: bool
+        self, settings: Settings, *, nft: SelfHealing, bpf: ebpf.spec.Bpf, tree: Tree, until_idle: bool
     ) -> None:
         self.settings = settings
         self.until_idle = until_idle
@@ -78,6 +78,7 @@ class Daemon:
         self.kernel = Kernel(nft, bpf, tree, self.pool, self._places)
         self._kernel_thread = ThreadPoolExecutor(1, "kernel")
         self.clients = Clients()
+        self._healing = Healing(nft, self.in_kernel, lambda: self.host.bottles, self._tell, self._broken)
         self.commits = Commits(nft, bpf.learn, self._refence)
         self.spawner = Spawner(path=paths.SVC / "spawner.sock")
         self.services: dict[str, Service] = {}
@@ -132,8 +133,7 @@ class Daemon:
         trust.ensure_ca(paths.CA_DIR, owner=specs.USERS["proxy"])
         trust.bundle(paths.CA_DIR, [Path(p) for p in self.settings.upstream_ca], self.trust)
         await self.in_kernel(self.kernel.open, specs.host_spec(self.settings))
-        healing = Healing(self.kernel.nft, self.in_kernel, lambda: self.host.bottles, self.log.add, self._broken)
-        await healing.open()
+        await self._healing.open()
         for group, why in self.kernel.left_out().items():
             print(f"warning: {_LEFT_OUT.get(group, group)}: not on this host ({why})", file=sys.stderr)
         jobs = await self.spawner.start()
@@ -147,7 +147,7 @@ class Daemon:
         self.sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add, self.commits.names)
         strangers = Strangers(lambda: self.host.bottles, self.kernel.tree.holds, self.log.add)
         self.spawn(strangers.watch(), "strangers")
-        self.spawn(healing.watch(), "healing")
+        self.spawn(self._healing.watch(), "healing")
         self.log.add(Event("daemon", "observed", reason="ready", layer="daemon", pid=os.getpid()))
 
     def _clean_dead(self, alive: set[int]) -> None:
@@ -294,6 +294,9 @@ class Daemon:
             service.channel.send(wire.Ack(message.id))
 
     # ── bottles ──
+
+    def _tell(self, event: Event) -> None:
+        self.log.add(event)
 
     def _broken(self, slot: int, what: str) -> None:
         self.runner.dispatch(e.Broken(slot, what))

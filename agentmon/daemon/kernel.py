@@ -10,7 +10,6 @@ from pathlib import Path
 
 import ebpf.abi
 import ebpf.spec
-import netfilter.changes
 import netfilter.spec
 from agentmon import addresses, paths
 from agentmon.addresses import Pool
@@ -58,7 +57,7 @@ class Kernel:
 
     def __init__(
         self,
-        nft: netfilter.changes.SelfHealing,
+        nft: netfilter.spec.Netfilter,
         bpf: ebpf.spec.Bpf,
         tree: Tree,
         pool: Pool,

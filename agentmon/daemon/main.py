@@ -35,11 +35,11 @@ def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None
     os.umask(0o022)
     from agentmon.daemon.app import Daemon
     from ebpf.programs import CgroupPrograms
-    from netfilter.host import HostNetfilter
+    from netfilter.heal import HealingNetfilter
 
     async def body() -> None:
         bpf = CgroupPrograms(log_allowed=settings.log == "full")
-        daemon = Daemon(settings, nft=HostNetfilter(), bpf=bpf, tree=Tree(), until_idle=until_idle)
+        daemon = Daemon(settings, nft=HealingNetfilter(), bpf=bpf, tree=Tree(), until_idle=until_idle)
         await daemon.run()
 
     sys.setswitchinterval(_SWITCH_S)

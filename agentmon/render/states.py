@@ -65,6 +65,21 @@ def _lost(event: _Event) -> str:
     return f"{text}: {why}" if why else text
 
 
+def _tamper(event: _Event) -> str:
+    """`table agentmon deleted by nft (pid 7): put back after 8.1 ms`."""
+    detail, text = _detail(event), reason_text(event)
+    if event.get("comm"):
+        text += f" by {printable(str(event['comm']))} (pid {event.get('pid')})"
+    if "restored_ms" in detail:
+        return f"{text}: put back after {detail['restored_ms']:.1f} ms"
+    if detail.get("lost"):
+        return f"{text}: it cannot be put back, the bottle is ended"
+    if "error" in detail:
+        return f"{text}: closed, and not put back yet ({printable(str(detail['error']))})"
+    count = int(event.get("count") or 0)
+    return f"{text} ({count} times)" if count > 1 else text
+
+
 def _daemon(event: _Event) -> str:
     reason = str(event.get("reason") or "")
     text = _DAEMON.get(reason) or reason_text(event) or "the daemon says nothing more"
@@ -116,5 +131,5 @@ def _after(event: _Event) -> str:
 
 _SENTENCES: dict[str, Callable[[_Event], str]] = {
     "cutoff": _held, "freeze": _held, "kill": _held, "resume": _resumed, "threshold": _threshold, "policy": _policy,
-    "usage": _usage, "lost": _lost, "daemon": _daemon,
+    "usage": _usage, "lost": _lost, "daemon": _daemon, "tamper": _tamper,
 }  # fmt: skip
