@@ -41,22 +41,23 @@ def count_tokens(request: Request) -> int:
 def _structure(document: object) -> tuple[int, int]:
     """(bytes that are no text, tokens that stand for them), walking the document without recursion."""
     less = more = 0
-    waiting: list[object] = [document]
+    waiting: list[tuple[object, str]] = [(document, "")]
     while waiting:
-        value = waiting.pop()
+        value, around = waiting.pop()
         if isinstance(value, list):
-            waiting += value
+            waiting += ((inner, "") for inner in value)
         elif isinstance(value, dict):
+            kind = _kind(value) or around
             for key, inner in value.items():
                 if key in _STORED and inner:
                     more += STORED_TOKENS
                 elif key in _IMAGE_KEYS and _is_link(inner):
                     more += IMAGE_TOKENS
                 if isinstance(inner, str):
-                    blob = _blob_tokens(inner, _kind(value))
+                    blob = _blob_tokens(inner, kind)
                     less, more = (less + len(inner), more + blob) if blob else (less, more)
                 else:
-                    waiting.append(inner)
+                    waiting.append((inner, kind if key == "source" else ""))
     return less, more
 
 
