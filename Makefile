@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 BPF_SOURCES := $(wildcard ebpf/bpf/*.h ebpf/bpf/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-kernels adversarial lint bench docs uninstall
+.PHONY: help setup demo test test-unit coverage test-kernels adversarial lint bench docs uninstall
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
@@ -24,6 +24,9 @@ adversarial: setup ## every attempt to get out, each layer alone; writes tests/a
 	@[ "$$(id -u)" = 0 ] || { echo 'error: only root can make the namespaces that are attacked' >&2; \
 		echo 'hint: sudo make adversarial' >&2; exit 4; }
 	@AGENTMON_ADVERSARIAL=tests/adversarial/results.json $(PYTHON) -m pytest -q -m adversarial tests/adversarial
+
+coverage: setup ## every test, one after another, with branch coverage of all processes in .cache/coverage.txt (root)
+	@COVERAGE=1 scripts/test.sh
 
 lint: setup ## format, style, types, imports
 	@$(PYTHON) -m ruff format --check --quiet .  || { echo 'hint: .venv/bin/ruff format .' >&2; exit 1; }

@@ -13,6 +13,7 @@ from tests.support.bpf_lab import Lab
 
 NEEDS_ROOT = ("root", "kernel", "e2e", "adversarial")
 IN_CI = bool(os.environ.get("CI"))
+LANE, _, PLACE = os.environ.get("AGENTMON_LANE", "1 host").partition(" ")  # tests/lane.py
 
 egress.guard()
 
@@ -49,6 +50,14 @@ def needs_root(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(mark) for mark in NEEDS_ROOT)
 
 
+def picture() -> leftovers.Snapshot:
+    """What this lane of the suite has on the host now. The bottles' own cgroup is of the lane that has a daemon."""
+    seen = leftovers.snapshot(int(LANE))
+    if PLACE == "apart":
+        seen["cgroup"] = frozenset(path for path in seen["cgroup"] if "/agentmon-test-" in path)
+    return seen
+
+
 class _Host:
     """The host as the last test found and left it; None where a wider fixture may have changed it since."""
 
@@ -72,9 +81,9 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if not (needs_root(request.node) and request.config.getoption("--leftovers")):
         yield
         return
-    before, _Host.picture = _Host.picture or leftovers.snapshot(), None
+    before, _Host.picture = _Host.picture or picture(), None
     yield
-    found = leftovers.since(before)
+    found = leftovers.since(before, look=picture)
     assert not found, "left behind:\n" + "\n".join(found)
     _Host.picture = before
 
@@ -85,9 +94,9 @@ def nothing_left_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]:
     if os.geteuid() != 0 or not request.config.getoption("--leftovers"):
         yield
         return
-    before = leftovers.snapshot()
+    before = picture()
     yield
-    found = leftovers.since(before)
+    found = leftovers.since(before, look=picture)
     assert not found, "left behind:\n" + "\n".join(found)
 
 

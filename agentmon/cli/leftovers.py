@@ -14,13 +14,19 @@ Snapshot = dict[str, frozenset[str]]
 
 _VOLATILE = re.compile(r" (expires|age|used|pref|metric) \S+| (linkdown|dead)\b|packets \d+ bytes \d+")
 _OURS = re.compile(rb"agentmon|amnet|bwrap")
+_OF_A_TEST = re.compile(r"/agentmon-test-(\d+)-")  # its pid
 _KERNEL_PINS = frozenset({"/sys/fs/bpf/maps.debug", "/sys/fs/bpf/progs.debug"})
 _WATCHED_DIRECTORIES = ("/run/agentmon/state", "/run/agentmon/homes", "/run/agentmon/trust")
 
 
-def snapshot() -> Snapshot:
-    """Namespaces, links, rules, routes, nft tables, pins, cgroups, mounts, processes, state; root sees it all."""
-    return {kind: frozenset(lines()) for kind, lines in _SOURCES.items()}
+def snapshot(below: int = 1) -> Snapshot:
+    """Namespaces, links, rules, routes, nft tables, pins, cgroups, mounts, processes, state; root sees it all.
+
+    :param below: pid of a subreaper: processes that do not come from it, and cgroups of their tests, are not looked at.
+    """
+    kinds: dict[str, Iterable[str]] = {kind: lines() for kind, lines in _SOURCES.items()}
+    kinds |= {"cgroup": _cgroups(below), "process": _processes(below)}
+    return {kind: frozenset(lines) for kind, lines in kinds.items()}
 
 
 def difference(before: Snapshot, after: Snapshot) -> list[str]:
@@ -32,10 +38,10 @@ def difference(before: Snapshot, after: Snapshot) -> list[str]:
     return found
 
 
-def since(before: Snapshot, within_s: float = 10.0) -> list[str]:
+def since(before: Snapshot, within_s: float = 10.0, *, look: Callable[[], Snapshot] = snapshot) -> list[str]:
     """The difference to `before` once it stopped being one, or after `within_s`: cleaning up may take a moment."""
     deadline = time.monotonic() + within_s
-    while (found := difference(before, snapshot())) and time.monotonic() < deadline:
+    while (found := difference(before, look())) and time.monotonic() < deadline:
         time.sleep(0.1)
     return found
 
@@ -100,22 +106,31 @@ def _mounts() -> Iterator[str]:
             yield f"{mount_point} ({file_system})"
 
 
-def _cgroups() -> Iterator[str]:
+def _cgroups(below: int) -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         if " - cgroup2 " not in line:
             continue
         for directory, _, _ in os.walk(line.split()[4]):
-            if "agentmon" in directory:
+            test = _OF_A_TEST.search(directory)
+            if "agentmon" in directory and (test is None or not _elsewhere(int(test[1]), below)):
                 yield directory
 
 
-def _processes() -> Iterator[str]:
+def _elsewhere(pid: int, below: int) -> bool:
+    """Whether a process lives and does not come from `below`; all come from 1."""
+    try:
+        return below != 1 and below not in _ancestors(pid)
+    except OSError:
+        return False
+
+
+def _processes(below: int) -> Iterator[str]:
     """Command lines of processes that are ours, by word or by user, the second of the same as "(2)"; not this process
     and its ancestors. No ids: a service that was replaced by its like is not left over."""
     own, services = set(_ancestors(os.getpid())), _service_uids()
     found: Counter[str] = Counter()
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) in own:
+        if not entry.name.isdigit() or int(entry.name) in own or _elsewhere(int(entry.name), below):
             continue
         try:
             command = (entry / "cmdline").read_bytes()
@@ -131,7 +146,7 @@ def _processes() -> Iterator[str]:
 
 
 def _ancestors(pid: int) -> Iterator[int]:
-    while pid > 1:
+    while pid > 0:
         yield pid
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -163,8 +178,6 @@ _SOURCES: dict[str, Callable[[], Iterable[str]]] = {
     "nft table": _nft,
     "pin": _pins,
     "mount": _mounts,
-    "cgroup": _cgroups,
-    "process": _processes,
     "state": _saved,
     "sysctl": _forwarding,
 }
