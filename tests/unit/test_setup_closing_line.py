@@ -15,8 +15,12 @@ def closing(text: str) -> tuple[int, str]:
 
 
 def test_lanes_are_added_and_errors_are_failures() -> None:
-    lanes = "tests/a.py 7 passed in words\n==== 3 passed, 1 skipped in 2.1s ====\n2 failed, 5 passed, 1 error in 3.0s (0:00:03)\n"
-    assert closing(lanes) == (0, "8 passed, 3 failed, 1 skipped")
+    lanes = (
+        "tests/a.py 7 passed in words",
+        "= 3 passed, 1 skipped in 2.1s =",
+        "2 failed, 5 passed, 1 error in 3.0s (0:00:03)",
+    )
+    assert closing("\n".join(lanes)) == (0, "8 passed, 3 failed, 1 skipped")
 
 
 def test_nothing_passed_is_not_a_success() -> None:
