@@ -5,6 +5,7 @@ A context's netlink socket belongs to the namespace of the thread that made it, 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -76,6 +77,7 @@ def _context() -> Any:
     except ImportError as e:
         raise Missing("python3-nftables", "apt-get install python3-nftables nftables") from e
     try:
+        ctypes.CDLL("libnftables.so.1")  # first: a context half made complains when it is collected
         context = nftables.Nftables()
     except OSError as e:
         raise Missing("libnftables", "apt-get install libnftables1 nftables") from e

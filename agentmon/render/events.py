@@ -7,7 +7,7 @@ from datetime import tzinfo
 from typing import Any
 
 from agentmon.events import is_command
-from agentmon.render.reasons import reason_text
+from agentmon.render.reasons import UNREACHED, reason_text
 from agentmon.render.states import state
 from agentmon.render.words import clock, printable
 
@@ -54,7 +54,7 @@ def _what(event: Mapping[str, Any]) -> str:
     done, tried, to = _LISTENS if reason == "listen" else _VERBS[kind]
     if reason == "client-tls":
         done, to = "broke off its TLS handshake", "with the proxy for"
-    elif event.get("verdict") == "refused" or reason == "unreachable":
+    elif event.get("verdict") == "refused" or reason in UNREACHED:
         done = tried
     where = _where(event)
     if not where and (event.get("detail") or {}).get("others"):

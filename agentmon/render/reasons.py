@@ -10,6 +10,8 @@ from agentmon.render.words import printable
 _CUT = "the bottle is cut off"
 # The layers that tell a spent budget from an operator's cut.
 _METERS = frozenset({"proxy", "resolver", "relay", "daemon", ""})
+# Allowed, and not reached all the same.
+UNREACHED = frozenset({"unreachable", "nxdomain", "servfail", "timeout", "stripped", "uncommitted", "unavailable"})
 _REASONS = {
     # policy
     "default": "no rule allows it",
@@ -37,6 +39,12 @@ _REASONS = {
     "inspected": "this name is checked inside TLS, which only the proxy does",
     "direct": "this name is opened by address, not through the relay",
     "unreachable": "the destination cannot be reached",
+    "nxdomain": "this name does not exist",
+    "servfail": "the name servers cannot answer for this name",
+    "timeout": "the name servers did not answer in time",
+    "stripped": "all addresses of this name are closed to every bottle",
+    "uncommitted": "its addresses could not be opened",
+    "unavailable": "the resolver does not answer",
     # TLS
     "not-tls": "it does not speak TLS, by which this port is checked",
     "no-sni": "its TLS hello names no host",
