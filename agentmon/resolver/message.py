@@ -6,6 +6,7 @@ rebuilt, options and DO are dropped, so that no answer carries more than address
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ dns.rdata.load_all_types(disable_dynamic_load=True)  # type: ignore[no-untyped-c
 
 _HEADER_BYTES = 12
 _HOST_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+_HOST_LABEL = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_OPT = re.compile(rb"\0\0\x29..\0\0[\0\x80]\0\0\0", re.DOTALL)
+_MAX_SECTION = 255 + 4
 _COUNTS = struct.Struct(">5H")
 _FIXED = struct.Struct(">HHIH")  # of a record, after its name
 _QUESTIONS_NAME = b"\xc0\x0c"
@@ -82,6 +86,29 @@ def parse(data: bytes) -> Query:
     counts = [int.from_bytes(data[at : at + 2], "big") for at in (4, 6, 8)]
     if counts != [1, 0, 0]:
         return _broken(data, FORMERR)
+    return _ordinary(data) or _any(data)
+
+
+def _ordinary(data: bytes) -> Query | None:
+    """What stubs send, read by hand: one host name, class IN, nothing behind it or an OPT record without options."""
+    labels, at = [], _HEADER_BYTES
+    while at < len(data) and (length := data[at]):
+        labels.append(data[at + 1 : at + 1 + length])
+        at += 1 + length
+    section, opt = data[_HEADER_BYTES : at + 5], data[at + 5 :]
+    if len(section) != at + 5 - _HEADER_BYTES or len(section) > _MAX_SECTION or section[-2:] != b"\0\1":
+        return None
+    if data[10:12] != bytes((0, bool(opt))) or (opt and not _OPT.fullmatch(opt)):
+        return None
+    if not labels or not all(_HOST_LABEL.fullmatch(label) for label in labels):
+        return None
+    name = b".".join(labels).decode("ascii").lower()
+    payload = max(512, min(int.from_bytes(opt[3:5], "big"), PAYLOAD)) if opt else 512
+    rdtype = int.from_bytes(section[-4:-2], "big")
+    return Query(data[:2], section, name, name, rdtype, payload, bool(data[2] & 1), bool(opt))
+
+
+def _any(data: bytes) -> Query:
     try:
         message = dns.message.from_wire(data)
     except (dns.exception.DNSException, ValueError):

@@ -9,6 +9,7 @@ import dns.message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentmon.resolver import message
 from agentmon.resolver.desk import MAX_KEPT
 from tests.unit.test_resolver_desk import Bench
 
@@ -35,6 +36,14 @@ MESSAGE = st.tuples(HEADER, NAME, END, KIND, TAIL).map(b"".join) | st.binary(max
 @given(st.lists(st.tuples(MESSAGE, st.booleans()), min_size=1, max_size=20))
 def test_whatever_a_bottle_sends(messages: list[tuple[bytes, bool]]) -> None:
     asyncio.run(_all(messages))
+
+
+@settings(max_examples=300, deadline=None)
+@given(MESSAGE)
+def test_both_readers_say_the_same(data: bytes) -> None:
+    """The quick one for what stubs send, dnspython for everything else."""
+    quick = message._ordinary(data) if len(data) >= 12 and data[4:10] == b"\0\1\0\0\0\0" else None
+    assert quick is None or quick == message._any(data)
 
 
 async def _all(messages: list[tuple[bytes, bool]]) -> None:

@@ -20,6 +20,14 @@ def test_a_query() -> None:
     assert (query.name, query.rdtype, query.payload, query.error) == ("www.example.com", message.A, 512, None)
 
 
+def test_what_stubs_send_is_read_by_hand() -> None:
+    for more in ({}, {"use_edns": 0}, {"use_edns": 0, "payload": 4096, "want_dnssec": True}):
+        for name in ("wWw.Example.com", "a", "_x.y-z.example", ".".join(["a" * 63] * 3 + ["b" * 61])):
+            data = dns.message.make_query(name, "AAAA", **more).to_wire()
+            quick = message._ordinary(data)
+            assert quick is not None and quick == message._any(data)
+
+
 def test_payload_is_bounded_both_ways() -> None:
     for offered, taken in ((100, 512), (512, 512), (1000, 1000), (65535, message.PAYLOAD)):
         data = dns.message.make_query("a.example", "A", use_edns=0, payload=offered).to_wire()
