@@ -20,9 +20,9 @@ KERNELS = (
 
 ARCHITECTURES = {"x86_64": "amd64"}  # uname -m → Debian's name; another needs its machine in boot.py
 
-# Load, attach and verdict first: what fails there makes the rest noise. Every file, and every test of test_bpf_life and
-# of the contract, compiles the programs anew, which takes a minute here: hence few of those.
-_LIFE = "tests/root/test_bpf_life.py::test_bpf_"
+# Load, attach and verdict first: what fails there makes the rest noise. Every file, and every test of test_bpf_life,
+# test_bpf_loading and the contract, compiles the programs anew, which takes a minute here: hence few of those.
+_LOADING = "tests/root/test_bpf_loading.py::test_bpf_"
 TESTS = (
     "tests/abi/test_bpf_abi.py",
     "tests/root/test_bpf_connect.py",
@@ -30,9 +30,10 @@ TESTS = (
     "tests/root/test_bpf_vouch.py",
     "tests/root/test_bpf_listen.py",
     "tests/root/test_bpf_unix.py",
-    f"{_LIFE}probe_finds_what_this_kernel_takes",
-    f"{_LIFE}a_program_that_the_verifier_refuses",
-    f"{_LIFE}closing_leaves_nothing",
+    "tests/root/test_bpf_lsm.py",
+    f"{_LOADING}probe_finds_what_this_kernel_takes",
+    f"{_LOADING}a_program_that_the_verifier_refuses",
+    "tests/root/test_bpf_life.py::test_bpf_closing_leaves_nothing",
     "tests/root/test_nf_packets.py",
 )
 

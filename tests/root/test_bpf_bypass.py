@@ -9,7 +9,6 @@ import re
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,16 +44,6 @@ def lab(bpf_lab: Lab) -> Lab:
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> build.Built:
     return build.build(tmp_path_factory.mktemp("native"))
-
-
-@pytest.fixture
-def bottle(lab: Lab) -> Iterator[Bottle]:
-    made = lab.bottle()
-    yield made
-    lab.programs.delete_bottle(made.slot)
-    lab.remove_bottles()
-    lab.received()
-    lab.programs.read()
 
 
 ALLOW = tuple(entry(n, 443, proto=p) for p in ("tcp", "udp") for n in (f"{KNOWN}/32", f"{SIX}/128"))

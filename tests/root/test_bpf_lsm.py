@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,17 +22,6 @@ ALLOW = (
 @pytest.fixture(scope="module")
 def lab(bpf_lab: Lab) -> Lab:
     return bpf_lab
-
-
-@pytest.fixture
-def bottle(lab: Lab) -> Iterator[Bottle]:
-    made = lab.bottle()
-    yield made
-    lab.end_processes()
-    lab.programs.delete_bottle(made.slot)
-    lab.remove_bottles()
-    lab.received()
-    lab.programs.read()
 
 
 def needs_lsm(lab: Lab) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,17 +16,6 @@ pytestmark = pytest.mark.root
 @pytest.fixture(scope="module")
 def lab(bpf_lab: Lab) -> Lab:
     return bpf_lab
-
-
-@pytest.fixture
-def bottle(lab: Lab) -> Iterator[Bottle]:
-    made = lab.bottle()
-    yield made
-    lab.end_processes()
-    lab.programs.delete_bottle(made.slot)
-    lab.remove_bottles()
-    lab.received()
-    lab.programs.read()
 
 
 def test_bpf_prefixes_ranges_and_nesting(lab: Lab, bottle: Bottle) -> None:

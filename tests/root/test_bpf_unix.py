@@ -24,16 +24,6 @@ def lab(bpf_lab: Lab) -> Lab:
     return bpf_lab
 
 
-@pytest.fixture
-def bottle(lab: Lab) -> Iterator[Bottle]:
-    made = lab.bottle()
-    yield made
-    lab.end_processes()
-    lab.programs.delete_bottle(made.slot)
-    lab.remove_bottles()
-    lab.programs.read()
-
-
 class Sockets:
     """Listening and receiving sockets below one directory, and a count of what reached them."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,17 +29,6 @@ ALLOW = (
 def lab(bpf_lab: Lab) -> Lab:
     assert bpf_lab.programs.features() >= {"vouch", "origin"}, bpf_lab.programs.left_out
     return bpf_lab
-
-
-@pytest.fixture
-def bottle(lab: Lab) -> Iterator[Bottle]:
-    made = lab.bottle()
-    yield made
-    lab.end_processes()
-    lab.programs.delete_bottle(made.slot)
-    lab.remove_bottles()
-    lab.received()
-    lab.programs.read()
 
 
 def guarded(bottle: Bottle, guard: Guard = Guard.OBSERVE, **more: Any) -> Process:

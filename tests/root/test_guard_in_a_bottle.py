@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,16 +25,6 @@ ENTER = 'echo $$ > "$0" && exec nsenter --net="$1" "${@:2}"'
 def lab(bpf_lab: Lab) -> Lab:
     assert bpf_lab.programs.features() >= {"vouch", "origin"}, bpf_lab.programs.left_out
     return bpf_lab
-
-
-@pytest.fixture
-def bottle(lab: Lab) -> Iterator[Bottle]:
-    made = lab.bottle()
-    yield made
-    lab.programs.delete_bottle(made.slot)
-    lab.remove_bottles()
-    lab.received()
-    lab.programs.read()
 
 
 def inside(lab: Lab, bottle: Bottle, *module: str) -> list[str]:

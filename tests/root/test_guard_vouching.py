@@ -6,7 +6,6 @@ On every Python present; what a process does behind its guard is test_bpf_bypass
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,9 @@ def lab(bpf_lab: Lab) -> Lab:
 
 
 @pytest.fixture
-def bottle(lab: Lab) -> Iterator[Bottle]:
-    made = lab.bottle()
-    made.apply(allow=ALLOW, guard=Guard.STRICT)
-    yield made
-    lab.programs.delete_bottle(made.slot)
-    lab.remove_bottles()
-    lab.received()
-    lab.programs.read()
+def bottle(bottle: Bottle) -> Bottle:
+    bottle.apply(allow=ALLOW, guard=Guard.STRICT)
+    return bottle
 
 
 def run(lab: Lab, bottle: Bottle, version: str | None, body: str, hosts: Path, *, install: bool = True) -> Any:
