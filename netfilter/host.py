@@ -25,12 +25,13 @@ from netfilter.netns.sockets import Sockets
 from netfilter.netns.wire import ROUTE, Netlink
 from netfilter.nfnetlink import Elements
 from netfilter.nft import Nft
-from netfilter.plan import Planned, from_nothing, planned, whole
+from netfilter.plan import Planned, from_nothing, host_side_again, planned, whole
 from netfilter.spec import EPOCH_MASK, Address, BottleNet, BottleRules, Holding, HostSpec, Learned, Mode, Network
 from netfilter.transaction import Transaction
 from netfilter.verdict import Judge, own_networks
 
 _GONE = {errno.ENOENT, errno.ENODEV}
+_EPOCHS_AT_ONCE = 8  # of flows that are carried over together; more than one only where a bottle is adopted
 _SERVICE_MACS = ("02:61:6d:ff:00:01", "02:61:6d:ff:00:02")
 
 
@@ -255,18 +256,25 @@ class HostNetfilter:
         judge = Judge(replace(rules, learned=learned), self._own())
         change, what = Transaction(), f"rules of bottle {rules.slot}"
         living = listed(bottle, edges.conntrack) if plan.renumbers else []
-        if plan.renumbers:
-            kept = carried(living, judge)
-            for conntrack in (bottle.inner.conntrack, edges.conntrack):
-                change.add("carry live flows over", remarking(conntrack, kept), marks_undone(conntrack, kept))
+        kept = carried(living, judge) if plan.renumbers else []
+        also = sorted({c.entry.flow.mark & EPOCH_MASK for c in kept} - {0, rules.epoch})[:_EPOCHS_AT_ONCE]
         change.add(
             f"{what} inside",
-            lambda: self._change_inside(bottle, plan),
+            lambda: self._change_inside(bottle, plan, also),
             lambda: _whole_inside(
                 bottle, whole(bottle, bottle.still_learned(now), now), "take the bottle's own rules back"
             ),
         )
-        change.add(what, lambda: edges.elements.run(plan.outer, what))
+        change.add(
+            what,
+            lambda: edges.elements.run(plan.outer(also), what),
+            lambda: edges.elements.run(host_side_again(bottle, now), f"take the {what} back"),
+        )
+        for conntrack in (bottle.inner.conntrack, edges.conntrack) if kept else ():
+            change.add("carry live flows over", remarking(conntrack, kept), marks_undone(conntrack, kept))
+        if also:
+            change.add(f"{what} inside, one epoch", lambda: self._judge_inside(bottle, plan))
+            change.add(f"{what}, one epoch", lambda: edges.elements.run(plan.chain(), what))
         change.run()
         bottle.took(plan)
         bottle.judge = judge
@@ -277,11 +285,17 @@ class HostNetfilter:
         bottle.untouched = bottle.untouched and rules.mode is Mode.CLOSED
         return owes
 
-    def _change_inside(self, bottle: Bottle, plan: Planned) -> None:
+    def _judge_inside(self, bottle: Bottle, plan: Planned) -> None:
+        try:
+            bottle.inner.elements.run(plan.judging(), "one epoch")
+        except KernelRefused:
+            self._change_inside(bottle, plan, ())  # flushed in between: made anew
+
+    def _change_inside(self, bottle: Bottle, plan: Planned, also: Sequence[int]) -> None:
         """Change a bottle's own table, or where somebody in there flushed it, make it anew."""
         what = f"rules of bottle {bottle.net.slot} inside"
         try:
-            bottle.inner.elements.run(plan.inner, what)
+            bottle.inner.elements.run(plan.inner(also), what)
         except KernelRefused as e:
             _unless_gone(e)
             now = now_ns()

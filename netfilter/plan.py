@@ -4,7 +4,8 @@
     same chain, something taken back          elements only; what went is in x (revoke.py), its flows are ended later
     another mode, services; too much for x    the chain written with a new epoch, live flows re-marked first
 
-Either way one transaction inside and one on the host.
+Either way one transaction inside and one on the host. Between the re-marking of flows and the chain that names the new
+epoch alone there is one that names both: a packet in between finds its flow's mark in force, whichever it is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from netfilter import render_bottle, render_foreign, revoke
 from netfilter.batch import Members
 from netfilter.bottle import Bottle
 from netfilter.elements import Change, Element, Segments
-from netfilter.language import Command, written
+from netfilter.language import Command, Part, written
 from netfilter.render_bottle import Static
 from netfilter.revoke import Region
 from netfilter.spec import BottleNet, BottleRules, Learned, Mode
@@ -40,8 +41,29 @@ class Planned:
     fresh: bool  # the rules have another epoch than those before
     unsure: bool  # something went without being taken back: the next epoch is a new number
     closed: tuple[Learned, ...]  # addresses that open nothing any more, without their times
-    inner: list[Command]
-    outer: list[Command]
+    net: BottleNet
+    before: BottleRules | None
+    sets: tuple[list[Command], list[Command]]  # inside, on the host
+
+    def inner(self, also: Sequence[int] = ()) -> list[Command]:
+        """One transaction inside. `also`: epochs of flows that are about to be re-marked."""
+        return [*self.sets[0], *self.judging(also)]
+
+    def judging(self, also: Sequence[int] = ()) -> list[Part]:
+        """The chain inside."""
+        return render_foreign.table_judging(self.net, self.rules, also) if self.rewrites else []
+
+    def outer(self, also: Sequence[int] = ()) -> list[Command]:
+        """One transaction on the host."""
+        return [*self.sets[1], *self.chain(also)]
+
+    def chain(self, also: Sequence[int] = ()) -> list[Part]:
+        """The chain on the host, the cut's element where it changes."""
+        if self.rewrites:
+            return render_bottle.bottle_chain(self.net, self.rules, self.before, also)
+        if self.before is not None and (self.before.mode is Mode.CUT) is not (self.rules.mode is Mode.CUT):
+            return render_bottle.cut_element(self.net, self.rules.mode)
+        return []
 
     @property
     def owes(self) -> bool:
@@ -52,7 +74,8 @@ class Planned:
         """What it does to the kernel, a line for each command; of many elements the first few."""
         first = [f"re-mark what lives and is still allowed: epoch {self.rules.epoch}"] if self.renumbers else []
         last = ["end the flows that are refused now"] if self.fresh else []
-        sides = [f"{side}: {_line(c)}" for side, run in (("inside", self.inner), ("host", self.outer)) for c in run]
+        both = (("inside", self.inner()), ("host", self.outer()))
+        sides = [f"{side}: {_line(c)}" for side, commands in both for c in commands]
         return [*first, *sides, *last]
 
 
@@ -84,22 +107,17 @@ def planned(bottle: Bottle, rules: BottleRules, now_ns: int, *, anew: bool = Fal
     rewrites = renumbers or not chain
     if region is None or renumbers:
         region = Region()
-    segments, sets = _learned(bottle, rules, now_ns, fresh=fresh, renumbers=renumbers, closing=(*forgotten, *lapsed))
+    segments, learned = _learned(bottle, rules, now_ns, fresh=fresh, renumbers=renumbers, closing=(*forgotten, *lapsed))
 
     def commands(slot: int | None) -> list[Command]:
         x = render_bottle.flushed("x", slot) if renumbers else []
         x += render_bottle.taken_back(slot, region.elements, () if renumbers else bottle.region.elements)
-        return [*x, *render_bottle.changed_sets(slot, changed), *sets.commands(slot)]
+        return [*x, *render_bottle.changed_sets(slot, changed), *learned.commands(slot)]
 
-    inner, outer = commands(None), commands(rules.slot)
-    if rewrites:
-        inner += render_foreign.table_judging(bottle.net, rules)
-        outer += render_bottle.bottle_chain(bottle.net, rules, old)
-    elif old is not None and (old.mode is Mode.CUT) is not (rules.mode is Mode.CUT):
-        outer += render_bottle.cut_element(bottle.net, rules.mode)
     unsure = not renumbers and (bottle.unsure or (not fresh and bool(gone)))
     return Planned(
-        rules, static, segments, region, renumbers, rewrites, fresh, unsure, (*forgotten, *lapsed), inner, outer
+        rules, static, segments, region, renumbers, rewrites, fresh, unsure, (*forgotten, *lapsed), bottle.net, old,
+        (commands(None), commands(rules.slot)),
     )  # fmt: skip
 
 
@@ -167,6 +185,11 @@ def host_side(bottle: Bottle, now_ns: int) -> list[Command]:
     commands += render_bottle.learned_anew(Segments().change(bottle.still_learned(now_ns), now_ns), slot)
     commands += render_bottle.bottle_chain(net, rules, rules)
     return [*commands, *render_bottle.cut_element(net, bottle.rules.mode)]
+
+
+def host_side_again(bottle: Bottle, now_ns: int) -> list[Command]:
+    """The same over whatever is there."""
+    return [*render_bottle.flushed("lrx", bottle.net.slot), *host_side(bottle, now_ns)]
 
 
 def from_nothing(

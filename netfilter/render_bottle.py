@@ -101,10 +101,15 @@ def bottle_closed(net: BottleNet) -> list[Part]:
     ]
 
 
-def bottle_chain(net: BottleNet, rules: BottleRules, before: BottleRules | None = None) -> list[Part]:
-    """The chain written anew, and the element that cuts put in or taken out where that may have changed."""
+def bottle_chain(
+    net: BottleNet, rules: BottleRules, before: BottleRules | None = None, also: Iterable[int] = ()
+) -> list[Part]:
+    """The chain written anew, and the element that cuts put in or taken out where that may have changed.
+
+    :param also: epochs of flows that are about to be re-marked.
+    """
     name = f"b{net.slot}"
-    judged = _closed(net) if rules.mode is Mode.CLOSED else _judged(net.slot, rules)
+    judged = _closed(net) if rules.mode is Mode.CLOSED else _judged(net.slot, rules, also)
     chain_now = [chain("flush", name), *(rule(name, *parts) for parts in [*_spoof(net), *judged])]
     if before is not None and (before.mode is Mode.CUT) is (rules.mode is Mode.CUT):
         return chain_now
@@ -140,12 +145,14 @@ def _closed(net: BottleNet) -> list[list[Part]]:
     return [[counted(counter_name(net.slot, "closed")), goto(REFUSE)]]
 
 
-def _judged(slot: int, rules: BottleRules) -> list[list[Part]]:
+def _judged(slot: int, rules: BottleRules, also: Iterable[int]) -> list[list[Part]]:
     def refuse(reason: str) -> list[Part]:
         return [counted(counter_name(slot, reason)), goto(REFUSE)]
 
     accept = [_marked(rules.epoch), PASS, ACCEPT]
-    out = [[differs(meta("iifname"), named(CUT)), *parts, PASS, ACCEPT] for parts in _current(rules.epoch, slot)]
+    out = [
+        [differs(meta("iifname"), named(CUT)), *parts, PASS, ACCEPT] for parts in _current((rules.epoch, *also), slot)
+    ]
     out += _services((e for e in rules.services if e.survives_cut), accept)
     out += [[*farewell, PASS, ACCEPT] for farewell in _farewell()]
     out.append([equal(meta("iifname"), named(CUT)), *refuse("cut")])
@@ -180,20 +187,20 @@ def inner_closed() -> list[Part]:
     ]
 
 
-def inner_chain(rules: BottleRules) -> list[Part]:
+def inner_chain(rules: BottleRules, also: Iterable[int] = ()) -> list[Part]:
     """The bottle's own judgement of what it sends: refused here, a program hears it at once."""
     loop = rule("output", equal(meta("oifname"), device("lo")), ACCEPT)
-    return [chain("flush", "output"), loop, *inner_judgement("output", rules)]
+    return [chain("flush", "output"), loop, *inner_judgement("output", rules, also)]
 
 
-def inner_judgement(name: str, rules: BottleRules) -> list[Part]:
+def inner_judgement(name: str, rules: BottleRules, also: Iterable[int] = ()) -> list[Part]:
     """The rules of chain `name` that say what may leave."""
     parts: list[list[Part]] = [[noise(), DROP]]
     if rules.mode is not Mode.CLOSED:
         cut = rules.mode is Mode.CUT
         accept = [_marked(rules.epoch), ACCEPT]
         if not cut:
-            parts += [[*current, ACCEPT] for current in _current(rules.epoch, None)]
+            parts += [[*current, ACCEPT] for current in _current((rules.epoch, *also), None)]
         parts += _services((e for e in rules.services if e.survives_cut or not cut), accept)
         parts += [[*farewell, ACCEPT] for farewell in _farewell()]
         if not cut:
@@ -215,11 +222,18 @@ def _sets(slot: int | None) -> list[Part]:
     return [add_set(set_name(kind, v, slot), TUPLE[v], *flags) for kind, flags in _KINDS.items() for v in FAMILIES]
 
 
-def _current(epoch: int, slot: int | None) -> list[list[Part]]:
-    """For each family: a flow of this epoch to what has not been taken back since; not ICMP errors about one, which
+def _current(epochs: Iterable[int], slot: int | None) -> list[list[Part]]:
+    """For each family: a flow of these epochs to what has not been taken back since; not ICMP errors about one, which
     could carry data out."""
-    mark = [equal(masked(ct("mark"), EPOCH_MASK), number(epoch)), state("established", "new")]
-    return [[differs(target(v), named(set_name("x", v, slot))), *mark] for v in FAMILIES]
+    return [
+        [
+            differs(target(v), named(set_name("x", v, slot))),
+            equal(masked(ct("mark"), EPOCH_MASK), number(epoch)),
+            state("established", "new"),
+        ]
+        for epoch in epochs
+        for v in FAMILIES
+    ]
 
 
 def _farewell() -> list[list[Part]]:

@@ -95,10 +95,10 @@ def _led(net: BottleNet, name: str, which: Part) -> list[Part]:
     ]
 
 
-def inner_chain(net: BottleNet, rules: BottleRules) -> list[Part]:
+def inner_chain(net: BottleNet, rules: BottleRules, also: Iterable[int] = ()) -> list[Part]:
     """The judgement written anew."""
     first = rule(JUDGE, differs(meta("oifname"), _ours(net)), goto(REFUSE))
-    return [chain("flush", JUDGE), first, *render_bottle.inner_judgement(JUDGE, rules)]
+    return [chain("flush", JUDGE), first, *render_bottle.inner_judgement(JUDGE, rules, also)]
 
 
 # ── on the host: the devices by which it used to reach the world ──
@@ -142,6 +142,6 @@ def table_closed(net: BottleNet) -> list[Part]:
     return render_bottle.inner_closed() if net.foreign is None else inner_closed(net)
 
 
-def table_judging(net: BottleNet, rules: BottleRules) -> list[Part]:
-    """The judgement inside a bottle written anew."""
-    return render_bottle.inner_chain(rules) if net.foreign is None else inner_chain(net, rules)
+def table_judging(net: BottleNet, rules: BottleRules, also: Iterable[int] = ()) -> list[Part]:
+    """The judgement inside a bottle written anew; `also`: epochs of flows that are about to be re-marked."""
+    return render_bottle.inner_chain(rules, also) if net.foreign is None else inner_chain(net, rules, also)
