@@ -27,6 +27,7 @@ from agentmon.policy.rules.ports import ALL, Ports, merged, without
 
 __all__ = ["Compiled", "Place", "compile_bottle", "learned", "policy_set", "view", "with_rule"]
 
+_TRANSPORTS: tuple[Literal["tcp", "udp"], ...] = ("udp", "tcp")
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Proto = Literal["tcp", "udp"]
@@ -46,6 +47,7 @@ class Place:
     unix: tuple[str, ...] | None = None  # places whose unix sockets it may use; None: the kernel cannot hold it to them
     unix_given: tuple[str, ...] = ()  # of these, the host's own
     unix_closed: tuple[str, ...] = ()
+    nameservers: tuple[Address, ...] = ()  # where an attached container asks; its packets are led to our resolver
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,10 @@ def compile_bottle(
         policy_id=place.policy_id,
         epoch=epoch,
         mode=ebpf.spec.Mode[mode.name],
-        services=tuple(ebpf.spec.Endpoint(a, s.proto, s.port, s.survives_cut, s.unvouched) for s, a in services),
+        services=(
+            *(ebpf.spec.Endpoint(a, s.proto, s.port, s.survives_cut, s.unvouched) for s, a in services),
+            *(ebpf.spec.Endpoint(a, proto, 53, True, True) for a in place.nameservers for proto in _TRANSPORTS),
+        ),
         allow=tuple(ebpf.spec.Entry(w.network, w.proto, w.ports, w.rule) for w in allow),
         deny=tuple(ebpf.spec.Entry(w.network, w.proto, w.ports, w.rule) for w in deny),
         netns_cookie=place.netns_cookie,

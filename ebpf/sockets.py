@@ -60,8 +60,12 @@ def connected(cgroup_path: str | Path, netns: str | Path) -> list[Connection]:
     :raises BpfError: the namespace cannot be entered, or the kernel does not list sockets.
     """
     wanted = {cgroup.cgroup_id(d) for d in (Path(cgroup_path), *Path(cgroup_path).glob("**/")) if d.is_dir()}
-    found = _inside(netns, lambda: [c for proto in _CONNECTED for c in _dump(cast(Literal["tcp", "udp"], proto))])
-    return [c for c in found if c.cgroup_id in wanted]
+    return [c for c in all_connected(netns) if c.cgroup_id in wanted]
+
+
+def all_connected(netns: str | Path) -> list[Connection]:
+    """The same of every cgroup, those that have been removed included."""
+    return _inside(netns, lambda: [c for proto in _CONNECTED for c in _dump(cast(Literal["tcp", "udp"], proto))])
 
 
 def destroy(connections: list[Connection], netns: str | Path) -> int:

@@ -198,6 +198,8 @@ class HostNetfilter:
 
     def adopt_bottle(self, net: BottleNet) -> None:
         self._check_net(net)
+        if net.foreign is not None:  # nobody watched what its root does while there was no daemon
+            foreign.reconnect(self._edges().route, net)
         links.index(net.veth)
         self._bottles[net.slot] = Bottle(net, namespaces.inside(net.netns, Inner))
 

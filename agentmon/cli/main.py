@@ -22,6 +22,8 @@ EXIT_OWN = 125
 _COMMANDS = {  # name: (module in agentmon.cli, its attribute, what it does)
     "daemon": ("service", "daemon", "Run the daemon in the foreground."),
     "run": ("run", "run", "Run a command in a new bottle."),
+    "attach": ("attach", "attach", "Supervise what already runs: a container, a process, a namespace."),
+    "detach": ("attach", "detach", "Let go of what was attached; it goes on without being held."),
     "ps": ("listing", "ps", "List running bottles."),
     "events": ("listing", "events", "Show what was refused, and how to allow it."),
     "usage": ("listing", "usage", "Show tokens used."),

@@ -115,7 +115,7 @@ def _arguments(command: Sequence[str], name: str, options: dict[str, Any]) -> di
         "tty": terminal, "rows": size.lines or 24, "cols": size.columns or 80,
     }  # fmt: skip
     if options["policy"]:
-        args |= _manifest(options["policy"])
+        args |= manifest_arguments(options["policy"])
     args |= {key: options[key] for key in ("provider", "agent", "shutdown", "user", "home") if options[key]}
     if (run_as := _sudo_user()) is not None:
         args["run_as"] = run_as
@@ -123,7 +123,7 @@ def _arguments(command: Sequence[str], name: str, options: dict[str, Any]) -> di
     return args
 
 
-def _manifest(name: str) -> dict[str, Any]:
+def manifest_arguments(name: str) -> dict[str, Any]:
     """The manifest's path, and its text and its parents': read with the caller's rights, not the daemon's."""
     from agentmon.policy import manifest, settings
 

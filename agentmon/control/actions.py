@@ -133,6 +133,23 @@ class Enforced(Action):
     result: str
 
 
+# ── attach and detach ──
+class AttachPrograms(Action):
+    """BPF on the cgroup that the processes are in already."""
+
+
+class MoveIn(Action):
+    """Processes of the namespace that share a cgroup with others go to the bottle's own, which is frozen."""
+
+
+class EndOlder(Action):
+    """Connections that are older than the rules end: they have addresses that nothing lets pass any more."""
+
+
+class LetGo(Action):
+    """Moved processes go back to where they were, running; idempotent."""
+
+
 # ── stop ──
 class KillAll(Action):
     """cgroup.kill on the bottle's whole subtree; waits until it is empty."""
@@ -195,6 +212,11 @@ class Answer(Action):
 
     request: int
     value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Holds(Answer):
+    """The attached bottle is open: says what holds it, and goes back to the controller as AttachFinished."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agentmon import wire
-from agentmon.control.state import Bottle, Job
+from agentmon.control.state import Attached, Bottle, Job
 from agentmon.policy.effective import EffectivePolicy
 
 
@@ -97,6 +97,34 @@ class Adopted:
     hint: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class AttachRequested:
+    request: int
+    policy: EffectivePolicy
+    job: Job  # who asked; argv says what is attached
+    attached: Attached
+    run: str
+    now_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttachFinished:
+    """Everything holds; `attached` says by what. `ended`: connections that were older."""
+
+    slot: int
+    request: int
+    attached: Attached
+    ended: int
+
+
+@dataclass(frozen=True, slots=True)
+class TargetGone:
+    """Nothing is left of what a bottle was attached to."""
+
+    slot: int
+    reason: str
+
+
 Event = (
     RunRequested
     | PlanFailed
@@ -108,4 +136,7 @@ Event = (
     | Operator
     | PolicyChanged
     | Adopted
+    | AttachRequested
+    | AttachFinished
+    | TargetGone
 )

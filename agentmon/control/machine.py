@@ -9,7 +9,8 @@ from typing import Any
 from agentmon.control import actions as a
 from agentmon.control import events as e
 from agentmon.control import plans
-from agentmon.control.state import Bottle, Host, Phase
+from agentmon.control.state import Bottle, Host, Job, Phase
+from agentmon.policy.effective import EffectivePolicy
 
 Step = tuple[Host, tuple[a.Action, ...]]
 MAX_EPOCH = 0x00FF_FFFF
@@ -21,24 +22,63 @@ def step(host: Host, event: e.Event) -> Step:
 
 
 def _run(host: Host, event: e.RunRequested) -> Step:
-    name = event.policy.bottle
+    host, made = _new(host, event.request, event.policy, event.job, event.run, event.now_ns)
+    if isinstance(made, a.Fail):
+        return host, (made,)
+    slot = made.slot
+    return host.put(made), (a.Answer(slot, event.request, slot), a.Save(slot, made), *plans.start(made))
+
+
+def _attach(host: Host, event: e.AttachRequested) -> Step:
+    taken = next((b for b in host.bottles.values() if b.attached and b.attached.inode == event.attached.inode), None)
+    if taken is not None:
+        message = f"{event.attached.what} is held already, by bottle {taken.name!r}"
+        return host, (a.Fail(0, event.request, "BadInput", message, f"agentmon detach {taken.name}"),)
+    host, made = _new(host, event.request, event.policy, event.job, event.run, event.now_ns)
+    if isinstance(made, a.Fail):
+        return host, (made,)
+    bottle = replace(made, attached=event.attached, pid=event.attached.pid)
+    return host.put(bottle), (a.Save(bottle.slot, bottle), *plans.attach(bottle, event.request))
+
+
+def _new(
+    host: Host, request: int, policy: EffectivePolicy, job: Job, run: str, now_ns: int
+) -> tuple[Host, Bottle | a.Fail]:
+    """A bottle that starts, or why there can be none."""
+    name = policy.bottle
     if (taken := host.find(name)) is not None:
-        return host, (
-            a.Fail(
-                0, event.request, "BadInput", f"a bottle named {name!r} is already running (slot {taken.slot})",
-                "choose another with --name, or see agentmon ps",
-            ),
+        return host, a.Fail(
+            0, request, "BadInput", f"a bottle named {name!r} is already running (slot {taken.slot})",
+            "choose another with --name, or see agentmon ps",
         )  # fmt: skip
     slot = host.free_slot()
     if slot is None or host.epoch >= MAX_EPOCH:
         what = "address pool is used up" if slot is None else "policy epochs are used up"
         hint = "end a bottle (agentmon ps), or widen addresses: in settings.yml" if slot is None else "reboot the host"
-        return host, (
-            a.Fail(0, event.request, "HostLacks", f"the {what}: {len(host.bottles)} bottles are running", hint),
-        )
+        return host, a.Fail(0, request, "HostLacks", f"the {what}: {len(host.bottles)} bottles are running", hint)
     host = replace(host, epoch=host.epoch + 1, last=slot)
-    bottle = Bottle(slot, name, event.run, Phase.STARTING, event.policy, event.job, host.epoch, started_ns=event.now_ns)
-    return host.put(bottle), (a.Answer(slot, event.request, slot), a.Save(slot, bottle), *plans.start(bottle))
+    return host, Bottle(slot, name, run, Phase.STARTING, policy, job, host.epoch, started_ns=now_ns)
+
+
+def _attach_finished(host: Host, event: e.AttachFinished) -> Step:
+    bottle = host.bottles.get(event.slot)
+    if bottle is None or bottle.phase is Phase.STOPPING:
+        gone = "it ended while it was attached"
+        return host, (a.Fail(event.slot, event.request, "AgentmonError", gone, "agentmon events --kind daemon"),)
+    phase = Phase.RUNNING if bottle.phase is Phase.STARTING else bottle.phase
+    bottle = bottle.with_phase(phase, attached=event.attached)
+    found = {"bottle": bottle.name, "slot": bottle.slot, "attached": event.attached.what, "ended": event.ended}
+    found |= {"layers": list(event.attached.layers), "notes": list(event.attached.notes)}
+    return host.put(bottle), (a.Save(bottle.slot, bottle), a.Answer(bottle.slot, event.request, found))
+
+
+def _target_gone(host: Host, event: e.TargetGone) -> Step:
+    bottle = host.bottles.get(event.slot)
+    if bottle is None or bottle.attached is None or bottle.phase is Phase.STOPPING:
+        return host, ()
+    told = _told(bottle, "daemon", "observed", event.reason, {"attached": bottle.attached.what})
+    bottle = bottle.with_phase(Phase.STOPPING)
+    return host.put(bottle), (told, *plans.let_go(bottle))
 
 
 def _started(host: Host, event: e.StartFinished) -> Step:
@@ -60,7 +100,7 @@ def _failed(host: Host, event: e.PlanFailed) -> Step:
     if bottle.phase is not Phase.STARTING:
         return host, (told,)  # a running bottle keeps what is in force
     bottle = bottle.with_phase(Phase.STOPPING)
-    return host.put(bottle), (told, *plans.stop(bottle, -1, error))
+    return host.put(bottle), (told, *plans.end(bottle, -1, error))
 
 
 def _exited(host: Host, event: e.Exited) -> Step:
@@ -68,7 +108,7 @@ def _exited(host: Host, event: e.Exited) -> Step:
     if bottle is None or bottle.phase is Phase.STOPPING:
         return host, ()
     bottle = bottle.with_phase(Phase.STOPPING)
-    return host.put(bottle), plans.stop(bottle, event.status)
+    return host.put(bottle), plans.end(bottle, event.status)
 
 
 def _client_gone(host: Host, event: e.ClientGone) -> Step:
@@ -77,8 +117,8 @@ def _client_gone(host: Host, event: e.ClientGone) -> Step:
 
 def _broken(host: Host, event: e.Broken) -> Step:
     bottle = host.bottles.get(event.slot)
-    if bottle is None or bottle.phase is Phase.STOPPING:
-        return host, ()
+    if bottle is None or bottle.phase is Phase.STOPPING or bottle.attached is not None:
+        return host, ()  # what others started is held again, and by the host's side meanwhile
     bottle = bottle.with_phase(Phase.STOPPING)
     message = f"the bottle was ended: {event.what}"
     error = {"class": "HostLacks", "message": message, "hint": "agentmon events --kind tamper shows what was done"}
@@ -186,6 +226,20 @@ def _operator_kill(host: Host, bottle: Bottle, event: e.Operator) -> Step:
     return host.put(bottle), (first, row, told, *rest)
 
 
+def _operator_detach(host: Host, bottle: Bottle, event: e.Operator) -> Step:
+    if bottle.phase in {Phase.STOPPING, Phase.STARTING}:
+        return host, (_cannot(event, bottle),)
+    if bottle.attached is None:
+        message = f"bottle {bottle.name!r} is agentmon's own: it ends with its command, and never runs without"
+        return host, (a.Fail(bottle.slot, event.request, "BadInput", message, f"agentmon kill {bottle.name}"),)
+    by = f"uid:{event.uid}"
+    bottle = bottle.with_phase(Phase.STOPPING)
+    told = _told(bottle, "daemon", "observed", "detached: nothing holds it any more", {"by": by})
+    row = a.Enforced(bottle.slot, bottle, "detach", "operator", by, "let go")
+    first, *rest = plans.let_go(bottle)
+    return host.put(bottle), (row, told, first, *rest)
+
+
 def _told(bottle: Bottle, kind: str, verdict: str, reason: str, detail: dict[str, Any]) -> a.Emit:
     event = {"kind": kind, "verdict": verdict, "layer": "daemon", "bottle": bottle.name, "reason": reason}
     return a.Emit(bottle.slot, {**event, "epoch": bottle.epoch, "detail": detail})
@@ -233,10 +287,11 @@ def _adopted(host: Host, event: e.Adopted) -> Step:
 
 _OPERATOR: dict[str, Callable[[Host, Bottle, e.Operator], Step]] = {
     "cut": _operator_cut, "freeze": _operator_cut, "resume": _operator_resume, "kill": _operator_kill,
+    "detach": _operator_detach,
 }  # fmt: skip
 _HANDLERS: dict[type, Callable[..., Step]] = {
     e.RunRequested: _run, e.StartFinished: _started, e.PlanFailed: _failed, e.Exited: _exited,
-    e.ClientGone: _client_gone, e.Broken: _broken,
-    e.BudgetCrossed: _crossed, e.Operator: _operator, e.PolicyChanged: _policy,
-    e.Adopted: _adopted,
+    e.ClientGone: _client_gone, e.Broken: _broken, e.BudgetCrossed: _crossed, e.Operator: _operator,
+    e.PolicyChanged: _policy, e.Adopted: _adopted, e.AttachRequested: _attach, e.AttachFinished: _attach_finished,
+    e.TargetGone: _target_gone,
 }  # fmt: skip

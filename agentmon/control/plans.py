@@ -35,6 +35,36 @@ def stop(bottle: Bottle, status: int, error: dict[str, Any] | None = None) -> tu
     return (a.KillAll(s), *clean(s), a.Ended(s, bottle, status, error))
 
 
+def attach(bottle: Bottle, request: int) -> tuple[a.Action, ...]:
+    """As start, of what runs already: closed on every layer first, connections that are older ended, then opened."""
+    s = bottle.slot
+    moved = bottle.attached is not None and not bottle.attached.cgroup
+    return (
+        a.MakeCgroup(s),
+        a.MakeNet(s),
+        a.ApplyClosed(s, bottle),
+        a.MoveIn(s) if moved else a.AttachPrograms(s),
+        a.EndOlder(s),
+        a.OpenRun(s, bottle),
+        a.PushViews(s, bottle),
+        a.ApplyRules(s, bottle),
+        a.Probe(s),
+        a.Thaw(s),
+        a.Holds(s, request, None),
+    )
+
+
+def let_go(bottle: Bottle, status: int = 0, error: dict[str, Any] | None = None) -> tuple[a.Action, ...]:
+    """Everything of ours is removed and the processes go on."""
+    s = bottle.slot
+    return (a.LetGo(s), *clean(s), a.Ended(s, bottle, status, error))
+
+
+def end(bottle: Bottle, status: int, error: dict[str, Any] | None = None) -> tuple[a.Action, ...]:
+    """Of a bottle that ends by itself: a job's rest is killed, what others started is let go."""
+    return stop(bottle, status, error) if bottle.attached is None else let_go(bottle, status, error)
+
+
 def clean(slot: int) -> tuple[a.Action, ...]:
     """Remove every object of a slot; needs nothing but the slot."""
     return (

@@ -35,6 +35,23 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Attached:
+    """What others started and agentmon holds. Paths are the daemon's; `layers` and `notes` say what holds it, and what
+    does not."""
+
+    what: str  # for people: "container web", "process 4711"
+    namespace: str  # path that leads to its network namespace
+    inode: int  # of that namespace
+    pid: int = 0  # a process of it; 0: there was none
+    cgroup: str = ""  # its own cgroup directory; "": its processes are moved into a leaf of agentmon's
+    came_from: str = ""  # where moved processes go back to
+    named: bool = False  # the namespace has a name of its own: it is there without a process, too
+    nameservers: tuple[str, ...] = ()  # of its resolv.conf
+    layers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Bottle:
     slot: int
     name: str
@@ -48,6 +65,7 @@ class Bottle:
     started_ns: int = 0  # CLOCK_REALTIME
     spent: Mapping[str, Any] | None = None  # the budget that cut it; {} when an operator did
     lacks: str = ""  # what this host cannot hold of its policy, found when it was adopted: it stays cut
+    attached: Attached | None = None  # None: agentmon started it
 
     def with_phase(self, phase: Phase, **changes: Any) -> Bottle:
         return replace(self, phase=phase, **changes)

@@ -24,12 +24,13 @@ import ebpf.spec
 import netfilter.errors
 import netfilter.spec
 from agentmon import paths, trust, wire
-from agentmon.addresses import FIRST_SLOT
+from agentmon.addresses import FIRST_SLOT, netns
 from agentmon.control import actions as a
 from agentmon.control import events as e
 from agentmon.control.state import Bottle, Host, Phase
 from agentmon.daemon import files, jobs, persist, specs
 from agentmon.daemon.applier import Applier
+from agentmon.daemon.attach_watch import AttachWatch
 from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.clients import Clients
 from agentmon.daemon.commits import Commits
@@ -138,23 +139,40 @@ class Daemon:
             print(f"warning: {_LEFT_OUT.get(group, group)}: not on this host ({why})", file=sys.stderr)
         jobs = await self.spawner.start()
         self.spawn(self._watch_exits(), "exits")
-        await self.in_kernel(self._clean_dead, {job.slot for job in jobs})
+        held = {slot: b.run for slot, b in persist.load_all().items() if b is not None and self._still_there(b)}
+        await self.in_kernel(self._clean_dead, {job.slot for job in jobs} | held.keys())
         for spec in specs.services(self.settings, self.pool):
             self.services[spec.name] = Service(spec, self._on_message, self._on_up, self._on_down)
         self.ledger = LedgerLink(self.services["ledger"])
         await asyncio.gather(*(service.start() for service in self.services.values()))
-        await self._adopt({job.slot: job.run for job in jobs})
+        await self._adopt(held | {job.slot: job.run for job in jobs})
         self.sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add, self.commits.names)
         strangers = Strangers(lambda: self.host.bottles, self.kernel.tree.holds, self.log.add)
         self.spawn(strangers.watch(), "strangers")
         self.spawn(self._healing.watch(), "healing")
+        attached = AttachWatch(
+            lambda: self.host.bottles, self.kernel.tree, self._hold_again, self.runner.dispatch, self.log.add
+        )
+        self.spawn(attached.watch(), "attached")
         self.log.add(Event("daemon", "observed", reason="ready", layer="daemon", pid=os.getpid()))
+
+    async def _hold_again(self, slot: int) -> tuple[str, ...]:
+        return await self.in_kernel(self.kernel.hold_again, slot)
 
     def _clean_dead(self, alive: set[int]) -> None:
         """Remove every kernel object of slots whose job no spawner holds, before anything new is opened."""
         for slot in self.kernel.slots() - alive:
             self.kernel.clean(slot)
             files.remove(slot)
+
+    @staticmethod
+    def _still_there(bottle: Bottle) -> bool:
+        """Whether a bottle of an earlier daemon is attached to something whose namespace still has our name."""
+        try:
+            inode = (Path(paths.NETNS) / netns(bottle.slot)).stat().st_ino
+        except OSError:
+            return False
+        return bottle.attached is not None and bottle.attached.inode == inode
 
     async def _adopt(self, alive: dict[int, str]) -> None:
         """Take over bottles that run; one without a readable state file is ended (nobody knows its policy)."""
@@ -165,19 +183,23 @@ class Daemon:
                 await self.in_kernel(self.kernel.clean, slot)
                 files.remove(slot)
                 continue
-            await self.in_kernel(self.kernel.adopt, slot)
+            if bottle.attached is not None:
+                await self.in_kernel(self.kernel.adopt_attached, slot, bottle.attached)
+            else:
+                await self.in_kernel(self.kernel.adopt, slot)
             self.runner.dispatch(e.Adopted(bottle, *unbuilt.lacking(bottle.policy, self.kernel.bpf.features())))
             self.log.add(Event("daemon", "observed", bottle=bottle.name, reason="adopted", layer="daemon"))
         self._used = bool(self.host.bottles)
 
     async def _close(self) -> None:
         """Let go of bottles (keep) or remove everything; a step that fails is told and the next one is done."""
-        bottles = self.host.bottles
-        self.keeping = self.keeping and bool(bottles)
         if not self.keeping:
-            for bottle in tuple(bottles.values()):
-                self.runner.dispatch(e.ClientGone(bottle.slot))
+            for bottle in tuple(self.host.bottles.values()):
+                if bottle.attached is None:  # only detach lets go of what others started
+                    self.runner.dispatch(e.ClientGone(bottle.slot))
             await self.runner.drained()
+        bottles = self.host.bottles
+        self.keeping = bool(bottles)
         if self.sightings is not None:
             await self.sightings.close()
         for task in tuple(self._tasks):
@@ -315,6 +337,10 @@ class Daemon:
         self.clients.start(
             slot, {"slot": slot, "bottle": bottle.name, "run": bottle.run, "ready_ms": round(ready_ms, 3)}
         )
+
+    def started_attached(self) -> None:
+        """A bottle was attached: a daemon that ends when it is idle has had one."""
+        self._used = True
 
     async def collect(self, slot: int) -> None:
         """Gather what the summary says, while the kernel and the ledger still know it."""

@@ -14,6 +14,7 @@ from agentmon import wire
 from agentmon.control import actions as a
 from agentmon.control.state import Bottle, Phase
 from agentmon.daemon import files, jobs, persist
+from agentmon.daemon.attach_plan import Attaching
 from agentmon.daemon.endings import Endings
 from agentmon.daemon.kernel import mode_of
 from agentmon.errors import AgentmonError, HostLacks
@@ -35,6 +36,7 @@ class Applier:
     def __init__(self, daemon: Daemon) -> None:
         self._d = daemon
         self._endings = Endings(daemon)
+        self._attaching = Attaching(daemon)
         self._methods: dict[type[a.Action], Method] = {
             a.MakeCgroup: self._make_cgroup, a.MakeNet: self._make_net, a.ApplyClosed: self._apply_closed,
             a.OpenRun: self._open_run, a.PushViews: self._push_views, a.MakeFiles: self._make_files,
@@ -45,6 +47,8 @@ class Applier:
             a.DeleteNet: self._delete_net, a.RemoveCgroup: self._remove_cgroup, a.RemoveFiles: self._remove_files,
             a.Save: self._save, a.Emit: self._emit, a.Started: self._started, a.Ended: self._ended,
             a.Answer: self._answer, a.Fail: self._fail, a.Mark: self._mark, a.Together: self._together,
+            a.AttachPrograms: self._attaching.programs, a.MoveIn: self._attaching.move_in,
+            a.EndOlder: self._attaching.end_older, a.Holds: self._attaching.holds, a.LetGo: self._attaching.let_go,
         }  # fmt: skip
 
     async def apply(self, action: a.Action) -> None:
@@ -71,10 +75,18 @@ class Applier:
     # ── start ──
 
     async def _make_cgroup(self, action: a.MakeCgroup) -> None:
-        pids = self._bottle(action.slot).policy.limits.get("pids", 0)
+        bottle = self._bottle(action.slot)
+        if bottle.attached is not None:
+            await self._d.in_kernel(self._d.kernel.know, action.slot, bottle.attached)
+            return
+        pids = bottle.policy.limits.get("pids", 0)
         await self._d.in_kernel(self._d.kernel.make_cgroup, action.slot, pids)
 
     async def _make_net(self, action: a.MakeNet) -> None:
+        bottle = self._bottle(action.slot)
+        if bottle.attached is not None:
+            await self._attaching.hold(bottle, bottle.attached)
+            return
         await self._d.in_kernel(self._d.kernel.make_net, action.slot)
 
     async def _apply_closed(self, action: a.ApplyClosed) -> None:
@@ -112,7 +124,9 @@ class Applier:
         """An allowed path works and a forbidden one is refused by each layer, seen from the sibling leaf."""
         slot = action.slot
         before = await self._d.in_kernel(self._d.kernel.nft.refusals, slot)
+        self._d.kernel.tree.open_probe(slot)
         result = await self._d.spawner.probe(jobs.probe_spec(self._bottle(slot), self._d.kernel))
+        self._d.kernel.tree.close_probe(slot)
         problems = list(result.problems)
         if self._bottle(slot).policy.observe:  # the bottle's own table relaxes all there; the host's and BPF do not
             problems = [p for p in problems if not p.startswith("bottle-nft")]
@@ -134,8 +148,12 @@ class Applier:
         return False
 
     async def _thaw(self, action: a.Thaw) -> None:
-        if self._d.sightings is not None and self._bottle(action.slot).phase is Phase.STARTING:
-            self._d.sightings.opened(action.slot)
+        bottle = self._bottle(action.slot)
+        if bottle.phase is Phase.STARTING:
+            if bottle.attached is not None and bottle.attached.cgroup:
+                return  # it was not stopped; a container that its engine paused stays so
+            if self._d.sightings is not None:
+                self._d.sightings.opened(action.slot)
         self._d.kernel.tree.freeze(action.slot, frozen=False)
 
     async def _freeze(self, action: a.Freeze) -> None:

@@ -1,4 +1,5 @@
-"""The cgroup v2 tree of the bottles: `<v2 mount>/agentmon/b<slot>/{job,probe}`. Needs root.
+"""The cgroup v2 tree of the bottles: `<v2 mount>/agentmon/b<slot>/{job,probe}`, and directories that others made for
+what a bottle is attached to. Needs root.
 
 The mount point comes from mountinfo (a hybrid host has it elsewhere than /sys/fs/cgroup). Kernel files used:
 cgroup.freeze, cgroup.kill, cgroup.events, cgroup.procs, pids.max (cgroup-v2 documentation, "Core Interface Files").
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from agentmon.errors import HostLacks
@@ -39,18 +41,50 @@ class Tree:
 
     def __init__(self, parent: Path | None = None) -> None:
         self.parent = parent if parent is not None else find_v2() / PARENT
+        self._others: dict[int, Path] = {}  # slot → a cgroup that is not ours
 
     def open(self) -> None:
         self.parent.mkdir(exist_ok=True)
 
     def bottle(self, slot: int) -> Path:
-        return self.parent / f"b{slot}"
+        return self._others.get(slot, self.parent / f"b{slot}")
 
     def job(self, slot: int) -> Path:
-        return self.bottle(slot) / "job"
+        return self._others.get(slot, self.bottle(slot) / "job")
 
     def probe(self, slot: int) -> Path:
-        return self.bottle(slot) / "probe"
+        return self.bottle(slot) / ("agentmon-probe" if slot in self._others else "probe")
+
+    def take(self, slot: int, cgroup: Path) -> int:
+        """Know a cgroup that others made as the slot's; its id. :raises FileNotFoundError: it has gone."""
+        found = cgroup.stat().st_ino
+        self._others[slot] = cgroup
+        return found
+
+    def open_probe(self, slot: int) -> None:
+        """The sibling leaf for a test, where it is not there all the time: in a cgroup of others."""
+        if slot in self._others:
+            self.probe(slot).mkdir(exist_ok=True)
+
+    def close_probe(self, slot: int) -> None:
+        """Others find nothing of ours in their cgroup once the test is over; idempotent."""
+        if slot in self._others:
+            with contextlib.suppress(OSError):
+                self.probe(slot).rmdir()
+
+    def move_in(self, slot: int, pids: Iterable[int]) -> int:
+        """Processes to the slot's job leaf; those that have ended are passed over. How many."""
+        return _move(self.job(slot), pids)
+
+    def move_out(self, slot: int, directory: Path) -> int:
+        """Every process of the slot to another cgroup, or to the root where that has gone."""
+        target = directory if directory.is_dir() else self.parent.parent
+        moved = 0
+        while pids := self.processes(slot):
+            if not (now := _move(target, pids)):
+                break
+            moved += now
+        return moved
 
     def make(self, slot: int, pids: int = 0) -> int:
         """Directory with a frozen job leaf; returns the bottle's cgroup id (its inode number).
@@ -89,7 +123,8 @@ class Tree:
 
         :raises OSError: EBUSY at the deadline.
         """
-        bottle = self.bottle(slot)
+        bottle = self.probe(slot) if slot in self._others else self.bottle(slot)
+        self._others.pop(slot, None)
         end = time.monotonic() + deadline_s
         for path in sorted((Path(p) for p, _, _ in os.walk(bottle)), key=lambda p: -len(p.parts)):
             while True:
@@ -121,9 +156,20 @@ class Tree:
     def holds(self, slot: int, pid: int) -> bool:
         """Whether a process is in the bottle's subtree. :raises OSError: it has ended."""
         path = next((p for p in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if p.startswith("0::")), "")
+        if slot in self._others:
+            return f"{path}/".startswith(f"0::/{self._others[slot].relative_to(self.parent.parent)}/")
         return f"{path}/".find(f"/{self.parent.name}/b{slot}/") >= 0
 
     def close(self) -> None:
         """Remove the parent when no bottle is left in it."""
         with contextlib.suppress(OSError):
             self.parent.rmdir()
+
+
+def _move(directory: Path, pids: Iterable[int]) -> int:
+    moved = 0
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            (directory / "cgroup.procs").write_text(str(pid))
+            moved += 1
+    return moved

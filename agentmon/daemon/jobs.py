@@ -98,6 +98,7 @@ def probe_spec(bottle: Bottle, kernel: Kernel) -> ProbeSpec:
         slot=bottle.slot,
         netns=net.netns,
         cgroup=str(kernel.tree.probe(bottle.slot)),
+        device=net.foreign.device if net.foreign is not None else "eth0",
         resolver=str(kernel.pool.resolver.v4),
         proxy=str(kernel.pool.proxy(bottle.worker).v4),
         mac_bottle=net.mac_bottle,

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 import ebpf.abi
+import ebpf.sockets
 import ebpf.spec
 import netfilter.spec
 from agentmon import addresses, paths
 from agentmon.addresses import Pool
 from agentmon.compile import Compiled, Place, compile_bottle
-from agentmon.control.state import Bottle, Phase
+from agentmon.control.state import Attached, Bottle, Phase
 from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.netns_cookie import netns_cookie
 from agentmon.launch.host_sockets import Places
+from netfilter.netns import namespaces
 
 MODES = {
     "closed": (netfilter.spec.Mode.CLOSED, ebpf.spec.Mode.CLOSED),
@@ -46,6 +48,7 @@ class _Kept:
     cgroup_id: int
     cookie: int
     places: Places | None = None
+    programs: str = ""  # a cgroup of others that still has to get the programs
 
 
 class Kernel:
@@ -69,6 +72,7 @@ class Kernel:
         self.pool = pool
         self._places = places
         self._kept: dict[int, _Kept] = {}
+        self._attached: dict[int, Attached] = {}
         self._policy_id = 0
 
     def open(self, host: netfilter.spec.HostSpec) -> None:
@@ -104,10 +108,55 @@ class Kernel:
             addr6=pair.v6,
             gateway4=gateway.v4,
             gateway6=gateway.v6,
+            foreign=netfilter.spec.Foreign(self.pool.resolver.all()) if slot in self._attached else None,
         )
 
     def make_cgroup(self, slot: int, pids: int) -> None:
         self._kept[slot] = _Kept(self.tree.make(slot, pids), 0)
+
+    # ── what others started ──
+
+    def know(self, slot: int, attached: Attached) -> None:
+        """A bottle is attached: its cgroup is its own one, or a leaf of ours, which is made if it is not there."""
+        self._attached[slot] = attached
+        if attached.cgroup:
+            self._kept[slot] = _Kept(self.tree.take(slot, Path(attached.cgroup)), 0, programs=attached.cgroup)
+        elif self.tree.bottle(slot).is_dir():
+            self._kept[slot] = _Kept(self.tree.cgroup_id(slot), 0)
+        else:
+            self.make_cgroup(slot, 0)
+
+    def hold(self, slot: int) -> netfilter.spec.Holding:
+        """Its namespace is closed, with a device of ours as the only way out."""
+        attached = self._attached[slot]
+        held = self.nft.attach_bottle(self.net(slot), attached.namespace, attached.inode)
+        self._kept[slot].cookie = self._cookie(slot)
+        return held
+
+    def hold_again(self, slot: int) -> tuple[str, ...]:
+        """What somebody took away is put back; what that was, in words."""
+        attached, name = self._attached[slot], addresses.netns(slot)
+        named = namespaces.exists(name)
+        if not named:
+            namespaces.bind(name, attached.namespace, attached.inode)
+        return (*(() if named else ("its name",)), *self.nft.hold_again(slot))
+
+    def attach_programs(self, slot: int) -> None:
+        """The programs on its own cgroup, if they are not there yet."""
+        kept = self._kept[slot]
+        if kept.programs:
+            self.bpf.attach(slot, kept.programs)
+            kept.programs = ""
+
+    def end_older(self, slot: int) -> int:
+        """End every connection in its namespace but those within it: none has an address that passes. How many."""
+        path = str(Path(paths.NETNS) / addresses.netns(slot))
+        away = [
+            c
+            for c in ebpf.sockets.all_connected(path)
+            if c.source[0] != c.destination[0] and not c.destination[0].is_loopback
+        ]
+        return ebpf.sockets.destroy(away, path)
 
     def make_net(self, slot: int) -> None:
         self.nft.create_bottle(self.net(slot))
@@ -118,9 +167,16 @@ class Kernel:
         self._kept[slot] = _Kept(self.tree.cgroup_id(slot), self._cookie(slot))
         self.nft.adopt_bottle(self.net(slot))
 
+    def adopt_attached(self, slot: int, attached: Attached) -> None:
+        """The same for what an earlier daemon was attached to."""
+        self.know(slot, attached)
+        self._kept[slot].cookie = self._cookie(slot)
+        self.nft.adopt_bottle(self.net(slot))
+
     def compiled(self, bottle: Bottle, mode: str) -> Compiled:
         kept = self._kept[bottle.slot]
-        if kept.places is None and "unix" in self.bpf.features():
+        attached = self._attached.get(bottle.slot)
+        if kept.places is None and attached is None and "unix" in self.bpf.features():
             kept.places = self._places(bottle)
         self._policy_id = max(self._policy_id + 1, bottle.epoch << 8)
         place = Place(
@@ -134,6 +190,7 @@ class Kernel:
             unix=None if kept.places is None else kept.places.open,
             unix_given=bottle.policy.unix if kept.places is not None else (),
             unix_closed=() if kept.places is None else kept.places.closed,
+            nameservers=() if attached is None else tuple(ip_address(a) for a in attached.nameservers),
         )
         return compile_bottle(bottle.policy, place, bottle.epoch, mode, run=bottle.run)
 
@@ -163,6 +220,7 @@ class Kernel:
                 )
         owes = self.nft.put(replace(rules, learned=tuple(nft_learned)))
         self.bpf.apply(replace(bpf, allow=(*bpf.allow, *bpf_learned)))
+        self.attach_programs(bottle.slot)
         return owes
 
     def apply_bpf_closed(self, bottle: Bottle) -> None:
@@ -185,6 +243,7 @@ class Kernel:
     def remove_cgroup(self, slot: int) -> None:
         self.tree.remove(slot)
         self._kept.pop(slot, None)
+        self._attached.pop(slot, None)
 
     def slots(self) -> frozenset[int]:
         """Slots of which any layer holds something."""

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from agentmon import wire
 from agentmon.control import events as e
-from agentmon.control.state import Bottle, Phase
-from agentmon.daemon import following, requests
+from agentmon.control.state import Bottle, Job, Phase
+from agentmon.daemon import attach, following, requests
 from agentmon.daemon.clients import error_dict
 from agentmon.daemon.connection import Connection
 from agentmon.errors import AgentmonError, BadInput, Refused
@@ -43,7 +43,8 @@ class Ops:
             "run": self._run, "reattach": self._reattach, "signal": self._signal,
             "ps": self._ps, "status": self._status,
             "events": self._events, "cut": self._operator, "freeze": self._operator, "resume": self._operator,
-            "kill": self._operator, "allow": self._rule, "deny": self._rule, "budget_show": self._budget_show,
+            "kill": self._operator, "attach": self._attach, "detach": self._operator,
+            "allow": self._rule, "deny": self._rule, "budget_show": self._budget_show,
             "budget_set": self._budget_set, "explain": self._explain, "shutdown": self._shutdown,
         }  # fmt: skip
 
@@ -109,6 +110,9 @@ class Ops:
         except OSError:
             return True  # the peer is gone, or hidden: nobody
         parent = self._d.kernel.tree.parent.name
+        with contextlib.suppress(OSError):
+            if any(b.attached and self._d.kernel.tree.holds(b.slot, pid) for b in self._d.host.bottles.values()):
+                return True
         return any(f"/{parent}/b" in line for line in text.splitlines() if line.startswith("0::"))
 
     def _bottle(self, name: str) -> Bottle:
@@ -140,6 +144,22 @@ class Ops:
             policy.bottle,
             {"command": job.argv[0], "as": job.uid, "result": self._d.clients.outcome(number)},
         )
+
+    async def _attach(self, connection: Connection, request: wire.Request) -> None:
+        args, bottles = request.args, self._d.host.bottles
+        found = await asyncio.to_thread(attach.find, args, self._d.kernel.tree, bottles)
+        named = {"argv": [found.what.rpartition(" ")[2]], **args}
+        policy = requests.policy(
+            named, self._d.settings, self._d.providers, connection.peer, self._d.kernel.bpf.features()
+        )
+        job = Job((f"[{found.what}]",), (), "/", 0, 0, (), tty=False, owner=connection.peer.uid)
+        number = self._d.clients.add(connection, request)
+        event = e.AttachRequested(number, policy, job, found, uuid.uuid4().hex, time.time_ns())
+        done = self._d.runner.dispatch(event)
+        if done is not None:
+            await done
+        result = self._d.clients.outcome(number)
+        await self._audit(connection.peer.uid, "attach", policy.bottle, {"to": found.what, "result": result})
 
     async def _reattach(self, connection: Connection, request: wire.Request) -> None:
         bottle = self._owned(int(request.args["slot"]), connection)
@@ -201,7 +221,16 @@ class Ops:
             "addr4": str(net.addr4), "addr6": str(net.addr6 or ""),
             "spent": dict(bottle.spent) if bottle.spent else None,
             "processes": self._d.kernel.tree.processes(bottle.slot), "budgets": budgets,
+            **self._held(bottle),
         }  # fmt: skip
+
+    @staticmethod
+    def _held(bottle: Bottle) -> dict[str, Any]:
+        """Of an attached bottle: to what, and which layers hold it."""
+        found = bottle.attached
+        if found is None:
+            return {}
+        return {"attached": found.what, "layers": list(found.layers), "notes": list(found.notes)}
 
     async def _status(self, connection: Connection, request: wire.Request) -> None:
         services = {name: {"pid": s.pid, "up": s.channel is not None} for name, s in self._d.services.items()}

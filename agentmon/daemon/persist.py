@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from agentmon import paths
-from agentmon.control.state import Bottle, Job, Phase
+from agentmon.control.state import Attached, Bottle, Job, Phase
 from agentmon.policy.plain import from_plain, to_plain
 
 
@@ -43,7 +43,8 @@ def decode(data: bytes) -> Bottle:
     policy = from_plain(raw.pop("policy"))
     job = msgspec.convert(raw.pop("job"), Job)
     phase = Phase(raw.pop("phase"))
-    return Bottle(policy=policy, job=job, phase=phase, **raw)
+    attached = msgspec.convert(raw.pop("attached", None), Attached | None)
+    return Bottle(policy=policy, job=job, phase=phase, attached=attached, **raw)
 
 
 def save(bottle: Bottle) -> None:

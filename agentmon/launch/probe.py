@@ -107,7 +107,7 @@ def _send_frame(spec: ProbeSpec) -> str:
     frame = syn_frame(spec.mac_host, spec.mac_bottle, spec.addr4, spec.forbidden4)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
         try:
-            sock.bind(("eth0", 0))
+            sock.bind((spec.device, 0))
             sock.send(frame)
         except OSError as e:
             return _name(e)

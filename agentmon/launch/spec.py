@@ -77,7 +77,8 @@ class ProbeSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     proxy: str  # address; port 80
     forbidden4: str = FORBIDDEN4
     forbidden6: str = FORBIDDEN6  # "": the host has no IPv6
-    mac_bottle: str = ""  # with the next two: send one AF_PACKET frame on eth0 to forbidden4
+    device: str = "eth0"
+    mac_bottle: str = ""  # with the next two: send one AF_PACKET frame on `device` to forbidden4
     mac_host: str = ""
     addr4: str = ""  # the bottle's own, source of the frame
     timeout_ms: int = 1000  # for each step
