@@ -52,6 +52,8 @@ def without_usage(raw: bytes) -> bytes:
 
 def _chunk(raw: bytes) -> Json | None:
     """The chunk of an event; None for an event that is none."""
+    if raw.startswith(b"data: {") and raw.endswith(b"}\n\n") and raw.count(b"\n") == 2 and b"\r" not in raw:
+        return parse_object(raw[6:-2])  # as they nearly all are
     found: list[Json | None] = []
     reader = SseReader(lambda _name, data: found.append(parse_object(data)))
     reader.feed(raw)

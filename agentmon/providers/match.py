@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from urllib.parse import unquote
 
 from agentmon.providers.declaration import Endpoint, Metering, Provider
 
@@ -47,6 +48,11 @@ def normal_path(target: str) -> str | None:
 def ambiguous(path: str) -> bool:
     """Whether a normalised path has parts that some servers drop or decode again: no endpoint of a metered host."""
     return any(mark in path for mark in ("//", ";", "%25"))
+
+
+def overrides_method(target: str) -> bool:
+    """Whether a query asks the server to take the request for one of another method, as Google's can."""
+    return "httpmethod" in unquote(target.partition("?")[2]).lower()
 
 
 @lru_cache(maxsize=1024)

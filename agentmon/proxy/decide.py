@@ -162,7 +162,8 @@ def _by_provider(provider: Provider, facts: Facts, allow: Allow) -> Verdict:
     if facts.sni is None:
         message = f"{host} is a metered host and is reached by https only."
         return Refuse(403, bodies.egress_denied(message, host), "plain", host, path, allow.rule)
-    endpoint = None if match.ambiguous(path) else match.endpoint(provider, facts.method, path)
+    unclear = match.ambiguous(path) or match.overrides_method(facts.target)
+    endpoint = None if unclear else match.endpoint(provider, facts.method, path)
     if endpoint is None or endpoint.metering is Metering.REFUSED:
         message = f"{facts.method[:20]} {path} of {host} cannot be metered by agentmon and is refused."
         hint = f"endpoints of {provider.name} that can be: see `agentmon policy explain`"

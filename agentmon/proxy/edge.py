@@ -41,6 +41,7 @@ from agentmon.proxy.tap import Answer, Tap
 
 _DECODED_BYTES = 64 << 20
 _BAD_ADDRESS_S = 10.0
+_METHOD_HEADERS = ("x-http-method-override", "x-http-method", "x-method-override")  # the method decided is the one sent
 _AUTH_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie")
 
 
@@ -325,6 +326,9 @@ def _clean(request: http.Request, verdict: Allow) -> None:
     """Origin form, whatever the client wrote; no credentials where the route says so."""
     if request.authority and not request.is_http2:
         request.authority = ""
+    if verdict.provider is not None:
+        for header in _METHOD_HEADERS:
+            request.headers.pop(header, None)
     if verdict.strip_auth:
         for header in _AUTH_HEADERS:
             request.headers.pop(header, None)

@@ -136,7 +136,11 @@ def test_what_no_declaration_covers_reaches_no_provider(rig: Rig) -> None:
     for host, path in ((OPENAI, "/v1/realtime?model=m"), ("chatgpt.com", "/backend-api/codex/responses")):
         wanted = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
         assert rig.request(host, path, headers=wanted).status == 403
+    google, path = "generativelanguage.googleapis.com", "/v1beta/models/m:generateContent"
+    assert rig.request(google, f"{path}?%24httpMethod=POST", headers={"Content-Length": "0"}).status == 403
     assert rig.upstream.seen == [] and rig.held() == 0
+    assert rig.request(google, path, headers={"X-HTTP-Method-Override": "POST"}).status == 200
+    assert "x-http-method-override" not in rig.upstream.seen[-1].headers
 
 
 # ── include_usage ──
