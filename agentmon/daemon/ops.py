@@ -260,7 +260,7 @@ class Ops:
             connection.send(wire.Reply(request.id, to_plain(bottle.policy)))
             return
         dest = request.args.get("dest")
-        said = explain.explain(bottle.policy, str(dest) if dest else None, self._d.providers)
+        said = explain.explain(bottle.policy, None if dest is None else str(dest), self._d.providers)
         connection.send(wire.Reply(request.id, said))
 
     async def _shutdown(self, connection: Connection, request: wire.Request) -> None:
