@@ -6,28 +6,12 @@ python sdk_calls.py PROXY_ADDRESS SOURCE_ADDRESS CALL…      one JSON line per 
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from typing import Any
 
-PROXY, SOURCE = sys.argv[1:3]
+from tests.support.bottle_names import inside_a_bottle
 
-
-def inside_a_bottle() -> None:
-    """What resolv.conf and the veth do in a bottle: every name is the proxy's, connections come from the bottle."""
-    resolve, connect = socket.getaddrinfo, socket.create_connection
-
-    def getaddrinfo(host: Any, *rest: Any, **more: Any) -> Any:
-        return resolve(PROXY if str(host).endswith((".com", ".org")) else host, *rest, **more)
-
-    def create_connection(address: Any, timeout: Any = None, source_address: Any = None, **more: Any) -> Any:
-        return connect(address, timeout, source_address or (SOURCE, 0), **more)
-
-    socket.getaddrinfo = getaddrinfo
-    socket.create_connection = create_connection
-
-
-inside_a_bottle()
+inside_a_bottle(*sys.argv[1:3])
 
 import anthropic  # noqa: E402  after the names are the bottle's
 import openai  # noqa: E402
