@@ -26,11 +26,13 @@ from netfilter.netns.wire import ROUTE, Netlink
 from netfilter.nfnetlink import Elements
 from netfilter.nft import Nft
 from netfilter.plan import Planned, from_nothing, host_side_again, planned, whole
+from netfilter.render_egress import inner_egress
 from netfilter.spec import EPOCH_MASK, Address, BottleNet, BottleRules, Holding, HostSpec, Learned, Mode, Network
 from netfilter.transaction import Transaction
 from netfilter.verdict import Judge, own_networks
 
 _GONE = {errno.ENOENT, errno.ENODEV}
+_NO_EGRESS = {*_GONE, errno.EOPNOTSUPP, errno.EINVAL}  # the hook, or eth0, is not there
 _EPOCHS_AT_ONCE = 8  # of flows that are carried over together; more than one only where a bottle is adopted
 _SERVICE_MACS = ("02:61:6d:ff:00:01", "02:61:6d:ff:00:02")
 
@@ -135,6 +137,7 @@ class HostNetfilter:
             leave,
         )
         self._connect(change, net, bottle_pipe(net))
+        change.add("hold frames of eth0 inside", lambda: _hold_frames(net, made[0]))
         change.run()
         self._bottles[net.slot] = Bottle.made(net, made[0])
 
@@ -419,8 +422,18 @@ def _whole_inside(bottle: Bottle, commands: Sequence[Command], what: str) -> Non
     """The whole table inside, made anew in one transaction."""
     if bottle.net.foreign is None:
         bottle.inner.elements.run(commands, what)
+        _hold_frames(bottle.net, bottle.inner)
     else:  # leads DNS elsewhere, which bytecode.py does not say
         bottle.inner.nft.run(commands, what)
+
+
+def _hold_frames(net: BottleNet, inner: Inner) -> None:
+    """Where the kernel has the hook; the host drops such frames in any case."""
+    try:
+        inner.nft.run(inner_egress(net, links.INNER), f"hold frames of bottle {net.slot} inside")
+    except KernelRefused as e:
+        if e.errno not in _NO_EGRESS:
+            raise
 
 
 def _unless_gone(e: KernelRefused) -> None:

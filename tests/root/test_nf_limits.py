@@ -30,7 +30,8 @@ def flush(lab: Lab) -> None:
 def test_ipv6_frames_with_a_forged_source_leave_when_all_tables_are_flushed(lab: Lab) -> None:
     mine = net(16)
     macs = {"mac": mine.mac_bottle, "gateway_mac": mine.mac_host}
-    lab.frame("am-16", source=FORGED6, to=WEB6, **macs)
+    with pytest.raises(OSError):
+        lab.frame("am-16", source=FORGED6, to=WEB6, **macs)
     flush(lab)
     assert lab.world.to(WEB6) == 0
     lab.frame("am-16", source=FORGED6, to=WEB6, **macs)

@@ -77,6 +77,27 @@ def test_tcp_and_udp_reach_what_is_allowed_and_nothing_else(lab: Lab, inner: boo
     assert set(lab.world.sources) & {str(POOL4[16]), str(POOL6[16])} == set()  # masqueraded
 
 
+@pytest.mark.parametrize("inner", [True, False], ids=["inside first", "host alone"])
+@pytest.mark.parametrize("mode", [Mode.CLOSED, Mode.ENFORCE, Mode.CUT])
+def test_a_refused_program_hears_it_at_once_and_as_itself(lab: Lab, inner: bool, mode: Mode) -> None:
+    """A reset for TCP; a datagram's send fails inside, or hears admin-prohibited from the host."""
+    lab.bottle(16, mode=mode)
+    if not inner:
+        flushed_inside(lab)
+    told = {}
+    for address in (WEB4, WEB6):
+        for talk in (lab.connect, lab.udp):
+            with pytest.raises(OSError) as found:
+                talk("am-16", address, 443, 5.0)
+            told[talk.__name__, ":" in address] = found.value.errno
+    assert told == {
+        ("connect", False): errno.ECONNREFUSED, ("connect", True): errno.ECONNREFUSED,
+        ("udp", False): errno.EPERM if inner else errno.EHOSTUNREACH,
+        ("udp", True): errno.EPERM if inner else errno.EACCES,
+    }  # fmt: skip
+    assert lab.world.total() == 0
+
+
 def test_a_port_and_a_protocol_are_part_of_the_permission(lab: Lab) -> None:
     name = lab.bottle(16, direct(f"{WEB4}/32", "tcp", 443), direct(f"{WEB6}/128", "udp", 443))
     flushed_inside(lab)
@@ -122,12 +143,39 @@ def test_a_frame_with_anothers_address_is_counted_and_dropped(lab: Lab, six: boo
     assert lab.world.bytes["udp", to, 5432] == 0 or lab.world.to(to) > 0
     passed = _settled(lab, to)
     assert passed > 0  # the frame is well-formed: with its own addresses it passes
+    lab.shell("ip", "netns", "exec", "am-16", "nft", "delete", "table", "netdev", "agentmon")  # the host alone
     for source in (str(hers.addr6 if six else hers.addr4), str(pool[1]), str(pool[DNS]), stranger):
         lab.frame("am-16", source=source, to=to, **macs)
     lab.frame("am-16", source=true, to=to, mac=hers.mac_bottle, gateway_mac=mine.mac_host)
     assert _settled(lab, to) == passed
     assert lab.run(lab.nf.refusals, 16)["spoof"] == 5
     assert lab.run(lab.nf.refusals, 17)["spoof"] == 0
+
+
+@pytest.mark.parametrize("six", [False, True], ids=["v4", "v6"])
+def test_a_frame_with_anothers_address_does_not_leave_the_bottle(lab: Lab, six: bool) -> None:
+    """Its own egress hook stops it; the host has nothing to count. Frames of no IP at all stay, too."""
+    lab.bottle(16, mode=Mode.OBSERVE)
+    mine, hers = net(16), net(17)
+    true, false = (str(n.addr6 if six else n.addr4) for n in (mine, hers))
+    to = WEB6 if six else WEB4
+    lab.frame("am-16", source=true, to=to, mac=mine.mac_bottle, gateway_mac=mine.mac_host)
+    passed = _settled(lab, to)
+    assert passed > 0
+    for source, mac in ((false, mine.mac_bottle), (true, hers.mac_bottle)):
+        with pytest.raises(OSError) as found:
+            lab.frame("am-16", source=source, to=to, mac=mac, gateway_mac=mine.mac_host)
+        assert found.value.errno == errno.ENOBUFS
+    with pytest.raises(OSError):
+        lab.inside("am-16", lambda: _raw(mine.mac_host, mine.mac_bottle, 0x88CC))
+    assert _settled(lab, to) == passed
+    assert sum(lab.run(lab.nf.refusals, 16).values()) == 0
+
+
+def _raw(to: str, source: str, kind: int) -> None:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind(("eth0", 0))
+        sock.send(bytes.fromhex(to.replace(":", "") + source.replace(":", "")) + kind.to_bytes(2, "big") + b"leak" * 12)
 
 
 def _settled(lab: Lab, to: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 
-from netfilter import render, render_bottle
+from netfilter import render, render_bottle, render_egress
 from netfilter.elements import Segments
 from netfilter.language import Command
 from netfilter.spec import BottleRules, Learned, Mode
@@ -95,5 +95,7 @@ CASES["mode-enforce-ipv4"] = (
 _more = replace(RULES, allow=(*RULES.allow[1:], direct("192.168.7.0/24")), learned=NAMES[:3])
 CASES["same-epoch"] = ([*CASES["mode-enforce"][0], *CASES["mode-enforce"][1]], applied(_more, RULES))
 CASES["next-epoch"] = (CASES["same-epoch"][0], applied(replace(_more, epoch=8, deny=()), RULES))
+CASES["inner-egress"] = ([], [*render_egress.inner_egress(net(16), "lo")])
+CASES["inner-egress-ipv4"] = ([], [*render_egress.inner_egress(net(16, six=False), "lo")])
 CASES["taken-back"] = (CASES["same-epoch"][0], taken_back())
 CASES["deleted"] = (CREATED, render_bottle.bottle_deleted(16))
