@@ -1,4 +1,4 @@
-"""Rules, routes and devices changed behind the daemon's back, as a person meets it: told, put back, or the job ended."""
+"""Rules, routes and devices changed behind the daemon's back, as a person meets it: told, put back, or the job ends."""
 
 from __future__ import annotations
 

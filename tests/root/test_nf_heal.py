@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import select
+import socket
+import struct
 import subprocess
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import ip_address
 
 import pytest
 
@@ -12,7 +18,22 @@ from netfilter import heal_rules, watch
 from netfilter.changes import Change, Difference, Kind, Place
 from netfilter.errors import KernelRefused
 from netfilter.heal import HealingNetfilter
-from tests.support.nf_lab import OTHER4, OTHER6, POOL4, PROXY, WEB4, WEB6, Lab, direct, learned, rules, until
+from tests.support.nf_lab import (
+    OTHER4,
+    OTHER6,
+    POOL4,
+    PROXY,
+    RELAY,
+    WEB4,
+    WEB6,
+    Lab,
+    _sum,
+    direct,
+    learned,
+    net,
+    rules,
+    until,
+)
 
 pytestmark = pytest.mark.root
 SEVERAL = (direct(f"{WEB4}/32"), direct("198.51.100.128/25", "tcp", 443, 8443), direct(f"{WEB6}/128"))
@@ -241,3 +262,81 @@ def test_refusals_go_on_counting_over_a_restored_table(shared: Healing) -> None:
     lab.shell("nft", "insert rule inet agentmon b16 accept")
     shared.mend()
     assert lab.run(lab.nf.refusals, 17) == before
+
+
+DISTURBANCES = {
+    "flush": "nft flush ruleset",
+    "delete": "nft delete table inet agentmon; for n in 16 17 18; do ip netns exec am-$n nft flush ruleset; done",
+    "both": "nft flush ruleset; ip netns exec am-16 nft flush ruleset; "
+    "for f in -4 -6; do ip $f rule flush; ip $f rule add pref 32766 lookup main; done",
+}
+
+
+@pytest.mark.parametrize("how", DISTURBANCES)
+def test_a_storm_of_packets_gets_nowhere_while_everything_is_flushed(how: str) -> None:
+    """Several bottles send to what they may reach and to what they may not; a real receiver and a tap count."""
+    with Lab() as lab:
+        healing = Healing(lab)
+        for slot in (16, 17, 18):
+            lab.bottle(slot, *SEVERAL, direct(f"{WEB4}/32", "udp"))
+        svc = lab.receiver("am-svc", [str(POOL4[RELAY])], ports=(9999,))
+        over, sent = threading.Event(), Counter[str]()
+        storms = [threading.Thread(target=storm, args=(lab, slot, over, sent)) for slot in (16, 17, 18)]
+        for thread in storms:
+            thread.start()
+        try:
+            weather(healing, DISTURBANCES[how])
+        finally:
+            over.set()
+            for thread in storms:
+                thread.join()
+        assert min(sent[OTHER4], sent[OTHER6], sent["frame"]) > 1000
+        assert [lab.world.to(a) for a in (OTHER4, OTHER6)] == [0, 0]
+        assert svc.total() == 0
+        assert healing.whole() == []
+
+
+def weather(healing: Healing, script: str) -> None:
+    """Disturb and put back; afterwards what is allowed goes on by itself."""
+    lab, rounds = healing.lab, 0
+    loop = lab.run(subprocess.Popen, ["sh", "-c", f"for i in $(seq 40); do {script}; done 2>/dev/null"])
+    while loop.poll() is None:
+        if select.select([healing.watcher], [], [], 0.05)[0]:
+            rounds += bool(lab.run(healing.nf.restore, healing.watcher.changes()))
+    lab.run(healing.nf.restore, healing.watcher.changes())
+    assert rounds > 3, "it was put back, and not only at the end"
+    before = lab.world.to(WEB4)
+    until(lambda: lab.world.to(WEB4) > before + 10, why="what is allowed does not go on")
+
+
+def storm(lab: Lab, slot: int, over: threading.Event, sent: Counter[str]) -> None:
+    """Datagrams by sockets, and frames past every rule of the bottle's own."""
+    targets = (WEB4, OTHER4, OTHER6, str(POOL4[RELAY]))
+    mine = net(slot)
+    frame = bytes.fromhex((mine.mac_host + mine.mac_bottle).replace(":", "")) + b"\x08\x00"
+    frame += datagram(str(mine.addr4), OTHER4)
+
+    def sockets() -> tuple[dict[str, socket.socket], socket.socket]:
+        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        raw.bind(("eth0", 0))
+        family = {a: socket.AF_INET6 if ":" in a else socket.AF_INET for a in targets}
+        return {a: socket.socket(family[a], socket.SOCK_DGRAM) for a in targets}, raw
+
+    by_target, raw = lab.inside(f"am-{slot}", sockets)
+    while not over.is_set():
+        for address, sock in by_target.items():
+            with suppress(OSError):  # refused at once: that is the point
+                sock.sendto(b"storm", (address, 9999 if address == str(POOL4[RELAY]) else 443))
+            sent[address] += 1
+        with suppress(OSError):
+            raw.send(frame)
+        sent["frame"] += 1
+    for sock in (*by_target.values(), raw):
+        sock.close()
+
+
+def datagram(source: str, to: str) -> bytes:
+    addresses = ip_address(source).packed + ip_address(to).packed
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 33, 1, 0, 64, 17, 0)
+    head = head[:10] + struct.pack(">H", _sum(head + addresses))
+    return head + addresses + struct.pack(">HHHH", 4444, 443, 13, 0) + b"storm"

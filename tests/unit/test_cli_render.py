@@ -226,7 +226,7 @@ SPENT = {"scope": "bottle", "name": "b", "provider": "claude", "tokens": 20_000,
         ("daemon", {"reason": "ready", "pid": 7}, "the daemon is ready (pid 7)"),
         ("daemon", {"reason": "adopted"}, "taken over from an earlier daemon"),
         ("daemon", {"reason": "not committed", "host": "x.example"}, "x.example: not committed"),
-        ("tamper", {"verdict": "refused", "reason": "rules", "count": 2}, "tamper refused: rules (2 times)"),
+        ("tamper", {"verdict": "refused", "reason": "rules", "count": 2}, "rules (2 times)"),
     ],
 )
 def test_states_have_their_own_verbs(kind: str, fields: dict[str, Any], text: str) -> None:
