@@ -59,16 +59,19 @@ else:
     Control = namedtuple("Control", "install change uninstall open_for_test in_force locked tampered voucher started")
 
 MAX_TOLD = 4096
-SELDOM = 63  # of what was approved before, every 64th looks for tampering again
+SELDOM = 63  # of what was approved before, every 64th looks for tampering again, and the first after an assignment
 _PROBE = "agentmon.guard.installed"
 RELAXED = frozenset({"default", "scope"})  # what observing lets pass; protected, denied and unreadable stay refused
 
 
-def _sealed() -> Callable[[], str]:
-    """What says whether anything that a check runs through was replaced: these modules, whole."""
+def _sealed(touch: Callable[[], None]) -> tuple[Callable[[], str], Callable[[], str]]:
+    """What says whether anything that a check runs through was replaced: these modules, whole. `touch` is called when
+    one of their names is assigned to."""
     mine = sys.modules[__name__]
     guard = (mine, flows, judge, targets, capability, scopes, names, vouching, state, errors, sealing)
-    return sealing.seal((*guard, decide, ranges, hosts, ports, grammar), frozenset({"state.in_force"}))
+    modules = (*guard, decide, ranges, hosts, ports, grammar)
+    sealing.watch(modules, touch)
+    return sealing.seal(modules, frozenset({"state.in_force"}))
 
 
 def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has no other name
@@ -76,6 +79,7 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
     live: Live | None = None
     token: object = None
     tampered = ""
+    touched = True
     hooked = False
     changing = RLock()
     started: list[children.Child] = []
@@ -84,7 +88,13 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
     voucher = vouching.Voucher()
     telling: ContextVar[bool] = ContextVar("agentmon_guard_telling", default=False)
     telling_child: ContextVar[bool] = ContextVar("agentmon_guard_telling_child", default=False)
-    changed = _sealed()
+
+    def touch(*_: object) -> None:
+        """Something of these modules, or the code or the defaults of some function, is being assigned to."""
+        nonlocal touched
+        touched = True
+
+    changed, changed_inside = _sealed(touch)
     running_test = capability.running_test
     # Held here, so that replacing a name of a module changes nothing before it is noticed.
     violates, observing, relaxed, tick = EgressViolation, OBSERVE, RELAXED, count().__next__
@@ -99,16 +109,21 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
             with changing:  # another thread may be replacing both at this moment
                 if public.get("in_force") is not (None if live is None else live.state):
                     tampered = "agentmon.guard.state.in_force was assigned to"
-        if not tampered and not tick() & SELDOM:
-            tampered = changed()
+        if not tampered and (touched or not tick() & SELDOM):
+            look()
         if tampered:
             raise violates("", 0, reason="tampered", detail=tampered, rules=now.state.judge.texts)
 
+    def look() -> None:
+        """Compare everything that decides; the insides of functions only where one may have been assigned to."""
+        nonlocal tampered, touched
+        inside, touched = touched, False
+        tampered = changed() or (changed_inside() if inside else "")
+
     def verify(now: Live) -> None:
         """Before anything is decided anew: nothing that decides was replaced."""
-        nonlocal tampered
         if not tampered:
-            tampered = changed()
+            look()
         mirrored(now)
 
     def install(new: State, given: object) -> None:
@@ -130,11 +145,12 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
             forget()
 
     def put(new: State) -> None:
-        nonlocal live, hooked
+        nonlocal live, hooked, touched
         if tampered:
             raise EgressViolation("", 0, reason="tampered", detail=tampered, rules=new.judge.texts)
         live = Live(new, {}, {})
         state.in_force = new
+        touched = True  # without a state the hook hears of nothing
         if not hooked:
             sys.addaudithook(hook)
             sys.audit(_PROBE)
@@ -211,6 +227,8 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         **flows.build(flows.Desk(mirrored, verify, refuse, voucher, known)),
         **{name: partial(starting, name) for name in children.EVENTS},
         "import": children.importing,
+        "object.__setattr__": touch,  # __code__, __defaults__, __kwdefaults__: these raise an event each
+        "object.__delattr__": touch,
         _PROBE: answered,
     }
     handler_of = handlers.get

@@ -37,6 +37,24 @@ def tables(modules: Iterable[ModuleType]) -> list[tuple[str, Mapping[Any, Any]]]
     return out
 
 
+def watch(modules: Iterable[ModuleType], touch: Callable[[], None]) -> None:
+    """Have `touch` called before a name of these modules is assigned to or deleted, as `module.name = …` does it: their
+    `__class__` becomes one that tells (Python data model, 3.3.2.1). Entries of dicts and attributes of classes are not
+    told of: comparing finds them."""
+
+    class Watched(ModuleType):
+        def __setattr__(self, name: str, value: object) -> None:
+            touch()
+            super().__setattr__(name, value)
+
+        def __delattr__(self, name: str) -> None:
+            touch()
+            super().__delattr__(name)
+
+    for module in modules:
+        module.__class__ = Watched
+
+
 def functions(namespaces: Iterable[Mapping[Any, Any]]) -> tuple[FunctionType, ...]:
     """Every Python function in them, also behind property, staticmethod and classmethod."""
     found: dict[int, FunctionType] = {}
@@ -47,10 +65,13 @@ def functions(namespaces: Iterable[Mapping[Any, Any]]) -> tuple[FunctionType, ..
     return tuple(found.values())
 
 
-def seal(modules: Iterable[ModuleType], free: frozenset[str]) -> Callable[[], str]:  # noqa: C901 - one closure
-    """A function that says what was changed since now, "" for nothing; `free`: names ("state.in_force") that may be.
+def seal(  # noqa: C901 - one closure
+    modules: Iterable[ModuleType], free: frozenset[str]
+) -> tuple[Callable[[], str], Callable[[], str]]:
+    """Two functions that say what was changed since now, "" for nothing: of names and tables, and of functions'
+    insides (which cannot be assigned to without an audit event). `free`: names ("state.in_force") that may change.
 
-    Some tens of nanoseconds for each name, and it calls nothing that could be replaced.
+    Some tens of nanoseconds for each name or function, and they call nothing that could be replaced.
     """
     kept = []
     for where, namespace in tables(modules):
@@ -59,15 +80,13 @@ def seal(modules: Iterable[ModuleType], free: frozenset[str]) -> Callable[[], st
         kept.append((where, namespace, namespace.values(), names, tuple(namespace.values()), len(names), loose))
     sealed = functions(namespace for _, namespace, *_ in kept)
     codes = tuple(f.__code__ for f in sealed)
-    with_defaults = tuple(f for f in sealed if f.__defaults__ is not None)
-    defaults = tuple(f.__defaults__ for f in with_defaults)
-    with_keywords = tuple(f for f in sealed if f.__kwdefaults__ is not None)
-    keywords = tuple(f.__kwdefaults__ for f in with_keywords)
+    defaults = tuple(f.__defaults__ for f in sealed)  # None too: none may be given
+    keywords = tuple(f.__kwdefaults__ for f in sealed)
     keyword_values = tuple((table, tuple(table.values())) for table in keywords if table)
     same, every, added, count, each_of, code_of = is_, all, _ADDED, len, map, _code
     defaults_of, keywords_of, some, numbered = _defaults, _kwdefaults, islice, enumerate
 
-    def changed() -> str:  # noqa: C901 - nothing it could call is out of reach
+    def changed() -> str:  # nothing it could call is out of reach
         for where, namespace, live, names, values, size, loose in kept:
             now = count(namespace)
             if now != size:
@@ -80,16 +99,19 @@ def seal(modules: Iterable[ModuleType], free: frozenset[str]) -> Callable[[], st
                 for at, (name, value) in numbered(namespace.items()):
                     if at < size and at not in loose and (name != names[at] or value is not values[at]):
                         return f"{where}.{name} was replaced"
-        if not every(each_of(same, each_of(code_of, sealed), codes)):
-            return "the code of a function was replaced"
-        if not (
-            every(each_of(same, each_of(defaults_of, with_defaults), defaults))
-            and every(each_of(same, each_of(keywords_of, with_keywords), keywords))
-        ):
-            return "the defaults of a function were replaced"
         for keyword, was in keyword_values:
             if not every(each_of(same, keyword.values(), was)):
                 return "the defaults of a function were replaced"
         return ""
 
-    return changed
+    def changed_inside() -> str:
+        if not every(each_of(same, each_of(code_of, sealed), codes)):
+            return "the code of a function was replaced"
+        if not (
+            every(each_of(same, each_of(defaults_of, sealed), defaults))
+            and every(each_of(same, each_of(keywords_of, sealed), keywords))
+        ):
+            return "the defaults of a function were replaced"
+        return ""
+
+    return changed, changed_inside

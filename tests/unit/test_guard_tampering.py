@@ -94,12 +94,26 @@ print(json.dumps(out))
     assert guarded.answer(body) == ["ok", "tampered", "tampered", True]
 
 
-def test_what_was_approved_before_is_asked_again_soon():
-    body = """
-from agentmon.guard import judge
+@pytest.mark.parametrize("version", PYTHONS)
+@pytest.mark.parametrize(
+    ("change", "calls"),
+    [
+        ("judge.ALLOW = 'other'", 1),
+        ("del judge.ALLOW", 1),
+        ("judge.usable.__code__ = (lambda goals: goals).__code__", 1),
+        ("judge.opens.__defaults__ = (1,)", 1),
+        ("vars(judge)['ALLOW'] = 'other'", 64),
+        ("targets._PROTOCOLS[2, 0] = 'tcp'", 64),
+        ("names.Names.of = None", 64),
+    ],
+)
+def test_what_was_approved_before_is_asked_again(version, change, calls):
+    """By the next call after an assignment to a module or a function; after other changes by every 64th."""
+    body = f"""
+from agentmon.guard import judge, names, targets
 EgressGuard.install(["udp://198.51.100.1"])
 for _ in range(9): udp("198.51.100.1", 53)
-judge.ALLOW = "other"
-print(json.dumps("tampered" in [reason(udp("198.51.100.1", 53)) for _ in range(64)]))
+{change}
+print(json.dumps("tampered" in [reason(udp("198.51.100.1", 53)) for _ in range({calls})]))
 """
-    assert guarded.answer(body) is True
+    assert guarded.answer(body, version) is True
