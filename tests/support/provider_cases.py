@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
-import zlib
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.internet.eventstream import framed
 
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
 JSON = {"content-type": "application/json"}
@@ -248,15 +248,7 @@ GEMINI = [
 
 def frame(payload: bytes, **headers: str) -> bytes:
     """One message of AWS's event stream; `headers` without their colon, `_` for `-`."""
-    head = b"".join(
-        bytes([len(k) + 1]) + b":" + k.replace("_", "-").encode() + b"\x07" + struct.pack(">H", len(v)) + v.encode()
-        for k, v in headers.items()
-    )
-    head += b"\x04flag\x00" + b"\x02at\x08" + struct.pack(">q", 1)  # a true, a timestamp
-    front = struct.pack(">II", 16 + len(head) + len(payload), len(head))
-    front += struct.pack(">I", zlib.crc32(front))
-    message = front + head + payload
-    return message + struct.pack(">I", zlib.crc32(message))
+    return framed(payload, {":" + name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def aws_event(kind: str, value: Any) -> bytes:

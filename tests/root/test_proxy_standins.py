@@ -1,0 +1,149 @@
+"""The ledger against the providers' own books: stand-ins that stream each protocol, through a real worker."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agentmon.providers.registry import load
+from tests.internet.anthropic_api import Anthropic
+from tests.internet.bedrock_api import Bedrock
+from tests.internet.chat_variants import ChatVariant
+from tests.internet.gemini_api import Gemini
+from tests.internet.openai_api import OpenAI
+from tests.internet.served import Books
+from tests.support import proxy_rig
+from tests.support.proxy_rig import Response, Rig
+from tests.support.standin import played
+
+pytestmark = pytest.mark.root
+
+HOSTS = {
+    "claude": "api.anthropic.com",
+    "openai": "api.openai.com",
+    "gemini": "generativelanguage.googleapis.com",
+    "azure": "mine.openai.azure.com",
+    "openrouter": "openrouter.ai",
+    "mistral": "api.mistral.ai",
+    "bedrock": "bedrock-runtime.us-x-1.amazonaws.com",
+}
+KEYS = {
+    "claude": {"x-api-key": "k", "anthropic-version": "2023-06-01"},
+    "gemini": {"x-goog-api-key": "k"},
+    "azure": {"api-key": "k"},
+    "bedrock": {
+        "accept-encoding": "gzip, deflate", "x-amz-date": "20260101T000000Z",
+        "authorization": "AWS4-HMAC-SHA256 Credential=AK/x, SignedHeaders=accept-encoding;host, Signature=0a",
+    },
+}  # fmt: skip
+SAY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+CONTENTS = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
+CONVERSE = {"messages": [{"role": "user", "content": [{"text": "hi"}]}], "inferenceConfig": {"maxTokens": 99}}
+INVOKE = SAY | {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 99}
+WORDS = "scripted-in300-read40-out80-chunks6"
+G = f"/v1beta/models/gemini-{WORDS}"
+B = f"/model/anthropic.claude-{WORDS}"
+CALLS: list[tuple[str, str, dict[str, Any]]] = [
+    ("claude", "/v1/messages", SAY | {"model": f"claude-{WORDS}-write7", "max_tokens": 99, "stream": True}),
+    ("claude", "/v1/messages", SAY | {"model": f"claude-{WORDS}-write7", "max_tokens": 99}),
+    ("openai", "/v1/chat/completions", SAY | {"model": f"gpt-{WORDS}", "stream": True}),
+    ("openai", "/v1/responses", {"model": f"gpt-{WORDS}", "input": "hi", "stream": True}),
+    ("openai", "/v1/embeddings", {"model": f"text-embedding-{WORDS}", "input": "hi"}),
+    ("gemini", f"{G}:generateContent", CONTENTS),
+    ("gemini", f"{G}:streamGenerateContent?alt=sse", CONTENTS),
+    ("gemini", f"{G}:streamGenerateContent", CONTENTS),
+    ("gemini", f"{G}-fake1:streamGenerateContent", CONTENTS),
+    ("azure", f"/openai/deployments/{WORDS}/chat/completions?api-version=2024-10-21", SAY | {"stream": True}),
+    ("openrouter", "/api/v1/chat/completions", SAY | {"model": f"x/{WORDS}", "stream": True}),
+    ("mistral", "/v1/chat/completions", SAY | {"model": f"mistral-{WORDS}", "stream": True}),
+    ("mistral", "/v1/chat/completions", SAY | {"model": f"mistral-{WORDS}"}),
+    ("bedrock", f"{B}/converse", CONVERSE),
+    ("bedrock", f"{B}-write7/converse-stream", CONVERSE),
+    ("bedrock", f"{B}-write7-fake1/invoke-with-response-stream", INVOKE),
+    ("bedrock", f"{B}/invoke", INVOKE),
+]
+
+
+@pytest.fixture(scope="module")
+def books() -> Books:
+    return Books()
+
+
+@pytest.fixture(scope="module")
+def rig(books: Books, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
+    apps = {
+        "claude": Anthropic(books), "openai": OpenAI(books), "gemini": Gemini(books), "bedrock": Bedrock(books),
+        **{name: ChatVariant(name, books) for name in ("azure", "openrouter", "mistral")},
+    }  # fmt: skip
+    rig.upstream.script = played({HOSTS[name]: app for name, app in apps.items()})
+    inspected = tuple(host for provider in load().values() for host in provider.hosts)
+    rig.bottle(*(f"{host}:443" for host in HOSTS.values()), inspected=inspected, budget=1 << 40)
+    yield rig
+    rig.stop()
+
+
+def call(rig: Rig, provider: str, path: str, body: dict[str, Any], sock: Any = None) -> Response:
+    headers = KEYS.get(provider, {"authorization": "Bearer k"})
+    return rig.request(HOSTS[provider], path, json.dumps(body).encode(), headers=headers, sock=sock)
+
+
+@pytest.mark.parametrize(("provider", "path", "body"), CALLS, ids=[f"{p} {t[-24:]}" for p, t, _ in CALLS])
+def test_what_the_provider_bills_is_what_the_ledger_has(
+    rig: Rig, books: Books, provider: str, path: str, body: dict[str, Any]
+) -> None:
+    before, served = len(rig.rows(0)), len(books.calls)
+    response = call(rig, provider, path, body)
+    assert response.status == 200 and not response.broken, response.body
+    rows = rig.rows(before + 1)
+    assert len(rows) == before + 1 and len(books.calls) == served + 1
+    billed = books.calls[-1]
+    cached = billed.cache_read
+    wanted = (provider, billed.model, billed.input, cached, billed.cache_write, billed.output, "wire", 1)
+    if path.endswith("/embeddings"):
+        wanted = (*wanted[:3], 0, 0, 0, *wanted[6:])
+    elif "converse" in path:
+        wanted = (wanted[0], path.split("/")[2], *wanted[2:])
+    assert rows[-1] == wanted
+    assert rig.nothing_held()
+
+
+def shape(body: bytes) -> list[Any]:
+    """The SSE data of a stream, without the ids and times that differ from call to call."""
+    events = [line[6:] for line in body.split(b"\n") if line.startswith((b"data: {", b": "))]
+    return [line if line[:1] != b"{" else json.loads(line) | {"id": 0, "created": 0} for line in events]
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure", "openrouter", "mistral"])
+def test_a_client_sees_of_a_stand_in_what_it_would_have_seen_itself(rig: Rig, provider: str) -> None:
+    _, path, body = next(c for c in CALLS if c[0] == provider and c[2].get("stream"))
+    context = ssl.create_default_context(cafile=str(rig.directory / "outside-ca.pem"))
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    with rig.direct() as raw, context.wrap_socket(raw, server_hostname=HOSTS[provider]) as sock:
+        alone = call(rig, provider, path, body, sock)
+    through = call(rig, provider, path, body)
+    assert shape(through.body) == shape(alone.body) and len(shape(alone.body)) >= 7
+    assert len(through.body) == len(alone.body)
+
+
+@pytest.mark.parametrize("provider", ["gemini", "bedrock", "mistral", "azure"])
+def test_an_upstream_that_dies_is_one_estimate_of_the_provider(rig: Rig, provider: str) -> None:
+    before = len(rig.rows(0))
+    path, body = next((p, b) for n, p, b in CALLS if n == provider and ("tream" in p or b.get("stream")))
+    named = {"model": f"{body['model']}-drop3"} if "model" in body else {}
+    response = call(rig, provider, path.replace(WORDS, f"{WORDS}-drop3"), body | named)
+    assert response.broken
+    rows = rig.rows(before + 1)
+    assert len(rows) == before + 1 and rows[-1][0] == provider and rows[-1][6:] == ("estimate", 0)
+    assert rows[-1][5] >= 80 and rows[-1][2] > 0
+
+
+def test_counting_is_not_billed(rig: Rig, books: Books) -> None:
+    before, served = len(rig.rows(0)), len(books.calls)
+    assert call(rig, "gemini", f"{G}:countTokens", CONTENTS).json == {"totalTokens": 340}
+    assert call(rig, "bedrock", f"{B}/count-tokens", {"input": {}}).json == {"inputTokens": 300}
+    assert len(books.calls) == served and len(rig.rows(0)) == before and rig.held() == 0
