@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from agentmon.errors import BadInput
-from agentmon.policy import explain_requests, unbuilt
+from agentmon.policy import explain_own, explain_requests, unbuilt
 from agentmon.policy.change import placed
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.manifest import load_chain
 from agentmon.policy.merge import Options, effective
 from agentmon.policy.rules import Decision, Depth, Index, PolicySet, Rule, RuleError, covers, parse_rule, stripped
+from agentmon.policy.rules.grammar import SERVED
 from agentmon.policy.rules.ports import ALL, text_of
 from agentmon.policy.settings import Settings
 from agentmon.providers.declaration import Provider
@@ -41,6 +42,7 @@ GUARD = {
 }
 """By mode: what it checks, what it does not."""
 _PLAIN_PORT = 80
+_SLASHES = 3  # of a URL of the front page
 _DIRECT_TCP = 443  # the port that is meant where a destination names none
 
 
@@ -152,30 +154,36 @@ def destination(policy: EffectivePolicy, dest: str, providers: Mapping[str, Prov
 
     :raises BadInput: for anything else.
     """
-    target = _target(dest)
+    target, path = _target(dest)
     proto = "udp" if target.scheme == "udp" else "tcp"
     port = _DIRECT_TCP if target.ports == ALL else target.ports[0][0]
     policies = PolicySet(policy.rules, policy.inspected)
     out: dict[str, Any] = {"dest": dest, "proto": proto, "port": port}
     if target.network is not None:
-        decision = policies.decide_address(target.network.network_address, port, proto)
-        out["address"] = str(target.network.network_address)
+        address = target.network.network_address
+        out["address"] = str(address)
+        if own := explain_own.of_address(address, port, proto):
+            return out | own
+        decision = policies.decide_address(address, port, proto)
         layer = "bpf, host-nft"
-        why = stripped(target.network.network_address)
+        why = stripped(address)
     else:
         out["host"] = target.host
-        name = policies.decide_name(target.host, port, proto)
-        decision = name if target.path is None else policies.decide_request(target.host, port, target.path)
-        resolved = policies.resolves(target.host).allowed
-        refusing = "proxy" if name.allowed else "bpf, host-nft"
-        layer = _LAYERS[decision.depth] if decision.depth else (refusing if resolved else "resolver")
+        if own := explain_own.of_name(target.host, port, proto, policy.bottle):
+            return out | own
+        decision = (
+            policies.decide_name(target.host, port, proto)
+            if path is None
+            else policies.decide_request(target.host, port, path)
+        )
+        layer = _LAYERS[decision.depth] if decision.depth else _refusing(policies, target.host, port, proto)
         why = None
     out.update(_decided(policy, decision, layer))
     decrypted = decision.depth is Depth.INSPECTED or policies.is_inspected(target.host)
     if out["verdict"] != "refused" and target.network is None and decrypted:
         tls = target.scheme == "https" or (target.scheme != "http" and port != _PLAIN_PORT)
-        if target.path is not None:
-            out.update(explain_requests.request(policy, target.host, port, target.path, tls=tls, providers=providers))
+        if path is not None:
+            out.update(explain_requests.request(policy, target.host, port, path, tls=tls, providers=providers))
         else:
             out.update(explain_requests.connection(policy, target.host, tls=tls, providers=providers))
     if why:
@@ -183,6 +191,16 @@ def destination(policy: EffectivePolicy, dest: str, providers: Mapping[str, Prov
     if not decision.allowed and decision.reason == "default":
         out["hint"] = f"agentmon allow {policy.bottle} {_suggested(target, port, proto)}"
     return out
+
+
+def _refusing(policies: PolicySet, host: str, port: int, proto: str) -> str:
+    """Who refuses a name: the resolver, where nothing of it is open; relay's and proxy's addresses take 443 and 80, and
+    only the proxy has a host there that is not allowed on both; all else ends in the kernel."""
+    resolved = policies.resolves(host)
+    if not resolved.allowed:
+        return "resolver"
+    served = resolved.depth is not Depth.DIRECT and proto == "tcp" and port in SERVED
+    return "proxy" if served else "bpf, host-nft"
 
 
 def _decided(policy: EffectivePolicy, decision: Decision, layer: str) -> dict[str, Any]:
@@ -199,8 +217,14 @@ def _decided(policy: EffectivePolicy, decision: Decision, layer: str) -> dict[st
     return out
 
 
-def _target(dest: str) -> Rule:
-    """The destination as a deny rule, whose grammar takes protected addresses as well."""
+def _target(dest: str) -> tuple[Rule, str | None]:
+    """The destination as a deny rule, whose grammar takes protected addresses as well; and the path, if it has one."""
+    front = dest.startswith(("https://", "http://")) and dest.count("/") == _SLASHES and dest.endswith("/")
+    target = _parsed(dest.removesuffix("/") if front else dest)
+    return target, "/" if front else target.path
+
+
+def _parsed(dest: str) -> Rule:
     if dest.startswith("!"):
         raise BadInput(f"destination {dest!r} is a rule", "leave the '!' out")
     try:

@@ -70,6 +70,7 @@ def _destination(bottle: str, dest: Mapping[str, Any]) -> str:
         "allow": f"allowed by {dest.get('rule')}",
         "deny": f"denied by {dest.get('rule')}",
         "default": "no rule allows it",
+        "own": f"no rule is asked: {dest.get('why', '')}",
         "protected": f"no rule can allow it ({dest.get('why', 'reserved')})",
     }.get(dest["reason"]) or str(dest["message"])
     lines.append(f"  {because}" + (f" ({dest['origin']})" if dest.get("origin") else ""))

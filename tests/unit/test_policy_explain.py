@@ -83,9 +83,22 @@ def test_an_empty_policy_and_observe():
         ("10.1.2.3:25", "allowed", "allow", "bpf, host-nft", {"address": "10.1.2.3"}),
         ("198.51.100.7", "refused", "default", "bpf, host-nft", {"hint": "agentmon allow web 198.51.100.7:443"}),
         ("[2001:db8::1]:22", "refused", "default", "bpf, host-nft", {"hint": "agentmon allow web [2001:db8::1]:22"}),
-        ("127.0.0.1:8080", "refused", "protected", "bpf, host-nft", {"why": "loopback"}),
+        ("127.0.0.1:8080", "allowed", "own", "bpf, bottle-nft", {"address": "127.0.0.1"}),
+        ("[::1]:8080", "allowed", "own", "bpf, bottle-nft", {}),
+        ("[::ffff:127.0.0.1]:80", "refused", "protected", "bpf, host-nft", {}),
         ("169.254.169.254:80", "refused", "protected", "bpf, host-nft", {"why": "link-local"}),
-        ("localhost:80", "refused", "protected", "resolver", {}),
+        ("localhost:80", "allowed", "own", "bpf, bottle-nft", {"host": "localhost"}),
+        ("localhost6:80", "refused", "protected", "resolver", {}),
+        ("http://h.other/", "refused", "default", "proxy", {"port": 80}),
+        ("https://h.other/", "refused", "default", "proxy", {}),
+        ("https://a.example/", "allowed", "allow", "relay", {"depth": "name"}),
+        ("agentmon.internal:80", "allowed", "own", "proxy", {}),
+        ("agentmon.internal", "refused", "own", "proxy", {}),
+        ("udp://agentmon.internal:80", "refused", "own", "bpf, host-nft", {}),
+        ("10.213.0.2:53", "allowed", "own", "resolver", {}),
+        ("10.213.0.3", "allowed", "own", "relay", {}),
+        ("10.213.0.3:80", "allowed", "own", "proxy", {}),
+        ("10.213.7.7:22", "refused", "own", "bpf, host-nft", {}),
     ],
 )
 def test_one_destination(dest, verdict, reason, layer, extra):
@@ -143,7 +156,7 @@ def test_observe_relaxes_only_what_no_rule_speaks_of():
     observed = policy(RULES, observe=True)
     assert explain(observed, "nobody.other")["dest"]["verdict"] == "observed"
     assert explain(observed, "x.example")["dest"]["verdict"] == "refused"
-    assert explain(observed, "127.0.0.1")["dest"]["verdict"] == "refused"
+    assert explain(observed, "169.254.1.1")["dest"]["verdict"] == "refused"
 
 
 @pytest.mark.parametrize("dest", ["*.example", "10.0.0.0/8", "h.example:1-5", "https://h.example/*", "h.example:x", ""])
