@@ -134,8 +134,8 @@ def test_a_client_sees_of_a_stand_in_what_it_would_have_seen_itself(rig: Rig, pr
 def test_an_upstream_that_dies_is_one_estimate_of_the_provider(rig: Rig, provider: str) -> None:
     before = len(rig.rows(0))
     path, body = next((p, b) for n, p, b in CALLS if n == provider and ("tream" in p or b.get("stream")))
-    named = {"model": f"{body['model']}-drop3"} if "model" in body else {}
-    response = call(rig, provider, path.replace(WORDS, f"{WORDS}-drop3"), body | named)
+    named = {"model": f"{body['model']}-drop3-pace20"} if "model" in body else {}
+    response = call(rig, provider, path.replace(WORDS, f"{WORDS}-drop3-pace20"), body | named)
     assert response.broken
     rows = rig.rows(before + 1)
     assert len(rows) == before + 1 and rows[-1][0] == provider and rows[-1][6:] == ("estimate", 0)
