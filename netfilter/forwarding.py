@@ -65,7 +65,7 @@ class Forwarding:
     def ensure4(self) -> None:
         """Let answers come in by every device that is up; cheap when no device has come since."""
         router = sysctl.read("ipv4/conf/all/forwarding") == "1"
-        if router and self._elements(SWITCHED4):  # somebody made the host a router since: theirs to hold closed now
+        if router and self._noted[SWITCHED4]:  # somebody made the host a router since: theirs to hold closed now
             self._nft.run([flush_set(SWITCHED4)], "leave forwarding to the host")
             self._noted[SWITCHED4].clear()
         devices = self._up()
@@ -96,7 +96,7 @@ class Forwarding:
         if sysctl.read("ipv6/conf/all/forwarding") == "0":
             self._nft.run(router6("add"), "hold IPv6 forwarding closed")
             self._noted[ROUTER].add("ipv6")
-        elif not self._elements(ROUTER, "map"):
+        elif not self._noted[ROUTER]:
             return
         for name in self._foreign():
             if sysctl.read(f"ipv6/conf/{name}/accept_ra") == "1":

@@ -84,6 +84,7 @@ class HostNetfilter:
         self._host = host
         edges = self._edges()
         edges.nft.run(render.host_table(host), "make the host table")
+        edges.forwarding.recall()
         edges.route.run(links.backstop(host))
         edges.route.run(links.local_guard(host, edges.route.dump(links.all_rules())))
         self._dialled.clear()
