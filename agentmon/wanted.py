@@ -22,6 +22,10 @@ class Wanted:
         """From a request's arguments; others are left alone."""
         return cls(*(str(args.get(name) or "") for name in cls.__slots__))
 
+    def args(self) -> dict[str, str]:
+        """What of() takes: the arguments of a request."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
     def __call__(self, event: Mapping[str, Any]) -> bool:
         """:param event: the contract's JSON object."""
         plain = (
@@ -32,6 +36,7 @@ class Wanted:
     def _at_host(self, event: Mapping[str, Any]) -> bool:
         if not self.host:
             return True
+        names = [str(event.get("host", "")), *map(str, (event.get("detail") or {}).get("names", ()))]
         if self.host.startswith("*."):
-            return str(event.get("host", "")).endswith(self.host[1:])
-        return self.host in {event.get("host"), event.get("dst")}
+            return any(name.endswith(self.host[1:]) for name in names)
+        return self.host in {*names, event.get("dst")}

@@ -13,13 +13,16 @@ from agentmon.cli.control import ask, reachable, stream
 from agentmon.cli.when import since_ns
 from agentmon.events import rfc3339
 from agentmon.render.bottles import bottles_table
+from agentmon.render.event_groups import grouped
 from agentmon.render.events import paragraph
 from agentmon.render.usage import usage_csv, usage_table
+from agentmon.wanted import Wanted
 
 _KINDS = (
     "connect", "send", "dns", "packet", "bypass", "escape", "socket", "request", "websocket", "secret", "injection",
     "approval", "usage", "threshold", "cutoff", "freeze", "kill", "resume", "policy", "tamper", "lost", "daemon",
 )  # fmt: skip
+_LAYERS = ("host-nft", "bottle-nft", "bpf", "resolver", "relay", "proxy", "guard", "launcher", "daemon")
 _SINCE = click.option("--since", metavar="TIME", help="15m, 2h, 7d ago, or 2026-01-31T12:00:00Z.")
 
 
@@ -36,31 +39,42 @@ def ps(as_json: bool) -> None:
         emit_json(row | {"started": rfc3339(started)})
 
 
-@click.command(epilog=example("agentmon events -f", "agentmon events --bottle build-17 --kind dns --since 1h"))
+@click.command(
+    epilog=example(
+        "agentmon events --bottle build-17 --verdict refused --since 10m", "agentmon events -f --host '*.example.com'"
+    )
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @click.option("--bottle", metavar="B", help="Only of this bottle.")
 @click.option("--kind", metavar="K", type=click.Choice(_KINDS), help=f"Only of this kind: {', '.join(_KINDS)}.")
+@click.option("--verdict", type=click.Choice(["refused", "observed", "allowed"]), help="Only with this verdict.")
+@click.option("--layer", metavar="L", type=click.Choice(_LAYERS), help=f"Only of this layer: {', '.join(_LAYERS)}.")
+@click.option("--host", metavar="H", help="Only about this name or address, or *.NAME: all that is below it.")
 @_SINCE
-@click.option("--json", "as_json", is_flag=True, help="One object per line.")
-def events(follow: bool, bottle: str | None, kind: str | None, since: str | None, as_json: bool) -> None:
-    """Show what happened: what was refused, to whom, by which layer, why, and the command that would allow it. Works
-    without a daemon, but for -f."""
-    for event in _events(follow, bottle or "", kind or "", since_ns(since, time.time_ns())):
-        if not isinstance(event, dict) or "kind" not in event:
-            continue  # the reply at the end
+@click.option("--each", is_flag=True, help="Each event by itself, not grouped.")
+@click.option("--json", "as_json", is_flag=True, help="Each event as one object per line.")
+def events(follow: bool, since: str | None, each: bool, as_json: bool, **wanted: str | None) -> None:
+    """Show what happened: what was refused, to whom, by which layer, why, and the command that would allow it. The same
+    thing is shown once, with how often it happened. Works without a daemon, but for -f."""
+    found = _events(follow, Wanted.of(wanted), since_ns(since, time.time_ns()))
+    if not (follow or each or as_json):
+        emit(grouped(found))
+        return
+    for event in found:
         if as_json:
             emit_json(event)
         else:
             emit(paragraph(event))
 
 
-def _events(follow: bool, bottle: str, kind: str, since: int) -> Iterator[Any]:
+def _events(follow: bool, wanted: Wanted, since: int) -> Iterator[dict[str, Any]]:
     """From the daemon, or from what the last one stored."""
     if follow or reachable():
-        return stream("events", bottle=bottle, kind=kind, since_ns=since, follow=follow)
+        answers = stream("events", since_ns=since, follow=follow, **wanted.args())
+        return (event for event in answers if isinstance(event, dict) and "kind" in event)  # not the reply at the end
     from agentmon.cli.books import stored_events
 
-    return stored_events(bottle, kind, since)
+    return filter(wanted, stored_events(wanted.bottle, wanted.kind, since))
 
 
 @click.command(epilog=example("agentmon usage", "agentmon usage --by model --since 7d --csv"))

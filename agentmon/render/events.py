@@ -31,10 +31,15 @@ _KERNEL = frozenset({"bpf", "host-nft", "bottle-nft"})
 def paragraph(event: Mapping[str, Any], zone: tzinfo | None = None) -> str:
     """One line, and a second with the command that would allow it, or with what else helps, where there is one."""
     head = f"{clock(str(event.get('ts', '')), zone)} {printable(str(event.get('bottle') or '-'))}: {sentence(event)}"
+    return f"{head}\n{hint_line(event)}"
+
+
+def hint_line(event: Mapping[str, Any]) -> str:
+    """The second line; "" where nothing helps."""
     hint = str(event.get("hint") or "")
     if not hint:
-        return f"{head}\n"
-    return f"{head}\n    {'allow it' if is_command(hint) else 'hint'}: {printable(hint)}\n"
+        return ""
+    return f"    {'allow it' if is_command(hint) else 'hint'}: {printable(hint)}\n"
 
 
 def sentence(event: Mapping[str, Any]) -> str:
