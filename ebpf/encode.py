@@ -157,6 +157,7 @@ def encode(policy: BottlePolicy, now_ns: int) -> Encoded:
         flags |= abi.C["AM_EXACT_UNVOUCHED"] if service.unvouched else 0
         exact[exact_key(policy.policy_id, service.proto, service.port, service.address)] = (0, 0, flags)
     flags = (abi.C["AM_BOTTLE_DENY"] if denied else 0) | (abi.C["AM_BOTTLE_PREFIX"] if prefixes else 0)
+    flags |= 0 if hosts else abi.C["AM_BOTTLE_NO_HOST"]
     flags |= abi.C["AM_BOTTLE_GUARD"] if policy.guard is not Guard.OFF else 0
     flags |= abi.C["AM_BOTTLE_STRICT"] if policy.guard is Guard.STRICT else 0
     flags |= abi.C["AM_BOTTLE_LISTEN"] if policy.listen is not None else 0

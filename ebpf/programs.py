@@ -136,7 +136,11 @@ class CgroupPrograms:
         :raises UnknownSlot: no policy was applied to it.
         :raises Unencodable: a network, or more port ranges than an address can have.
         """
-        self._open_entries().learn(self._state(slot).policy_id, entries, _now_ns())
+        writer, state = self._open_entries(), self._state(slot)
+        unasked = state.flags & abi.C["AM_BOTTLE_NO_HOST"]
+        if unasked and any(encode.split(entry)[1] for entry in entries if encode.is_host(entry.network)):
+            self._switch(replace(state, flags=state.flags & ~unasked))  # first: ranges are asked for once they are there
+        writer.learn(state.policy_id, entries, _now_ns())
 
     def set_mode(self, slot: int, mode: Mode) -> None:
         """:raises UnknownSlot: no policy was applied to it."""

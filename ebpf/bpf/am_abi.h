@@ -34,6 +34,7 @@
 #define AM_BOTTLE_LISTEN 16 /* listening only on the ports of am_listen */
 #define AM_BOTTLE_UNIX 32 /* unix sockets by path only below the prefixes of am_unix */
 #define AM_BOTTLE_ATTACHED 64 /* a cgroup that others made: there may be another bottle inside it */
+#define AM_BOTTLE_NO_HOST 128 /* no port ranges of single addresses: am_host is not asked */
 
 /* setsockopt(2) of the guard on any socket: level and options, swallowed by the kernel programs inside a bottle whose
  * policy has AM_BOTTLE_GUARD; anywhere else the kernel answers ENOPROTOOPT. */

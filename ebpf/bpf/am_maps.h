@@ -25,7 +25,8 @@ AM_MAP("hash", am_bottle, __u64, struct am_bottle, AM_MAX_BOTTLES, 0);
 /* Single ports of single addresses. Writer: apply, learn. Reader: am_verdict.h. Limit: AM_MAX_EXACT over all bottles. */
 AM_MAP("hash", am_exact, struct am_exact_key, struct am_exact_value, AM_MAX_EXACT, BPF_F_NO_PREALLOC);
 
-/* Port ranges of single addresses. Writer: apply, learn. Reader: am_verdict.h. Limit: AM_MAX_HOST. */
+/* Port ranges of single addresses. Writer: apply, learn. Reader: am_verdict.h, unless AM_BOTTLE_NO_HOST.
+ * Limit: AM_MAX_HOST. */
 AM_MAP("hash", am_host, struct am_host_key, struct am_ranges, AM_MAX_HOST, BPF_F_NO_PREALLOC);
 
 /* Port ranges of networks. Writer: apply. Reader: am_verdict.h, only for bottles with AM_BOTTLE_PREFIX. */

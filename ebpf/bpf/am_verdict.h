@@ -209,7 +209,7 @@ static __always_inline void am_decide_allow(struct am_query *q, const struct am_
 			return;
 		expired = 1;
 	}
-	if (am_host_allows(q, &expired))
+	if (!(q->bottle.flags & AM_BOTTLE_NO_HOST) && am_host_allows(q, &expired))
 		return;
 	if ((q->bottle.flags & AM_BOTTLE_PREFIX) && am_trie_has(q, AM_IN_PREFIX))
 		return;

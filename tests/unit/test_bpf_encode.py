@@ -52,10 +52,10 @@ def test_bpf_encode_bottle_element_round_trips() -> None:
     key, value = encoded(entry("10.0.0.0/8", 80)).bottle
     assert int.from_bytes(key, "little") == 4711
     state = encode.BottleState.unpack(value)
-    assert state == encode.BottleState(4711, 77, 16, 9, 3, Mode.ENFORCE, abi.C["AM_BOTTLE_PREFIX"])
-    assert (
-        encode.BottleState.unpack(encoded(deny=(entry("10.0.0.0/8", 80),)).bottle[1]).flags == abi.C["AM_BOTTLE_DENY"]
-    )
+    prefix, deny, no_host = (abi.C[f"AM_BOTTLE_{name}"] for name in ("PREFIX", "DENY", "NO_HOST"))
+    assert state == encode.BottleState(4711, 77, 16, 9, 3, Mode.ENFORCE, prefix | no_host)
+    assert encode.BottleState.unpack(encoded(deny=(entry("10.0.0.0/8", 80),)).bottle[1]).flags == deny | no_host
+    assert encode.BottleState.unpack(encoded(entry("10.0.0.1/32", (1, 999))).bottle[1]).flags == 0
 
 
 def test_bpf_encode_which_map() -> None:
