@@ -288,7 +288,8 @@ class Hooks:
         live.body_came()
         if live.exchange is not None:
             usage = live.tap.close() if live.tap is not None else None
-            live.exchange.finish(sent=live.sent, status=live.status, usage=usage)
+            seen = live.tap.output_seen if live.tap is not None else 0
+            live.exchange.finish(sent=live.sent, status=live.status, usage=usage, seen=seen)
 
     # ── ending ──
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from agentmon import wire
 from agentmon.errors import AgentmonError
 from agentmon.events import Event
@@ -100,23 +102,29 @@ class Exchange:
         return None
 
     def progress(self, usage: wire.Usage) -> None:
-        """Tell the ledger the cumulative usage; while a call is under way only the latest is kept."""
+        """Tell the ledger the cumulative usage; while a call is under way only the latest is kept.
+
+        An estimate (the provider has said nothing yet) has only its output counted: the input is the request's.
+        """
         if self._hold is None or self._finished:
             return
+        if usage.source == "estimate" and self._estimate is not None:
+            usage = msgspec.structs.replace(usage, input=max(usage.input, self._estimate.input))
         self._next = usage
         if not self._telling:
             self._telling = True
             self._accounts.spawn(self._tell(self._hold))
 
-    def finish(self, *, sent: bool, status: int | None, usage: wire.Usage | None) -> None:
-        """The request is over; the first call counts."""
+    def finish(self, *, sent: bool, status: int | None, usage: wire.Usage | None, seen: int = 0) -> None:
+        """The request is over; the first call counts. `seen`: see charge()."""
         if self._finished:
             return
         self._finished = True
         hold, estimate = self._hold, self._estimate
         if hold is None or estimate is None:
             return
-        row = charge(estimate, self._whose.provider, self._whose.key, sent=sent, status=status, usage=usage)
+        w = self._whose
+        row = charge(estimate, w.provider, w.key, sent=sent, status=status, usage=usage, seen=seen)
         self._accounts.spawn(self._release(hold) if row is None else self._settle(hold, row))
 
     async def _tell(self, hold: int) -> None:

@@ -3,7 +3,7 @@
 never reached the provider                 → nothing (the hold is released)
 answered by an error or a redirect         → nothing: it is not billed
 answered, usage complete                   → that usage, from the wire
-answered otherwise, or lost                → input + the larger of what was said and what was held, as an estimate
+answered otherwise, or lost                → input + the largest of what was said, seen and held, as an estimate
 """
 
 from __future__ import annotations
@@ -15,20 +15,28 @@ from agentmon.providers.declaration import Estimate
 
 
 def charge(
-    estimate: Estimate, provider: str, key: str, *, sent: bool, status: int | None, usage: wire.Usage | None
+    estimate: Estimate,
+    provider: str,
+    key: str,
+    *,
+    sent: bool,
+    status: int | None,
+    usage: wire.Usage | None,
+    seen: int = 0,
 ) -> wire.Usage | None:
     """The row to settle, or None to release.
 
     :param key: unique per attempt; stands in for a request id that never came.
     :param sent: the provider may have seen the request.
     :param status: of its answer; None if there was none.
+    :param seen: tokens that the text of the answer amounts to, as far as it came.
     """
     if not sent or (usage is None and status is not None and status >= 300):
         return None
     if usage is None:
         return wire.Usage(
-            provider=provider, model=estimate.model, request_id=key, input=estimate.input, output=estimate.output,
-            source="estimate", complete=False,
+            provider=provider, model=estimate.model, request_id=key, input=estimate.input,
+            output=max(estimate.output, seen), source="estimate", complete=False,
         )  # fmt: skip
     usage = msgspec.structs.replace(
         usage, provider=provider, model=usage.model or estimate.model, request_id=usage.request_id or key
@@ -39,6 +47,6 @@ def charge(
     return msgspec.structs.replace(
         usage,
         input=usage.input if has_input else estimate.input,
-        output=max(usage.output, estimate.output),
+        output=max(usage.output, estimate.output, seen),
         source="estimate",
     )

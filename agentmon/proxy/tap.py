@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import msgspec
 
 from agentmon import wire
+from agentmon.providers.counting import BYTES_PER_TOKEN
 from agentmon.providers.declaration import Parser
 from agentmon.providers.decoding import Decoder
 from agentmon.providers.sse import EventGate
+
+_STEP = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,8 @@ class Answer:
 
 
 class Tap:
-    """:param on_growth: called with the usage each time the provider said more of it."""
+    """:param on_growth: called with the usage each time the provider said more of it, and where it says nothing before
+    the end, with an estimate each time _STEP more tokens of text have passed."""
 
     def __init__(
         self, parser: Parser, answer: Answer, gate: EventGate | None, on_growth: Callable[[wire.Usage], None]
@@ -37,6 +41,7 @@ class Tap:
         self._on_growth = on_growth
         self._last: wire.Usage | None = None
         self._can_end = answer.sse and not answer.coding
+        self._told = 0  # tokens of text at the last estimate
         self._mid_line = self._ended = False
         self.failed = ""
         self.bytes = 0
@@ -61,6 +66,20 @@ class Tap:
         if usage is not None and usage != self._last:
             self._last = usage
             self._on_growth(usage)
+        if self.output_seen >= self._told + _STEP:
+            self._told = self.output_seen
+            self._on_growth(self._counted())
+
+    def _counted(self) -> wire.Usage:
+        """What has been said, or the text if that is more; at four bytes a token, so that nothing is cut too early."""
+        said = self._last or wire.Usage("")
+        output = max(said.output, self._told * BYTES_PER_TOKEN // 4)
+        return msgspec.structs.replace(said, output=output, source="estimate", complete=False)
+
+    @property
+    def output_seen(self) -> int:
+        """Tokens of output that the text so far amounts to, on the high side."""
+        return int(getattr(self._parser, "output_seen", 0))
 
     def ended(self) -> None:
         """The body came to its regular end; without this, close() finds one that broke off."""

@@ -18,11 +18,23 @@ import h2.errors
 import h2.events
 import pytest
 
+from agentmon import wire
 from agentmon.providers.registry import load
 from tests.support import proxy_rig
-from tests.support.provider_cases import CASES, DONE, Case, aws_event, frame
+from tests.support.provider_cases import CASES, DONE, Case, aws_event, frame, say
 from tests.support.proxy_rig import Response, Rig
-from tests.support.proxy_talk import CLAUDE, OPENAI, ask, closing, fresh, last_row, message, opening
+from tests.support.proxy_talk import (
+    CLAUDE,
+    OPENAI,
+    ask,
+    begin,
+    closing,
+    fresh,
+    last_row,
+    message,
+    opening,
+    read_until,
+)
 from tests.support.proxy_upstream import chunked, reply
 
 pytestmark = pytest.mark.root
@@ -227,7 +239,7 @@ def test_a_signed_request_is_not_changed_on_its_way(rig: Rig) -> None:
     seen = rig.upstream.seen[-1]
     assert (seen.target, seen.body) == ("/model/us.m-1%3A0/converse-stream", body)
     assert all(seen.headers[name.lower()] == value for name, value in signed.items())
-    assert response.body == case.body
+    assert response.body == case.body and rig.nothing_held()
 
 
 # ── what cannot be read ──
@@ -256,6 +268,46 @@ def test_an_unknown_coding_passes_and_the_hold_is_charged(rig: Rig) -> None:
     response = rig.request(CLAUDE, "/v1/messages", ask(max_tokens=55, stream=True))
     assert response.body == b"\x00\x9f\x01" * 999
     assert last_row(rig, before)[5:] == (55, "estimate", 0)
+
+
+def test_a_client_that_hangs_up_before_the_usage_comes_is_charged_the_text_it_got(rig: Rig) -> None:
+    before = len(rig.rows(0))
+    never = threading.Event()
+    rig.upstream.script = chunked([say("x" * 60_000), never])
+    sock = begin(rig, b'{"model": "gpt-x", "stream": true}', "/v1/chat/completions", OPENAI)
+    read_until(sock, b'x"}')
+    sock.close()
+    assert last_row(rig, before)[5:] == (20_000, "estimate", 0)  # it named no bound: 4096 were held
+    never.set()
+
+
+def test_a_client_that_closes_right_after_the_last_event_is_charged_from_the_wire(rig: Rig) -> None:
+    before = len(rig.rows(0))
+    never = threading.Event()
+    rig.bottle("chatgpt.com:443")
+    case = with_own_id(CASES["codex stream"], 700)
+    rig.upstream.script = chunked([case.body, never], {"content-type": ""})
+    sock = begin(rig, b'{"model": "m"}', case.path, "chatgpt.com")
+    read_until(sock, b'"sequence_number": 3}\n\n\r\n')
+    sock.close()
+    assert last_row(rig, before)[2:] == (25, 10, 15, 7, "wire", 1)
+    never.set()
+
+
+def test_text_beyond_the_hold_and_the_budget_cuts_in_mid_stream(rig: Rig) -> None:
+    rig.bottle("api.openai.com:443", budget=6_000)
+    never = threading.Event()
+    rig.upstream.script = chunked([*[say("x" * 3_000)] * 10, never])
+    sock = begin(rig, b'{"model": "gpt-x", "stream": true}', "/v1/chat/completions", OPENAI)
+    assert rig.books is not None
+    rig.books.sock.settimeout(10)
+    while not isinstance(crossed := rig.books.recv(), wire.Crossed) or crossed.threshold < 100:
+        pass
+    assert crossed.slots == (proxy_rig.SLOT,) and 6_000 <= crossed.used < 9_000
+    never.set()
+    sock.close()
+    rig.books.sock.settimeout(None)
+    assert rig.nothing_held()
 
 
 # ── storms ──

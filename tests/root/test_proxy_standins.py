@@ -128,6 +128,7 @@ def test_a_client_sees_of_a_stand_in_what_it_would_have_seen_itself(rig: Rig, pr
     through = call(rig, provider, path, body)
     assert shape(through.body) == shape(alone.body) and len(shape(alone.body)) >= 7
     assert len(through.body) == len(alone.body)
+    assert rig.nothing_held()
 
 
 @pytest.mark.parametrize("provider", ["gemini", "bedrock", "mistral", "azure"])
@@ -139,7 +140,7 @@ def test_an_upstream_that_dies_is_one_estimate_of_the_provider(rig: Rig, provide
     assert response.broken
     rows = rig.rows(before + 1)
     assert len(rows) == before + 1 and rows[-1][0] == provider and rows[-1][6:] == ("estimate", 0)
-    assert rows[-1][5] >= 80 and rows[-1][2] > 0
+    assert rows[-1][5] >= 80 and rows[-1][2] > 0 and rig.nothing_held()
 
 
 def test_counting_is_not_billed(rig: Rig, books: Books) -> None:

@@ -82,7 +82,7 @@ def test_whole_and_byte_by_byte(case: Case) -> None:
 
 
 @every_case
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(places=st.lists(st.integers(0, 1 << 16), max_size=20))
 def test_any_chunking(case: Case, places: list[int]) -> None:
     right(case, run(case, cut(case.body, places)))
@@ -108,7 +108,7 @@ def test_any_coding(case: Case, coding: str) -> None:
 
 
 @every_case
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(place=st.integers(0, 1 << 16))
 def test_what_breaks_off_is_never_complete(case: Case, place: int) -> None:
     """Unless all that counts has come: then it is the same row."""
@@ -129,7 +129,7 @@ NOISE = [b": comment\n\n", b": ping\r\n\r\n", PING, b"\n\n", b"id: 7\nretry: 1\n
 
 
 @streamed
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(noise=st.lists(st.sampled_from(NOISE), min_size=30, max_size=30), ends=st.sampled_from([b"\n", b"\r", b"\r\n"]))
 def test_noise_between_events_and_any_line_end(case: Case, noise: list[bytes], ends: bytes) -> None:
     events = case.body.replace(b"\r\n", b"\n").split(b"\n\n")
@@ -148,7 +148,7 @@ def test_the_last_event_counts_without_its_blank_line_and_without_a_content_type
 
 
 @every_case
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(junk=st.binary(max_size=300), place=st.integers(0, 1 << 16))
 def test_no_bytes_raise(case: Case, junk: bytes, place: int) -> None:
     end = place % len(case.body)
@@ -164,7 +164,7 @@ ODD: list[Any] = [None, True, -1, "7", 1.5, 1e400, [], {}, [[]], {"a": None}, 10
 
 
 @every_case
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(value=st.sampled_from(ODD), key=st.integers(0, 1000))
 def test_odd_values_do_no_harm(case: Case, value: Any, key: int) -> None:
     """Any member of any JSON object in the answer is something else."""

@@ -14,6 +14,7 @@ from agentmon.events import Event
 from agentmon.providers.anthropic_usage import parser
 from agentmon.providers.declaration import Estimate
 from agentmon.providers.include_usage import without_usage
+from agentmon.providers.openai_usage import chat_parser
 from agentmon.providers.sse import EventGate
 from agentmon.proxy.exchange import Accounts, Exchange, Whose
 from agentmon.proxy.settlement import charge
@@ -215,6 +216,24 @@ def test_a_broken_stream_charges_the_larger_output(said: dict[str, int], wanted:
     assert (row.source, row.complete, row.request_id) == ("estimate", False, "id")
 
 
+def test_a_lost_answer_charges_the_text_that_came_where_that_is_more_than_was_held() -> None:
+    said = wire.Usage("x", "m", "id", input=7, output=300, complete=False)
+    assert [charged(usage=u, seen=2_000).output for u in (None, said)] == [2_000, 2_000]  # type: ignore[union-attr]
+    assert charged(usage=said, seen=20).output == 300  # type: ignore[union-attr]
+    whole = wire.Usage("x", input=3, output=4)
+    assert charged(usage=whole, seen=2_000).output == 4  # type: ignore[union-attr]
+
+
+def test_progress_by_the_text_alone_has_the_requests_input() -> None:
+    async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
+        await exchange.reserve(ESTIMATE)
+        exchange.progress(wire.Usage("", output=700, source="estimate", complete=False))
+        await asyncio.sleep(0.01)
+
+    told = next(call[2] for call in trial(body)[0].calls if call[0] == "progress")
+    assert (told.input, told.output) == (50, 700)
+
+
 # ── the tap ──
 
 
@@ -234,6 +253,16 @@ def test_the_tap_passes_on_what_it_gets() -> None:
     assert tap(b"") == [] and [u.input for u in grown] == [2]
     usage = tap.close()
     assert usage is not None and not usage.complete
+
+
+def test_the_tap_tells_of_text_while_the_provider_says_nothing() -> None:
+    tap, grown = make_tap(reader=chat_parser({"content-type": "text/event-stream"}))
+    event = b'data: {"choices": [{"delta": {"content": "' + b"x" * 300 + b'"}}]}\n\n'
+    for _ in range(10):
+        tap(event)
+    assert [(u.output, u.source, u.complete) for u in grown] == [(225, "estimate", False), (450, "estimate", False),
+                                                                (675, "estimate", False)]  # fmt: skip
+    assert tap.output_seen == 1000 and tap.close() is None
 
 
 def test_the_tap_never_raises() -> None:
