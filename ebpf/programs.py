@@ -139,7 +139,7 @@ class CgroupPrograms:
         writer, state = self._open_entries(), self._state(slot)
         unasked = state.flags & abi.C["AM_BOTTLE_NO_HOST"]
         if unasked and any(encode.split(entry)[1] for entry in entries if encode.is_host(entry.network)):
-            self._switch(replace(state, flags=state.flags & ~unasked))  # first: ranges are asked for once they are there
+            self._switch(replace(state, flags=state.flags & ~unasked))  # first: what is learned is asked for
         writer.learn(state.policy_id, entries, _now_ns())
 
     def set_mode(self, slot: int, mode: Mode) -> None:
