@@ -22,7 +22,11 @@ NAMES = "*.wild.example"
 TO = (internet.OPENAI[0], 8080)  # no name of the manifest resolves to it
 RULE = f"tcp://{TO[0]}:{TO[1]}"
 WINDOW = 16
-_MANIFEST = f"allow: ['{NAMES}:8080', 'direct.allowed.example:8080']\nlimits: {{queries_per_s: 1000000, name_bytes_per_min: 1000000}}\n"
+RACE = f"*.{internet.RACE}"
+_MANIFEST = f"""
+allow: ['{NAMES}:8080', 'direct.allowed.example:8080', '{RACE}:{internet.ECHO_PORT}']
+limits: {{queries_per_s: 1000000, name_bytes_per_min: 1000000, addresses: 100000}}
+"""
 
 
 def measure(tmp: Path, quick: bool) -> list[Figure]:
@@ -40,7 +44,8 @@ def measure(tmp: Path, quick: bool) -> list[Figure]:
             changes = 15 if quick else 100
             fresh = _changes(world, job, changes)
             names = _dns(world, job, upstream.ask, quick)
-            figures = [*names, *_rules(fresh, _changes(world, job, changes // 4)), _command(world)]
+            lost = _race(job, 500 if quick else 10_000)
+            figures = [*names, lost, *_rules(fresh, _changes(world, job, changes // 4)), _command(world)]
         finally:
             upstream.end()
         job.end()
@@ -83,6 +88,19 @@ def _dns(world: World, job: Job, upstream: Callable[..., Any], quick: bool) -> l
         Figure("dns.cached.qps_a_core", median(cpu), "1/s", ">= 5000", spread=spread(cpu),
                note="answers by CPU second of the resolver"),
     ]  # fmt: skip
+
+
+def _race(job: Job, count: int) -> Figure:
+    failed: list[int] = []
+    for first in range(0, count, 500):
+        failed += _ask(job, do="race", names=RACE, port=internet.ECHO_PORT, first=first, count=min(500, count - first))
+    return Figure(
+        "dns.race.lost",
+        float(len(failed)),
+        "",
+        "<= 0",
+        note=f"of {count} connects, each to an address of its own right behind the answer that named it",
+    )
 
 
 def _changes(world: World, job: Job, pairs: int) -> dict[str, list[float]]:

@@ -130,6 +130,7 @@ def _make() -> None:
         "link set eth0 up",
         *(f"route add local {net} dev lo" for net in world.FORBIDDEN_NETS),
         "route add local 198.51.100.96/27 dev lo",  # many.allowed.example
+        f"route add local {world.RACE_NET} dev lo",
         f"route add default via {world.HOST4}",
         f"route add default via {world.HOST6}",
         netns=netns,
@@ -138,6 +139,7 @@ def _make() -> None:
     _batch(
         f"route add {world.FORBIDDEN_NETS[0]} via {world.DNS[0]} dev {link}",
         f"route add {world.FORBIDDEN_NETS[1]} via {world.DNS[1]} dev {link}",
+        f"route add {world.RACE_NET} via {world.DNS[1]} dev {link}",
     )
 
 

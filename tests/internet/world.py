@@ -9,6 +9,7 @@ that no policy of a test allows: whatever arrives there is counted, on every por
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv6Network
 
 NETNS = "amnet-world"
 HOST_LINK = "amnet0"
@@ -24,6 +25,9 @@ FORBIDDEN = ("203.0.113.10", "2001:db8:2::10")
 OPEN_NETS = ("198.51.100.0/24", "2001:db8:1::/64")
 FORBIDDEN_NETS = ("203.0.113.0/24", "2001:db8:2::/64")
 NOWHERE_NETS = ("10.99.0.0/16", "fd99::/64")  # what private names answer with: unreachable while the stand-in runs
+
+RACE = "race.example"  # nN.race.example has address number N of RACE_NET, and nobody else
+RACE_NET = "2001:db8:1::a:0/112"  # in OPEN_NETS; the echo answers on each address
 
 TLS_PORTS = (443, 8443)
 HTTP_PORTS = (80, 8080)
@@ -79,4 +83,6 @@ def lookup(name: str) -> Name | None:
     if name in NAMES:
         return NAMES[name]
     labels = name.split(".")
+    if name.endswith("." + RACE) and labels[0][1:].isdecimal() and int(labels[0][1:]) < 1 << 16:
+        return Name((str(IPv6Network(RACE_NET)[int(labels[0][1:])]),))
     return next((NAMES[w] for i in range(1, len(labels)) if (w := "*." + ".".join(labels[i:])) in NAMES), None)
