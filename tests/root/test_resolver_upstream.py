@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -97,6 +98,22 @@ def test_split_dns_and_nxdomain(net: SimpleNamespace) -> None:
     assert ask(net.world, A, "nothere.example").rcode() == dns.rcode.NXDOMAIN
     empty = ask(net.world, A, "four.example", "AAAA")
     assert (empty.rcode(), empty.answer) == (dns.rcode.NOERROR, [])
+
+
+def test_a_dead_server_is_passed_over_and_a_silent_one_is_not_asked_first_again() -> None:
+    with resolving(upstream={"servers": [[names.OUTSIDE_DNS2, 53], [names.OUTSIDE_DNS, 53]]}) as net:
+        net.daemon.set(A, "*.example:22", limits={"name_bytes_per_min": 10**6})
+        net.dns.records |= {(f"{name}.example", "A"): [names.WEB] for name in ("refused", "silent", "next", "last")}
+        assert addresses(ask(net.world, A, "refused.example")) == [names.WEB]  # nobody listens: ICMP says so
+        with net.world.udp(names.OUTSIDE_DNS2, 53) as silent:
+            silent.settimeout(0.1)
+            for name in ("silent", "next", "last"):
+                assert addresses(ask(net.world, A, f"{name}.example")) == [names.WEB]
+            heard = 0
+            with contextlib.suppress(TimeoutError):
+                while silent.recv(4096):
+                    heard += 1
+        assert heard <= 1
 
 
 def test_malformed_queries(net: SimpleNamespace) -> None:
