@@ -13,6 +13,7 @@ BYTES_PER_TOKEN = 3  # low for English prose, about right for code, JSON escapes
 IMAGE_TOKENS = 5_000  # the most a picture is scaled down to (Claude: 4,784; GPT and Gemini: less but for small models)
 MEDIA_BYTES_PER_TOKEN = 100  # sound and film: 8 kB/s speech at Gemini's 32 and OpenAI's 10 tokens a second, and more
 STORED_TOKENS = 8_000  # an earlier response, a conversation, a file, a cached context: its size is not known here
+_MOST_VALUES = 20_000  # looked at in one request; what is beyond counts as text, and takes no time
 _BLOB = 2_000  # characters without a space from which on a string may be base64
 
 _STORED = {
@@ -42,7 +43,9 @@ def _structure(document: object) -> tuple[int, int]:
     """(bytes that are no text, tokens that stand for them), walking the document without recursion."""
     less = more = 0
     waiting: list[tuple[object, str]] = [(document, "")]
-    while waiting:
+    for _ in range(_MOST_VALUES):
+        if not waiting:
+            break
         value, around = waiting.pop()
         if isinstance(value, list):
             waiting += ((inner, "") for inner in value)

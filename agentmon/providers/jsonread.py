@@ -7,10 +7,13 @@ from typing import Any
 import msgspec
 
 Json = dict[str, Any]
+MOST_VALUES = 2_000_000  # what is larger would take gigabytes as objects; a million embeddings' numbers are less
 
 
 def parse_object(data: bytes) -> Json | None:
-    """The JSON object in `data`; None for anything else."""
+    """The JSON object in `data`; None for anything else, and for one of more than MOST_VALUES values."""
+    if len(data) > MOST_VALUES and data.count(b",") + data.count(b"[") + data.count(b"{") > MOST_VALUES:
+        return None
     try:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

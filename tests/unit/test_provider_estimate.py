@@ -82,6 +82,14 @@ def test_a_form_with_files_is_read_for_its_members() -> None:
     assert read("/x", b"--").fields == {} and count_tokens(read("/x", b"--B\r\n\r\n")) >= 0
 
 
+def test_a_request_of_millions_of_values_is_counted_by_its_bytes() -> None:
+    body = b'{"model": "m", "max_tokens": 5, "messages": [' + b"[]," * 3_000_000 + b"[]]}"
+    request = read("/v1/messages", body)
+    assert request.fields == {} and count_tokens(request) == tokens_of(len(body))
+    many = json.dumps({"messages": [{}] * 100_000 + [{"file_id": "f"}]}).encode()
+    assert tokens_of(len(many)) <= count_tokens(read("/x", many)) <= tokens_of(len(many)) + STORED_TOKENS
+
+
 @given(st.binary(max_size=200), st.sampled_from([b"", b"--B\r\n", b'{"model": ']))
 def test_no_body_raises_and_counts_are_never_negative(body: bytes, start: bytes) -> None:
     assert count_tokens(read("/v1beta/models/m:x", start + body)) >= 0
