@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from netfilter.language import TABLE
 from netfilter.netns import links, namespaces, sysctl
 from netfilter.netns.conntrack import Conntrack
 from netfilter.netns.sockets import Sockets
-from netfilter.netns.wire import ROUTE, Netlink, Request
+from netfilter.netns.wire import ROUTE, Netlink, Request, out_of_the_way
 from netfilter.nfnetlink import Elements
 from netfilter.nft import Nft
 from netfilter.render_bottle import Static, inner_closed, static
@@ -31,13 +32,18 @@ class Inner:
     """Sockets bound to a bottle's namespace. Made in a thread that is in there; they keep the namespace alive."""
 
     def __init__(self) -> None:
-        self.nft = Nft()
+        self._space = out_of_the_way(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         self.elements = Elements(TABLE)
         self.conntrack = Conntrack()
         self.sockets = Sockets()
 
+    @property
+    def nft(self) -> Nft:
+        """A context of its own each time: seldom needed, and it wants one of the process's first 1024 descriptors."""
+        return namespaces.inside_fd(self._space, Nft)
+
     def close(self) -> None:
-        del self.nft
+        os.close(self._space)
         for edge in (self.elements, self.conntrack, self.sockets):
             edge.close()
 

@@ -20,6 +20,7 @@ from netfilter.language import TABLE, Command
 NEWTABLE, DELTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE = 0, 2, 3, 5, 6, 8
 NEWSET, DELSET, NEWSETELEM, DELSETELEM, NEWOBJ, DELOBJ = 9, 11, 12, 14, 18, 20
 CREATE, APPEND = 0x400, 0x800
+INET, NETDEV = 1, 5
 
 _TABLE, _NAME, _ELEMENTS = 1, 2, 3
 _ANONYMOUS, _CONSTANT, _INTERVAL, _MAP, _TIMEOUT, _CONCAT = 1, 2, 4, 8, 16, 128
@@ -28,7 +29,7 @@ _HOST_ORDER = b"\0\4" + struct.pack("=I", 1)  # libnftables' note to itself, for
 _COUNTER = 1
 _ACCEPT, _DROP, _GOTO = 1, 0, -4
 _EQUAL, _DIFFERS = 0, 1
-_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
+_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4, "egress": 1}
 
 # name → (nft's number of the type, bytes, host byte order)
 _TYPES = {
@@ -50,6 +51,8 @@ _WORDS: dict[str, dict[str, int]] = {
 _META = {"length": (0, "integer"), "mark": (3, "integer"), "iifname": (6, "ifname"), "oifname": (7, "ifname"),
          "nfproto": (15, "nf_proto"), "l4proto": (16, "inet_proto")}  # fmt: skip
 _IIFTYPE, _ETHERNET = 8, 1
+_PROTOCOL = 1
+_ETHERTYPES = {"ip": 0x0800, "ip6": 0x86DD, "arp": 0x0806}
 _CT_STATE, _CT_MARK = 0, 3
 # (protocol, field) → (base, offset, bytes, type, what the packet must be)
 _LINK, _NETWORK, _TRANSPORT = 0, 1, 2
@@ -59,6 +62,7 @@ _PAYLOAD = {
     ("ip", "daddr"): (_NETWORK, 16, 4, "ipv4_addr", ("nfproto", 2)),
     ("ip6", "saddr"): (_NETWORK, 8, 16, "ipv6_addr", ("nfproto", 10)),
     ("ip6", "daddr"): (_NETWORK, 24, 16, "ipv6_addr", ("nfproto", 10)),
+    ("arp", "saddr ip"): (_NETWORK, 14, 4, "ipv4_addr", None),
     ("th", "dport"): (_TRANSPORT, 2, 2, "inet_service", None),
     ("tcp", "flags"): (_TRANSPORT, 13, 1, "", ("l4proto", 6)),
     ("icmpv6", "type"): (_TRANSPORT, 0, 1, "icmpv6_type", ("l4proto", 58)),
@@ -66,11 +70,12 @@ _PAYLOAD = {
 
 
 class Message(NamedTuple):
-    """One message of subsystem nf_tables: kind, netlink flags, attributes."""
+    """One message of subsystem nf_tables: kind, netlink flags, attributes, family."""
 
     kind: int
     flags: int
     body: bytes
+    family: int = INET
 
 
 def compiled(commands: Iterable[Command]) -> list[Message]:
@@ -85,7 +90,8 @@ def compiled(commands: Iterable[Command]) -> list[Message]:
         else:
             ((verb, what),) = command.json.items()
             ((kind, fields),) = what.items()
-            found += _Rule(place).messages(fields) if kind == "rule" else _COMMANDS[verb, kind](fields)
+            messages = _Rule(place).messages(fields) if kind == "rule" else _COMMANDS[verb, kind](fields)
+            found += [m._replace(family=NETDEV) for m in messages] if fields["family"] == "netdev" else messages
     return found
 
 
@@ -118,7 +124,8 @@ def _no_table(fields: dict[str, Any]) -> list[Message]:
 def _chain(fields: dict[str, Any]) -> list[Message]:
     body = string(1, fields["table"]) + string(3, fields["name"])
     if "hook" in fields:
-        body += nested(4, number(1, _HOOKS[fields["hook"]]) + attribute(2, struct.pack(">i", fields["prio"])))
+        hook = number(1, _HOOKS[fields["hook"]]) + attribute(2, struct.pack(">i", fields["prio"]))
+        body += nested(4, hook + (string(3, fields["dev"]) if "dev" in fields else b""))
         body += number(5, _ACCEPT if fields["policy"] == "accept" else _DROP) + string(7, fields["type"])
     return [Message(NEWCHAIN, CREATE, body)]
 
@@ -199,9 +206,11 @@ class _Rule:
         self._code: list[bytes] = []
         self._known: set[tuple[str, int]] = set()  # what the packet has been found to be
         self._table = ""
+        self._netdev = False
 
     def messages(self, fields: dict[str, Any]) -> list[Message]:
         self._table = fields["table"]
+        self._netdev = fields["family"] == "netdev"
         for part in fields["expr"]:
             ((kind, said),) = part.items()
             getattr(self, f"_{kind}")(said)
@@ -215,7 +224,10 @@ class _Rule:
         if (key, value) in self._known:
             return
         self._known.add((key, value))
-        if key == "iiftype":
+        if key == "protocol":
+            self._say("meta", number(2, _PROTOCOL), number(1, 1))
+            self._compare(_EQUAL, struct.pack(">H", value))
+        elif key == "iiftype":
             self._say("meta", number(2, _IIFTYPE), number(1, 1))
             self._compare(_EQUAL, struct.pack("=H", value))
         else:
@@ -264,6 +276,9 @@ class _Rule:
         if kind != "payload":
             return
         needed = _PAYLOAD[said["protocol"], said["field"]][4]
+        if self._netdev and said["protocol"] in _ETHERTYPES:
+            self._must_be("protocol", _ETHERTYPES[said["protocol"]])
+            return
         if said["protocol"] == "icmpv6":
             self._must_be("nfproto", 10)
         if needed is not None:

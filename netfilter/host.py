@@ -431,7 +431,7 @@ def _whole_inside(bottle: Bottle, commands: Sequence[Command], what: str) -> Non
 def _hold_frames(net: BottleNet, inner: Inner) -> None:
     """Where the kernel has the hook; the host drops such frames in any case."""
     try:
-        inner.nft.run(inner_egress(net, links.INNER), f"hold frames of bottle {net.slot} inside")
+        inner.elements.run(inner_egress(net, links.INNER), f"hold frames of bottle {net.slot} inside")
     except KernelRefused as e:
         if e.errno not in _NO_EGRESS:
             raise

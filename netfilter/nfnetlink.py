@@ -15,11 +15,11 @@ from collections.abc import Iterable, Sequence
 
 from netfilter import bytecode
 from netfilter.batch import attribute, nested
-from netfilter.bytecode import CREATE, DELSETELEM, NEWSETELEM, Message, number, string
+from netfilter.bytecode import CREATE, DELSETELEM, INET, NEWSETELEM, Message, number, string
 from netfilter.errors import KernelRefused
 from netfilter.language import Command
+from netfilter.netns.wire import NETFILTER, netlink_socket
 
-_NETLINK_NETFILTER, _INET = 12, 1
 _HEADER, _GENERIC = struct.Struct("=IHHII"), struct.Struct(">BBH")
 _ATTRIBUTE = struct.Struct("=HH")
 _REQUEST, _ACK = 0x1, 0x4
@@ -41,7 +41,7 @@ class Elements:
 
     def __init__(self, table: str) -> None:
         self._table = string(_TABLE, table)
-        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._sock = netlink_socket(NETFILTER)
         self._sock.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, _SEND_BUFFER)
         self._sock.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)  # refusals do not repeat what was sent
         self._sock.settimeout(10)
@@ -97,9 +97,9 @@ class Elements:
         refused as a whole (no memory) is told with the number of its beginning."""
         parts = [self._batch(_BATCH_BEGIN)]
         first, final = self._sequence, len(messages) - 1
-        for at, (kind, flags, body) in enumerate(messages):
+        for at, (kind, flags, body, family) in enumerate(messages):
             flags |= _REQUEST | (_ACK if at == final else 0)
-            parts.append(self._message((_SUBSYSTEM << 8) | kind, flags, body))
+            parts.append(self._message((_SUBSYSTEM << 8) | kind, flags, body, family))
         last = self._sequence
         parts.append(self._batch(_BATCH_END))
         try:
@@ -128,9 +128,9 @@ class Elements:
         body = _GENERIC.pack(0, 0, _SUBSYSTEM)
         return _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST, self._sequence, 0) + body
 
-    def _message(self, kind: int, flags: int, body: bytes) -> bytes:
+    def _message(self, kind: int, flags: int, body: bytes, family: int = INET) -> bytes:
         self._sequence += 1
-        body = _GENERIC.pack(_INET, 0, 0) + body
+        body = _GENERIC.pack(family, 0, 0) + body
         return _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body
 
     def packets(self, names: Sequence[str]) -> list[int]:

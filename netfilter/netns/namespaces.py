@@ -55,9 +55,15 @@ def inside(name: str, work: Callable[[], T]) -> T:
     :raises KernelRefused: ENOENT, no such namespace; EPERM, no privilege.
     """
 
+    with handle(name) as fd:
+        return inside_fd(fd, work)
+
+
+def inside_fd(fd: int, work: Callable[[], T]) -> T:
+    """The same in the namespace of descriptor `fd`, which may have no name any more."""
+
     def enter() -> T:
-        with handle(name) as fd:
-            _check(_LIBC.setns(fd, _CLONE_NEWNET), f"enter namespace {name}")
+        _check(_LIBC.setns(fd, _CLONE_NEWNET), "enter a namespace")
         return work()
 
     return in_thread(enter)

@@ -6,6 +6,7 @@ decoding a conntrack entry into its objects takes 0.3 ms and a cut may meet hund
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
@@ -21,6 +22,7 @@ HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")
 _ERROR, _DONE = 2, 3
 _CHUNK_BYTES = 1 << 16
+_FD_SETSIZE = 1024
 
 
 class Request(NamedTuple):
@@ -60,11 +62,28 @@ def attributes(data: bytes, at: int = 0) -> dict[int, bytes]:
     return found
 
 
+def out_of_the_way(fd: int) -> int:
+    """The same file under a number that select(2) cannot take, 1024 or more: libnftables waits with it, and ends the
+    process where no smaller number is left for its own socket. Where the limit on open files forbids: `fd`."""
+    try:
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FD_SETSIZE)
+    except OSError:
+        return fd
+    os.close(fd)
+    return moved
+
+
+def netlink_socket(protocol: int) -> socket.socket:
+    """A raw socket of one netlink protocol, in the namespace of the calling thread."""
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    return socket.socket(fileno=out_of_the_way(made.detach()))
+
+
 class Netlink:
     """One socket of one netlink protocol."""
 
     def __init__(self, protocol: int) -> None:
-        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._sock = netlink_socket(protocol)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._sock.settimeout(10)
         self._sequence = 0
