@@ -119,7 +119,8 @@ def text(data: dict[str, Any]) -> str:
         lines += [f"  {each['destination']:24} {_answer(each)}" for each in data["destinations"]]
     lines += ["", "not seen by the guard in this process:"]
     lines += [f"  {each['path']} ({', '.join(each['names'])})" for each in unseen["native"]] or ["  no native code"]
-    lines += [f"  {name}: {how}" for name, how in unseen["loops"].items() if how != "absent"]
+    loops = {name: how for name, how in unseen["loops"].items() if how != "absent"}
+    lines += [f"  {name}: {how}{' (only its C resolver)' if name == 'gevent' else ''}" for name, how in loops.items()]
     lines += [f"  older than the guard: {each}" for each in unseen["sockets"]]
     if unseen["interpreters"]:
         lines.append(

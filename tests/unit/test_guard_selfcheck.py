@@ -72,6 +72,9 @@ def test_uvloop_is_seen_installed_and_loaded(tmp_path: Path) -> None:
     assert answer(path=str(tmp_path))["unseen"]["loops"]["uvloop"] == "installed"
     assert answer("--import", "uvloop", path=str(tmp_path))["unseen"]["loops"]["uvloop"] == "loaded"
     assert answer()["unseen"]["loops"]["eventlet"] == "absent"
+    (tmp_path / "gevent.py").touch()
+    told = check("check", path=str(tmp_path)).stdout
+    assert "  uvloop: installed\n  gevent: installed (only its C resolver)\n" in told and "eventlet" not in told
 
 
 def test_other_interpreters_are_counted(tmp_path: Path) -> None:
