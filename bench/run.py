@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.figure import Figure, show  # noqa: E402
 
-GROUPS = ("start", "cutoff", "proxy", "bulk", "relay", "connect", "live", "ledger", "nft", "guard", "ebpf")
+GROUPS = ("start", "cutoff", "proxy", "bulk", "relay", "connect", "live", "ledger", "nft", "bottles", "guard", "ebpf")
 RESULTS = ROOT / "bench/results"
 
 

@@ -271,3 +271,30 @@ def test_sysctls_and_devices_that_do_not_exist(lab: Lab) -> None:
 
     lab.run(work)
     assert POOL4
+
+
+def test_a_bottle_more_is_one_chain_more_and_no_rule_elsewhere(lab: Lab) -> None:
+    """What a packet of one meets does not grow with the others (50 of them: bench/bottles.py makes a thousand)."""
+    lab.open()
+
+    def chains() -> dict[str, int]:
+        found: dict[str, int] = {}
+        for line in lab.shell("nft", "-s", "-t", "list", "table", "inet", "agentmon").splitlines():
+            if line.startswith("\tchain "):
+                name = line.split()[1]
+                found[name] = 0
+            elif line.startswith("\t\t") and found:
+                found[name] += 1
+        return found
+
+    lab.bottle(16, direct(f"{WEB4}/32"))
+    one = chains()
+    for slot in range(17, 66):
+        lab.bottle(slot, direct(f"{WEB4}/32"))
+    many = chains()
+    assert {name: n for name, n in many.items() if name in one} == one
+    assert len(many) == len(one) + 49
+    assert {n for name, n in many.items() if name not in one} == {one["b16"]}
+    for slot in range(16, 66):
+        lab.run(lab.nf.delete_bottle, slot)
+    assert lab.run(lab.nf.slots) == frozenset()
