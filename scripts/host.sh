@@ -16,3 +16,11 @@ fail() {
 
 # cgroup2_mount: where the unified hierarchy is; on hybrid hosts not /sys/fs/cgroup itself.
 cgroup2_mount() { awk '{ for (i = 7; i <= NF; i++) if ($i == "-" && $(i + 1) == "cgroup2") { print $5; exit } }' /proc/self/mountinfo; }
+
+# setup.sh tests: the tests of `agentmon attach` hold a real container. runc, since crun refuses a hybrid cgroup layout.
+case "${0##*/} ${1:-}" in
+"setup.sh tests")
+    PACKAGES="$PACKAGES podman runc"
+    command -v podman >/dev/null || say "podman and runc are for tests only: they attach to a real container"
+    ;;
+esac

@@ -10,6 +10,10 @@ if [ -e /run/agentmon/daemon.lock ] && ! flock --nonblock /run/agentmon/daemon.l
     fail "the agentmon daemon is running" "agentmon kill --all, stop the daemon (systemctl stop agentmon), then run this again"
 fi
 
+if grep -qs '"attached":{' /run/agentmon/state/*.json; then
+    fail "agentmon is still attached to something" "agentmon daemon; agentmon ps; agentmon detach BOTTLE; then run this again"
+fi
+
 systemctl disable --now agentmon.service >/dev/null 2>&1 || true
 rm -f /etc/systemd/system/agentmon.service
 

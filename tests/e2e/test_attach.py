@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 class Shell:
     """A shell that somebody else started; `argv` is what it runs under."""
 
-    def __init__(self, *argv: str) -> None:
+    def __init__(self, *argv: str, env: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [*argv, "sh", "-c", LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True,
+            text=True, env=env,
         )  # fmt: skip
         assert self("echo up") == "up"
 
@@ -78,25 +79,25 @@ class Veth:
     def __init__(self, pid: int) -> None:
         self._switched = Path("/proc/sys/net/ipv4/ip_forward").read_text()
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        _command("ip", "link", "add", self.NAME, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
-        _command("ip", "addr", "add", "10.97.7.1/24", "dev", self.NAME)
-        _command("ip", "link", "set", self.NAME, "up")
+        command("ip", "link", "add", self.NAME, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+        command("ip", "addr", "add", "10.97.7.1/24", "dev", self.NAME)
+        command("ip", "link", "set", self.NAME, "up")
         inside = ("nsenter", "-t", str(pid), "-n", "ip")
-        _command(*inside, "addr", "add", "10.97.7.2/24", "dev", "eth0")
+        command(*inside, "addr", "add", "10.97.7.2/24", "dev", "eth0")
         for name in ("lo", "eth0"):
-            _command(*inside, "link", "set", name, "up")
-        _command(*inside, "route", "add", "default", "via", "10.97.7.1")
-        _command("nft", f"add table inet {self.TABLE}")
-        _command("nft", f"add chain inet {self.TABLE} post {{ type nat hook postrouting priority 100; }}")
-        _command("nft", f"add rule inet {self.TABLE} post ip saddr 10.97.7.0/24 masquerade")
+            command(*inside, "link", "set", name, "up")
+        command(*inside, "route", "add", "default", "via", "10.97.7.1")
+        command("nft", f"add table inet {self.TABLE}")
+        command("nft", f"add chain inet {self.TABLE} post {{ type nat hook postrouting priority 100; }}")
+        command("nft", f"add rule inet {self.TABLE} post ip saddr 10.97.7.0/24 masquerade")
 
     def remove(self) -> None:
         subprocess.run(["ip", "link", "del", self.NAME], check=False, capture_output=True)
-        _command("nft", f"delete table inet {self.TABLE}")
+        command("nft", f"delete table inet {self.TABLE}")
         Path("/proc/sys/net/ipv4/ip_forward").write_text(self._switched)
 
 
-def _command(*argv: str, env: dict[str, str] | None = None) -> str:
+def command(*argv: str, env: dict[str, str] | None = None) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, (argv, done.stderr)
     return done.stdout
@@ -218,7 +219,7 @@ def test_bpf_holds_it_when_every_packet_rule_is_gone(world: World, container: Sh
         world.daemon.send_signal(signal.SIGSTOP)
         try:
             container("nft flush ruleset")
-            _command("nft", f"insert rule inet agentmon b{slot} meta mark set meta mark or 0x1000000 accept")
+            command("nft", f"insert rule inet agentmon b{slot} meta mark set meta mark or 0x1000000 accept")
             before = world.counters()["forbidden"]
             assert "PermissionError" in container(connect)
             assert world.counters()["forbidden"] == before
@@ -266,6 +267,7 @@ def test_another_daemon_takes_over_what_is_attached(world: World, container: She
             assert container.status(f"http://{FORBIDDEN4}/") == "000"
             world.start_daemon()
             until(lambda: row(world))
+            until(lambda: container.status(ALLOWED) == "200")  # its services have found the new daemon
             held(world, container)
 
 
@@ -281,7 +283,7 @@ def test_the_bottle_goes_with_what_it_was_attached_to(world: World, container: S
 
 
 def test_a_named_namespace_is_held_also_while_nobody_is_in_it(world: World) -> None:
-    _command("ip", "netns", "add", "amt-named")
+    command("ip", "netns", "add", "amt-named")
     try:
         with attached(world, "--netns", "amt-named", *ALLOW) as found:
             assert "bpf" not in found["layers"] and any("not by BPF" in note for note in found["notes"])
@@ -293,7 +295,7 @@ def test_a_named_namespace_is_held_also_while_nobody_is_in_it(world: World) -> N
                 shell.end()
             assert world.counters()["forbidden"] == before
             assert row(world) is not None
-            _command("ip", "netns", "del", "amt-named")
+            command("ip", "netns", "del", "amt-named")
             until(lambda: row(world) is None)
     finally:
         subprocess.run(["ip", "netns", "del", "amt-named"], check=False, capture_output=True)
@@ -332,3 +334,36 @@ def test_only_what_is_attached_is_detached(world: World) -> None:
     world.agentmon("kill", "own")
     job.end()
     assert world.agentmon("detach", "nobody", check=False).returncode == 2
+
+
+def test_what_its_own_root_could_undo_is_not_attached(world: World) -> None:
+    """A user namespace owns the network, and a device in it leads where no rule of the host sees it."""
+    shell = Shell("unshare", "--map-root-user", "--net")
+    pid = str(shell.process.pid)
+    try:
+        command("ip", "netns", "add", "amt-beside")
+        command("ip", "-n", "amt-beside", "link", "add", "beside", "type", "veth", "peer", "name", "eth7", "netns", pid)
+        done = world.agentmon("attach", "--pid", pid, "--name", "it", check=False)
+        assert done.returncode == 2 and "rootless" in done.stderr and "eth7" in done.stderr
+        assert row(world) is None and "agentmon0" not in shell("ip link; nft list ruleset")
+        command("ip", "-n", "amt-beside", "link", "del", "beside")
+        with attached(world, "--pid", pid, *ALLOW) as found:  # without it there is nothing that its root could use
+            assert found["layers"][0] == "host-nft"
+            held(world, shell)
+    finally:
+        shell.end()
+        subprocess.run(["ip", "netns", "del", "amt-beside"], check=False, capture_output=True)
+
+
+def test_only_root_attaches(world: World) -> None:
+    """A member of group agentmon, who may run bottles."""
+    code = (
+        "import grp, os, sys, agentmon.cli.attach, agentmon.cli.main as m; "
+        "os.setgroups([grp.getgrnam('agentmon').gr_gid]); os.setresgid(65534, 65534, 65534); "
+        "os.setresuid(65534, 65534, 65534); sys.exit(m.main(sys.argv[1:]))"
+    )
+    for words in (("attach", "--pid", "1"), ("detach", "it")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], env=world.env, capture_output=True, text=True, check=False, timeout=30
+        )
+        assert done.returncode == 3 and f"may not use {words[0]}" in done.stderr and "sudo" in done.stderr, done.stderr

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 
-from netfilter import render, render_bottle, render_egress
+from netfilter import render, render_bottle, render_egress, render_foreign
 from netfilter.elements import Segments
 from netfilter.language import Command
-from netfilter.spec import BottleRules, Learned, Mode
+from netfilter.spec import BottleRules, Foreign, Learned, Mode
 from tests.support.nf_lab import direct, host_spec, learned, net, services
 
 HOST = host_spec()
@@ -98,4 +98,8 @@ CASES["next-epoch"] = (CASES["same-epoch"][0], applied(replace(_more, epoch=8, d
 CASES["inner-egress"] = ([], [*render_egress.inner_egress(net(16), "lo")])
 CASES["inner-egress-ipv4"] = ([], [*render_egress.inner_egress(net(16, six=False), "lo")])
 CASES["taken-back"] = (CASES["same-epoch"][0], taken_back())
+_foreign = replace(net(16), foreign=Foreign((HOST.service_addresses[0], HOST.service_addresses[3])))
+CASES["foreign-created"] = ([], [*render_foreign.inner_closed(_foreign)])
+CASES["foreign-judging"] = (CASES["foreign-created"][1], [*render_foreign.inner_chain(_foreign, RULES)])
+CASES["host-shut"] = ([], [*render_foreign.shut(16, [(1, "lo")])])
 CASES["deleted"] = (CREATED, render_bottle.bottle_deleted(16))
