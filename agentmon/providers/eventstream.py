@@ -47,11 +47,6 @@ class EventStreamReader:
         while len(self._pending) >= _PRELUDE.size and self._message():
             pass
 
-    @property
-    def mid_message(self) -> bool:
-        """Whether a message has begun that has not ended."""
-        return bool(self._pending or self._skip)
-
     def _message(self) -> bool:
         """Take one message out; False while it is incomplete."""
         total, headers_bytes, prelude_crc = _PRELUDE.unpack_from(self._pending)

@@ -185,6 +185,9 @@ def test_only_the_extra_chunk_is_left_out() -> None:
         DONE,
         b": comment\n\n",
         b'data: {"choices": "usage", "usage"\n\n',
+        b'data: {"choices": [1], "usage"\n\n',
+        b'data: {"choices": [1], "usage": 0}\n\n',
+        b'data: {"choices": [1],\ndata: "usage":\ndata: null}\n\n',  # not on one line: nobody sends it, and it stays
     ):
         assert without_usage(kept) == kept
 

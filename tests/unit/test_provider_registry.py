@@ -98,6 +98,12 @@ def test_a_path_has_one_form_or_none(target: str, wanted: str | None) -> None:
     assert match.normal_path(target) == wanted
 
 
+@pytest.mark.parametrize("query", ["$httpMethod=POST", "a=1&%24HTTPMETHOD=post", "x=%68ttpMethod"])
+def test_a_query_may_not_change_the_method(query: str) -> None:
+    assert match.overrides_method(f"/v1beta/models/m:x?{query}")
+    assert not match.overrides_method("/v1beta/httpMethod?alt=sse&key=k")
+
+
 @given(st.text(max_size=40))
 def test_the_normal_form_is_stable(text: str) -> None:
     path = match.normal_path("/" + text)
