@@ -22,7 +22,7 @@ from agentmon.errors import AgentmonError
 from agentmon.events import Event
 from agentmon.providers.declaration import Estimate
 from agentmon.proxy import bodies
-from agentmon.proxy.settlement import charge
+from agentmon.proxy.settlement import charge, tells_input
 
 
 class Ledger(Protocol):
@@ -108,8 +108,8 @@ class Exchange:
         """
         if self._hold is None or self._finished:
             return
-        if usage.source == "estimate" and self._estimate is not None:
-            usage = msgspec.structs.replace(usage, input=max(usage.input, self._estimate.input))
+        if usage.source == "estimate" and self._estimate is not None and not tells_input(usage):
+            usage = msgspec.structs.replace(usage, input=self._estimate.input)
         self._next = usage
         if not self._telling:
             self._telling = True

@@ -14,6 +14,11 @@ from agentmon import wire
 from agentmon.providers.declaration import Estimate
 
 
+def tells_input(usage: wire.Usage) -> bool:
+    """Whether the provider has said what came in."""
+    return bool(usage.input or usage.cache_read or usage.cache_write_5m or usage.cache_write_1h)
+
+
 def charge(
     estimate: Estimate,
     provider: str,
@@ -43,10 +48,9 @@ def charge(
     )
     if usage.complete:
         return usage
-    has_input = usage.input or usage.cache_read or usage.cache_write_5m or usage.cache_write_1h
     return msgspec.structs.replace(
         usage,
-        input=usage.input if has_input else estimate.input,
+        input=usage.input if tells_input(usage) else estimate.input,
         output=max(usage.output, estimate.output, seen),
         source="estimate",
     )

@@ -227,11 +227,12 @@ def test_a_lost_answer_charges_the_text_that_came_where_that_is_more_than_was_he
 def test_progress_by_the_text_alone_has_the_requests_input() -> None:
     async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
         await exchange.reserve(ESTIMATE)
-        exchange.progress(wire.Usage("", output=700, source="estimate", complete=False))
-        await asyncio.sleep(0.01)
+        for said in ({}, {"cache_read": 45}, {"input": 7}):
+            exchange.progress(wire.Usage("", output=700, source="estimate", complete=False, **said))
+            await asyncio.sleep(0.01)
 
-    told = next(call[2] for call in trial(body)[0].calls if call[0] == "progress")
-    assert (told.input, told.output) == (50, 700)
+    told = [call[2] for call in trial(body)[0].calls if call[0] == "progress"]
+    assert [(u.input, u.cache_read, u.output) for u in told] == [(50, 0, 700), (0, 45, 700), (7, 0, 700)]
 
 
 # ── the tap ──
