@@ -13,6 +13,7 @@ import fcntl
 import re
 import socket
 import struct
+from pathlib import Path
 
 from netfilter.errors import KernelRefused
 from netfilter.language import FAMILY, TABLE, Part, device, elements, flush_set
@@ -120,13 +121,16 @@ class Forwarding:
 
     def _up(self) -> set[tuple[int, str]]:
         """Foreign devices that are up."""
-        now = {(n, name) for n, name in socket.if_nameindex() if name != "lo" and not self._ours.fullmatch(name)}
+        now = {(n, name) for name in self._foreign() if (n := _number(name))}
         self._seen &= now
         self._marked &= now
         return {pair for pair in now if pair in self._seen or _is_up(pair[1])}
 
     def _foreign(self) -> list[str]:
-        return [name for _, name in socket.if_nameindex() if name != "lo" and not self._ours.fullmatch(name)]
+        """Names of devices that are not ours. From a file: if_nameindex(3) takes 10 ms beside 1,000 bottles."""
+        lines = Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]
+        names = (line.partition(":")[0].strip() for line in lines)
+        return [name for name in names if name != "lo" and not self._ours.fullmatch(name)]
 
     def _elements(self, name: str, kind: str = "set") -> list[str]:
         try:
@@ -135,6 +139,14 @@ class Forwarding:
             return []  # no table, nothing switched
         members = [e for o in listed for e in o.get(kind, {}).get("elem", [])]
         return [str(e[0]) if isinstance(e, list) else str(e) for e in members]
+
+
+def _number(name: str) -> int:
+    """0: it has gone meanwhile."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
 
 
 def _is_up(name: str) -> bool:

@@ -187,10 +187,9 @@ class HostNetfilter:
 
         change.add(
             f"close {net.veth} on the host",
-            lambda: edges.elements.run(render_bottle.bottle_closed(net), f"close bottle {net.slot}"),
+            lambda: self._lead(net),
             lambda: self._remove_rules(net.slot),
         )
-        change.add(f"lead {net.veth} there", lambda: self._lead(net))
         change.add(f"make device {net.veth}", lambda: pipe.make(edges.route), unlink)
         change.add(f"address {net.veth} and eth0", lambda: pipe.set_up(edges.route))
         change.add("forwarding of new devices", self._forward)
@@ -198,7 +197,7 @@ class HostNetfilter:
     def _lead(self, net: BottleNet) -> None:
         elements = self._edges().elements
         elements.take_device(render.CUT, net.veth)  # a cut that came after the last tenant's end
-        elements.lead(render.BOTTLES, net.veth, f"b{net.slot}")
+        elements.lead(render.BOTTLES, net.veth, f"b{net.slot}", render_bottle.bottle_closed(net))
 
     def adopt_bottle(self, net: BottleNet) -> None:
         self._check_net(net)

@@ -60,9 +60,14 @@ class Elements:
         """One device name into a set of them; fine if it is there."""
         self._transact([self._element(NEWSETELEM, set_name, _device(device))], f"add {device} to {set_name}")
 
-    def lead(self, map_name: str, device: str, chain: str) -> None:
-        """Packets that come in by a device go to a chain: its element in a verdict map."""
-        self._transact([self._element(NEWSETELEM, map_name, _leading(device, chain))], f"lead {device} to {chain}")
+    def lead(self, map_name: str, device: str, chain: str, making: Iterable[Command] = ()) -> None:
+        """Packets that come in by a device go to a chain: its element in a verdict map.
+
+        :param making: commands that make the chain. One transaction for both: the kernel looks at every chain that is
+            led to once for each transaction that leads somewhere.
+        """
+        leading = self._element(NEWSETELEM, map_name, _leading(device, chain))
+        self._transact([*bytecode.compiled(making), leading], f"lead {device} to {chain}")
 
     def lead_elsewhere(self, map_name: str, device: str, chain: str) -> None:
         """The same for a device that is led somewhere already, in one step; one that is not stays so."""

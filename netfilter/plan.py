@@ -110,8 +110,8 @@ def planned(bottle: Bottle, rules: BottleRules, now_ns: int, *, anew: bool = Fal
     segments, learned = _learned(bottle, rules, now_ns, fresh=fresh, renumbers=renumbers, closing=(*forgotten, *lapsed))
 
     def commands(slot: int | None) -> list[Command]:
-        x = render_bottle.flushed("x", slot) if renumbers else []
-        x += render_bottle.taken_back(slot, region.elements, () if renumbers else bottle.region.elements)
+        x = [] if bottle.static is not None else render_bottle.flushed("x", slot)
+        x += render_bottle.taken_back(slot, region.elements, bottle.region.elements)
         return [*x, *render_bottle.changed_sets(slot, changed), *learned.commands(slot)]
 
     unsure = not renumbers and (bottle.unsure or (not fresh and bool(gone)))
@@ -143,7 +143,9 @@ def _learned(
 ) -> tuple[Segments, _Sets]:
     if fresh and renumbers:
         segments = Segments()
-        return segments, _Sets(segments.change(rules.learned, now_ns), "lr")
+        change = segments.change(rules.learned, now_ns)
+        empty = bottle.static is not None and not bottle.learned  # what is looked up costs, beside many bottles
+        return segments, _Sets(change, "" if empty and not change.remove else "lr")
     if not fresh:
         segments = bottle.segments.copy()
         return segments, _Sets(segments.change(rules.learned, now_ns), "")

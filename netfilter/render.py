@@ -27,6 +27,7 @@ from netfilter.language import (
     Part,
     add_map,
     add_set,
+    address_type,
     base_chain,
     chain,
     choice,
@@ -63,11 +64,15 @@ DIAL_MARK = 0x0200_0000  # conntrack mark bit: a connection that the service nam
 PASS = put(meta("mark"), union(meta("mark"), PASS_MARK))
 BOTTLES, CUT, ROUTER, PROTECTED = "bottles", "cut", "router", "protected"
 SWITCHED4, SWITCHED6, MARKED4 = "switched4", "switched6", "marked4"  # what forwarding.py changed
+NOISE, NOT_AWAY = "noise", "notaway"
 REFUSE, SERVICE, INBOUND = "refuse", "service", "inbound"
 MARKED_PRE, FILTER, SOURCE_NAT = -150, 0, 100  # hook priorities
 _NOISE = (
     "nd-router-solicit", "nd-neighbor-solicit", "nd-neighbor-advert", "mld-listener-report", "mld2-listener-report",
 )  # fmt: skip
+
+
+_ICMP6_TYPE = Part("icmpv6 type", {"payload": {"protocol": "icmpv6", "field": "type"}})
 
 
 def ip(version: int) -> str:
@@ -81,7 +86,18 @@ def target(version: int) -> Part:
 
 def noise() -> Part:
     """What an IPv6 stack says by itself. Neighbours are permanent, so nobody needs to hear it; not an attack either."""
-    return equal(Part("icmpv6 type", {"payload": {"protocol": "icmpv6", "field": "type"}}), choice(map(word, _NOISE)))
+    return equal(_ICMP6_TYPE, choice(map(word, _NOISE)))
+
+
+def shared_noise() -> Part:
+    """The same by the host table's own set. nf_tables finds sets by walking a list of all of a table's, so bottles
+    share what is the same for all."""
+    return equal(_ICMP6_TYPE, named(NOISE))
+
+
+def not_away() -> Part:
+    """Is the destination one of the host's own, a broadcast or a multicast address?"""
+    return equal(address_type(), named(NOT_AWAY))
 
 
 def refusal() -> list[Part]:
@@ -104,6 +120,11 @@ def host_table(host: HostSpec) -> list[Command]:
         *(add_set(name, ("ifname",)) for name in (CUT, SWITCHED4, SWITCHED6, MARKED4)),
         *(counter("add", name) for name in (SERVICE, INBOUND)),
     ]
+    for name, kind, words in (
+        (NOISE, "icmpv6_type", _NOISE),
+        (NOT_AWAY, "fib_addrtype", ("local", "broadcast", "multicast")),
+    ):
+        commands += [add_set(name, (kind,)), *elements("add", name, map(word, words))]
     for v in FAMILIES:
         commands += [add_set(f"dns{v}", TUPLE[v]), add_set(f"dial{v}", TUPLE[v], "timeout")]
         commands.append(add_set(f"span{v}", TUPLE[v], "interval", "timeout"))

@@ -22,10 +22,8 @@ from netfilter.language import (
     Command,
     Part,
     add_set,
-    address_type,
     base_chain,
     chain,
-    choice,
     counted,
     counter,
     ct,
@@ -37,7 +35,6 @@ from netfilter.language import (
     field,
     flush_set,
     goto,
-    joined,
     masked,
     meta,
     named,
@@ -58,9 +55,11 @@ from netfilter.render import (
     REFUSE,
     ip,
     noise,
+    not_away,
     pieces,
     refusal,
     renewals,
+    shared_noise,
     target,
 )
 from netfilter.spec import EPOCH_MASK, BottleNet, BottleRules, Endpoint, Mode
@@ -134,7 +133,7 @@ def _spoof(net: BottleNet) -> list[list[Part]]:
     ours4 = differs(field("ip", "saddr"), word(str(net.addr4)))
     ours6 = differs(field("ip6", "saddr"), word(str(net.addr6)))
     return [
-        [noise(), DROP],
+        [shared_noise(), DROP],
         [differs(field("ether", "saddr"), word(net.mac_bottle)), *bad],
         [ours4, *bad],
         [ours6 if net.addr6 is not None else equal(meta("nfproto"), word("ipv6")), *bad],
@@ -159,11 +158,12 @@ def _judged(slot: int, rules: BottleRules, also: Iterable[int]) -> list[list[Par
     out += _services((e for e in rules.services if not e.survives_cut), accept)
     for v in FAMILIES:
         out.append([equal(field(ip(v), "daddr"), named(f"{PROTECTED}{v}")), *refuse("protected")])
-    out.append([equal(address_type(), choice(map(word, ("local", "broadcast", "multicast")))), *refuse("protected")])
+    out.append([not_away(), *refuse("protected")])
     out += [[equal(target(v), named(set_name("d", v, slot))), *refuse("deny")] for v in FAMILIES]
     out += [[equal(target(v), named(set_name(k, v, slot))), *accept] for k in "snlr" for v in FAMILIES]
     if rules.mode is Mode.OBSERVE:
-        out.append([_transport(), counted(counter_name(slot, "observed")), *accept])
+        observed = [counted(counter_name(slot, "observed")), *accept]
+        out += [[transport, *observed] for transport in _transports()]
     return [*out, refuse("policy")]
 
 
@@ -207,7 +207,7 @@ def inner_judgement(name: str, rules: BottleRules, also: Iterable[int] = ()) -> 
             parts += [[equal(target(v), named(set_name("d", v, None))), goto(REFUSE)] for v in FAMILIES]
             parts += [[equal(target(v), named(set_name(k, v, None))), *accept] for k in "snlr" for v in FAMILIES]
         if rules.mode is Mode.OBSERVE:
-            parts.append([_transport(), *accept])
+            parts += [[transport, *accept] for transport in _transports()]
     return [rule(name, *p) for p in [*parts, [goto(REFUSE)]]]
 
 
@@ -237,17 +237,13 @@ def _current(epochs: Iterable[int], slot: int | None) -> list[list[Part]]:
 
 
 def _farewell() -> list[list[Part]]:
-    """For each family: a reset of a connection that conntrack still knows, with no more than a time stamp in it: the
-    far end of a flow that ends here is told. Its entry is deleted next."""
+    """For each family and length: a reset of a connection that conntrack still knows, with no more than a time stamp in
+    it: the far end of a flow that ends here is told. Its entry is deleted next."""
     reset = equal(masked(field("tcp", "flags"), _RST), number(_RST))
     return [
-        [
-            equal(meta("nfproto"), word(f"ipv{v}")),
-            reset,
-            equal(meta("length"), choice(Part(str(n), n) for n in lengths)),
-            state("established"),
-        ]
+        [equal(meta("nfproto"), word(f"ipv{v}")), reset, equal(meta("length"), Part(str(n), n)), state("established")]
         for v, lengths in _BARE.items()
+        for n in lengths
     ]
 
 
@@ -255,18 +251,19 @@ def _marked(bits: int) -> Part:
     return put(ct("mark"), union(masked(ct("mark"), _KEEP), bits))
 
 
-def _transport() -> Part:
-    return equal(meta("l4proto"), choice([word("tcp"), word("udp")]))
+def _transports() -> list[Part]:
+    return [equal(meta("l4proto"), word(name)) for name in ("tcp", "udp")]
 
 
 def _services(services: Iterable[Endpoint], verdict: Sequence[Part]) -> list[list[Part]]:
+    """A rule for each: a set without a name would be one more for nf_tables to walk past."""
     out = []
     services = tuple(services)
     for v in FAMILIES:
-        found = sorted({(e.address, e.proto, e.port) for e in services if e.address.version == v})
-        if found:
-            members = [joined(word(str(a)), word(proto), Part(str(port), port)) for a, proto, port in found]
-            out.append([equal(target(v), choice(members)), *verdict])
+        for address, proto, port in sorted({(e.address, e.proto, e.port) for e in services if e.address.version == v}):
+            to = equal(field(ip(v), "daddr"), word(str(address)))
+            at = equal(field("th", "dport"), Part(str(port), port))
+            out.append([to, equal(meta("l4proto"), word(proto)), at, *verdict])
     return out
 
 
