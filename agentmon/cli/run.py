@@ -93,6 +93,9 @@ def _finish(outcome: Outcome, summary: dict[str, Any], json_summary: Path | None
     error = summary.get("error")
     if error:
         complain(str(error["message"]), str(error.get("hint", "")))
+    elif os.isatty(2) and (count := sum((summary.get("refused") or {}).values())):
+        times = "once" if count == 1 else f"{count} times"
+        notice(f"refused {times}, see: agentmon events --bottle {summary.get('bottle') or name} --verdict refused")
     _summarise(json_summary, name, started, outcome.exit, summary)
     return outcome.exit
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -369,6 +370,8 @@ class Daemon:
     async def ended(self, action: a.Ended) -> None:
         bottle = action.bottle
         summary = self._summaries.pop(action.slot, {"refused": {}, "usage": {}, "cut": None})
+        repeats = self.log.refused.pop(bottle.name, Counter())  # the services told them when they dropped the bottle
+        summary["refused"] = dict(Counter(summary["refused"]) + repeats)
         value = {"bottle": bottle.name, "exit": action.status, **summary}
         self.clients.end(action.slot, value, action.error)
 
