@@ -38,12 +38,13 @@ def test_whatever_a_bottle_sends(messages: list[tuple[bytes, bool]]) -> None:
     asyncio.run(_all(messages))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(MESSAGE)
 def test_both_readers_say_the_same(data: bytes) -> None:
     """The quick one for what stubs send, dnspython for everything else."""
-    quick = message._ordinary(data) if len(data) >= 12 and data[4:10] == b"\0\1\0\0\0\0" else None
-    assert quick is None or quick == message._any(data)
+    if len(data) >= 12 and not data[2] & 0xF8 and data[4:10] == b"\0\1\0\0\0\0":  # parse() has seen to it
+        quick = message._ordinary(data)
+        assert quick is None or quick == message._any(data)
 
 
 async def _all(messages: list[tuple[bytes, bool]]) -> None:
