@@ -14,7 +14,7 @@ import pytest
 from tests.adversarial.conftest import Told
 from tests.adversarial.layer_rows import ADMIN, ROWS, Admin, Row
 from tests.adversarial.layers import GOOD_PORT, OWN4, OWN6, Alone, Layer, Placement, alone
-from tests.support.nf_lab import WEB4, WEB6
+from tests.support.nf_lab import WEB4, WEB6, until
 
 pytestmark = pytest.mark.adversarial
 
@@ -28,7 +28,10 @@ def labs() -> Iterator[dict[Layer, Alone]]:
 
 def arrives(lab: Alone, row: Row | Admin, placement: Placement = Placement.ROOT) -> int:
     before = lab.received(row.to)
-    lab.tries(row.words, placement)
+    if isinstance(row, Admin):
+        lab.tries_unanswered(row.words, placement)
+    else:
+        lab.tries(row.words, placement)
     return lab.received(row.to) - before
 
 
@@ -43,7 +46,9 @@ def test_what_is_allowed_passes_the_layer(labs: dict[Layer, Alone], layer: Layer
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_a_layer_alone(labs: dict[Layer, Alone], record: Told, record_unclaimed: Told, row: Row) -> None:
-    assert arrives(labs[Layer.NONE], row) > 0  # the attempt works: what does not arrive elsewhere is the layer's doing
+    until(
+        lambda: arrives(labs[Layer.NONE], row)
+    )  # the attempt works: what does not arrive elsewhere is the layer's doing
     leaks = {}
     for layer in (Layer.HOST_NFT, Layer.ROUTING, Layer.BOTTLE_NFT):
         for placement in Placement if layer is not Layer.ROUTING else [Placement.ROOT]:
@@ -62,12 +67,12 @@ def test_root_in_the_bottle_changes_its_namespace(labs: dict[Layer, Alone], reco
         lab = labs[layer]
         lab.shell(row.first)
         try:
-            got[layer] = arrives(lab, row)
+            got[layer] = until(lambda: arrives(lab, row)) if layer is Layer.NONE else arrives(lab, row)  # noqa: B023
         finally:
             lab.shell(row.undo)
         if layer is not Layer.NONE:
             record(f"CAP_NET_ADMIN: {row.technique}", Placement.ROOT.value, layer.value, got[layer])
-    assert got.pop(Layer.NONE) > 0
+    del got[Layer.NONE]
     assert set(got.values()) == {0}
 
 
@@ -87,10 +92,11 @@ def test_new_connections_from_elsewhere(
         for to in (OWN4, OWN6):
             before = lab.entered(to)
             lab.knocks(origin, to)
+            if layer is Layer.NONE:
+                until(lambda: lab.entered(to) > before)  # noqa: B023
             received = got[layer, to] = lab.entered(to) - before
             if layer is not Layer.NONE:
                 kind = "v6" if ":" in to else "v4"
                 tell = record if layer in held_by else record_unclaimed
                 tell(f"inbound from {name} {kind}", "outside the bottle", layer.value, received)
-    assert all(received > 0 for (layer, _), received in got.items() if layer is Layer.NONE)
     assert not {key: received for key, received in got.items() if received and key[0] in held_by}
