@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.figure import Figure, against, interleaved, pairwise, spread
+from bench.figure import Figure, against, interleaved, median, pairwise, spread
 from bench.process import Failed, cpu_tree_ms, end, memory_mb, run
 from tests.support import names, relay_rig
 from tests.support.names import until
@@ -29,6 +29,7 @@ from tests.support.proxy_upstream import own_ca
 
 JOBS = Path(__file__).parent / "jobs"
 NAME = "other.example"  # sender.py answers other.* with bytes and no cryptography
+SECURE = "web.example"
 IDLE = 2000
 LEAST = "splice loop"
 _REDIRECT = """table inet ambench {
@@ -55,9 +56,13 @@ def measure(tmp: Path, quick: bool) -> list[Figure]:
     size = (256 if quick else 1024) << 20
     with relay_rig.between() as net, contextlib.ExitStack() as stack:
         receiver = _route(net, tmp, size, stack)
-        net.set(relay_rig.A, NAME, limits={"connections": 2 * IDLE})
+        net.set(relay_rig.A, NAME, SECURE, limits={"connections": 2 * IDLE})
         net.set(relay_rig.B, NAME, limits={"connections": 2 * IDLE})
-        return [*_bulk(net, tmp, stack, receiver, size, 3 if quick else 9), *_idle(net)]
+        return [
+            *_bulk(net, tmp, stack, receiver, size, 3 if quick else 9),
+            _tls(receiver, size, 3 if quick else 9),
+            *_idle(net),
+        ]
 
 
 def _bulk(
@@ -92,6 +97,20 @@ def _bulk(
         note = f"of the {LEAST}: what a relay can reach here"
         figures.append(Figure("relay.stream.least_ratio", ratio, "×", spread=_each(got, LEAST), note=note))
     return figures
+
+
+def _tls(receiver: subprocess.Popen[str], size: int, rounds: int) -> Figure:
+    def rate(address: str) -> float:
+        got = _ask(receiver, do="tls", to=[address, 443], name=SECURE)
+        if got["bytes"] != size:
+            raise Failed(f"{address}: {got['bytes']} of {size} bytes came")
+        return float(got["bytes"] / got["seconds"] / 1e6)
+
+    got = interleaved(rounds, {"agentmon": partial(rate, names.RELAY), "routed": partial(rate, names.WEB)})
+    note = f"the same TLS download, {rounds} × {size >> 20} MiB; MB/s beside it"
+    rates = {name: median(values) for name, values in got.items()}
+    return Figure("relay.tls.ratio", pairwise(got["agentmon"], got["routed"]), "×", ">= 0.8", rates,
+                  spread=_each(got, "routed"), note=note)  # fmt: skip
 
 
 def _each(got: dict[str, list[float]], peer: str) -> list[float]:
