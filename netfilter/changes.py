@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from netfilter.blockers import Blocker
 from netfilter.spec import Netfilter
 
 
@@ -73,6 +74,9 @@ class SelfHealing(Netfilter, Protocol):
         it could not be put back.
 
         :raises KernelRefused: the kernel takes it no longer; what it concerns stays closed."""
+
+    def blockers(self) -> list[Blocker]:
+        """Chains of others that drop what bottles are permitted. Lists every table: only where something failed."""
 
 
 def told(parts: Iterable[str], at_most: int = 4) -> str:

@@ -11,22 +11,26 @@ translation of live flows (docs/adr/0018).
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from netfilter import heal_links, heal_rules
+from netfilter.blockers import Blocker, blockers
 from netfilter.bottle import Pipe, bottle_pipe, now_ns, pair
 from netfilter.changes import Difference, Kind, Place
 from netfilter.elements import Segments
 from netfilter.errors import KernelRefused
 from netfilter.foreign import foreign_pipe
 from netfilter.host import _SERVICE_MACS, HostNetfilter, _whole_inside
-from netfilter.language import Command
+from netfilter.language import FAMILY, TABLE, Command
 from netfilter.netns import namespaces
-from netfilter.spec import BottleNet, Holding, HostSpec, Learned, Mode
+from netfilter.spec import BottleNet, BottleRules, Holding, HostSpec, Learned, Mode
 from netfilter.watch import Watch, Watcher, own_pid
 
+T = TypeVar("T")
 _ORDER = (Kind.NAMESPACE, Kind.RULES, Kind.ROUTING, Kind.DEVICE, Kind.FORWARDING)  # rules close what comes then
 
 
@@ -67,12 +71,39 @@ class HealingNetfilter(HostNetfilter):
         self._watcher.expect(slot, ends.wanted(Place.HOST))
         self._watcher.expect_inside(slot, pipe.namespace, watch, ends.wanted(Place.BOTTLE))
 
+    def _with_table(self, call: Callable[[], T]) -> T:
+        """Do it; where somebody has just taken the host's table away, put that back and do it again."""
+        try:
+            return call()
+        except KernelRefused as e:
+            if e.errno != errno.ENOENT or self._host is None or self._has_table():
+                raise
+        self._rewrite_host()
+        return call()
+
+    def _has_table(self) -> bool:
+        try:
+            self._edges().nft.listing(f"list chain {FAMILY} {TABLE} pre")
+        except KernelRefused:
+            return False
+        return True
+
+    def put(self, rules: BottleRules) -> bool:
+        put = super().put
+        return self._with_table(lambda: put(rules))
+
+    def learn(self, slot: int, entries: Sequence[Learned]) -> None:
+        learn = super().learn
+        self._with_table(lambda: learn(slot, entries))
+
     def create_bottle(self, net: BottleNet) -> None:
-        super().create_bottle(net)
+        create = super().create_bottle
+        self._with_table(lambda: create(net))
         self._expect(net.slot, bottle_pipe(net))
 
     def attach_bottle(self, net: BottleNet, namespace: str, inode: int) -> Holding:
-        held = super().attach_bottle(net, namespace, inode)
+        attach = super().attach_bottle
+        held = self._with_table(lambda: attach(net, namespace, inode))
         self._expect(net.slot, _pipe(net))
         return held
 
@@ -97,7 +128,8 @@ class HealingNetfilter(HostNetfilter):
         super().close_host()
 
     def permit_service(self, entries: Sequence[Learned]) -> None:
-        super().permit_service(entries)
+        permit = super().permit_service
+        self._with_table(lambda: permit(entries))
         self._dials.note(entries, now_ns())
 
     def cut(self, slot: int) -> None:
@@ -105,11 +137,16 @@ class HealingNetfilter(HostNetfilter):
         bottle = self._bottles.get(slot)
         if bottle is not None and bottle.rules is not None:
             bottle.rules = replace(bottle.rules, mode=Mode.CUT)
-        super().cut(slot)
+        cut = super().cut
+        self._with_table(lambda: cut(slot))
 
     def refusals(self, slot: int) -> dict[str, int]:
         before = self._counted.get(slot, Counter())
         return {reason: n + before[reason] for reason, n in super().refusals(slot).items()}
+
+    def blockers(self) -> list[Blocker]:
+        """Chains of others that drop what bottles are permitted. Lists every table: only where something failed."""
+        return blockers(self._edges().nft.listing("list ruleset"))
 
     # ── what differs, and back again ──
 

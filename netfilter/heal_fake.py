@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from netfilter.blockers import Blocker
 from netfilter.changes import Change, Difference, Kind, Place
 from netfilter.fake import FakeNetfilter
 from netfilter.spec import Address, Proto
@@ -54,6 +55,9 @@ class FakeHealing(FakeNetfilter):
         found = [d for d in self.broken if (d.slot, d.kind) in asked]
         self.broken = frozenset(d for d in self.broken if d not in found or d.lost)
         return found
+
+    def blockers(self) -> list[Blocker]:
+        return []
 
     def close_host(self) -> None:
         super().close_host()

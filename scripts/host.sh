@@ -1,6 +1,6 @@
 # Sourced by the other scripts: how they speak, and what of this host belongs to agentmon.
 
-PACKAGES="python3 python3-venv python3-bpfcc python3-nftables nftables bubblewrap iproute2 libseccomp2 conntrack
+PACKAGES="python3 python3-venv python3-bpfcc python3-nftables nftables iptables bubblewrap iproute2 libseccomp2 conntrack
     util-linux procps curl ca-certificates gcc libc6-dev linux-libc-dev python3-dev"
 GROUPS_WANTED="agentmon agentmon-svc agentmon-job"
 SERVICES="resolver relay proxy ledger" # users agentmon-NAME, primary group agentmon-svc

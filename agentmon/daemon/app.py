@@ -80,7 +80,7 @@ class Daemon:
         self.kernel = Kernel(nft, bpf, tree, self.pool, self._places)
         self._kernel_thread = ThreadPoolExecutor(1, "kernel")
         self.clients = Clients()
-        self._healing = Healing(nft, self.in_kernel, lambda: self.host.bottles, self._tell, self._broken)
+        self.healing = Healing(nft, self.in_kernel, lambda: self.host.bottles, self._tell, self._broken)
         self.commits = Commits(nft, bpf.learn, self._refence)
         self.spawner = Spawner(path=paths.SVC / "spawner.sock")
         self.services: dict[str, Service] = {}
@@ -135,7 +135,7 @@ class Daemon:
         trust.ensure_ca(paths.CA_DIR, owner=specs.USERS["proxy"])
         trust.bundle(paths.CA_DIR, [Path(p) for p in self.settings.upstream_ca], self.trust)
         await self.in_kernel(self.kernel.open, specs.host_spec(self.settings))
-        await self._healing.open()
+        await self.healing.open()
         for group, why in self.kernel.left_out().items():
             print(f"warning: {_LEFT_OUT.get(group, group)}: not on this host ({why})", file=sys.stderr)
         jobs = await self.spawner.start()
@@ -150,7 +150,7 @@ class Daemon:
         self.sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add, self.commits.names)
         strangers = Strangers(lambda: self.host.bottles, self.kernel.tree.holds, self.log.add)
         self.spawn(strangers.watch(), "strangers")
-        self.spawn(self._healing.watch(), "healing")
+        self.spawn(self.healing.watch(), "healing")
         attached = AttachWatch(
             lambda: self.host.bottles, self.kernel.tree, self._hold_again, self.runner.dispatch, self.log.add
         )

@@ -134,10 +134,8 @@ class Applier:
             problems.append("the host-side rules did not count the frame that was sent past the other layers")
         self._d.probed[slot] = sum((await self._d.in_kernel(self._d.kernel.nft.refusals, slot)).values())
         if problems:
-            raise HostLacks(
-                f"the bottle did not pass its own test: {'; '.join(problems)}",
-                "traffic stayed refused; see agentmon events --kind daemon and docs/design/netfilter.md",
-            )
+            why, hint = await self._d.healing.blocked(self._d.pool)
+            raise HostLacks(f"the bottle did not pass its own test: {'; '.join(problems)}{why}", hint)
 
     async def _counted(self, slot: int, before: dict[str, int]) -> bool:
         for _ in range(20):

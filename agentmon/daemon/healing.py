@@ -12,10 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from agentmon.addresses import Pool
 from agentmon.control.state import Bottle, Phase
 from agentmon.daemon import whose
 from agentmon.errors import AgentmonError
 from agentmon.events import Event
+from netfilter.blockers import Blocker
 from netfilter.changes import Change, Changes, Difference, Kind, Place, SelfHealing, told
 
 AT_ONCE = 3  # rounds in a row without a pause
@@ -52,21 +54,33 @@ class Healing:
         self._changes: Changes | None = None
         self._again: list[Change] = []  # what could not be put back yet
         self._row = 0  # rounds without a quiet time between them
+        self._last_s = 0.0  # when the last of them was
         self._untold = 0  # changes in the rounds that were not told
 
     async def open(self) -> None:
         """From now on nothing is missed. :raises OSError: the kernel refused."""
         self._changes = await self._in_kernel(self._nft.watch)
 
+    async def blocked(self, pool: Pool) -> tuple[str, str]:
+        """Why a bottle may have failed its own test, and what helps: another firewall's drop, where there is one."""
+        hint = "traffic stayed refused; see agentmon events --kind daemon and docs/operations/firewalls.md"
+        try:
+            found: list[Blocker] = await self._in_kernel(self._nft.blockers)
+        except (OSError, AgentmonError):
+            return "", hint
+        if not found:
+            return "", hint
+        pools = [str(network) for network in (pool.v4, pool.v6) if network is not None]
+        remedies = dict.fromkeys(blocker.remedy(pools) for blocker in found)
+        return f"; {'; '.join(blocker.describe() for blocker in found)}", "; ".join(remedies)
+
     async def watch(self) -> None:
         """Until cancelled."""
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._told(), PAUSE_MAX_S if self._again else QUIET_S)
-            except TimeoutError:
+            if self._row and time.monotonic() - self._last_s > QUIET_S:
                 self._quiet()
-                if not self._again:
-                    continue
             await self._round()
             await asyncio.sleep(self._pause_s())
 
@@ -90,12 +104,12 @@ class Healing:
             found: list[Difference] = await self._in_kernel(self._nft.restore, changes)
         except (OSError, AgentmonError) as error:
             self._again = list(dict.fromkeys(changes))
-            self._row += 1
+            self._once_more()
             self._tell(None, changes, {"error": str(error)})
             return
         if not found:
             return
-        self._row += 1
+        self._once_more()
         took_ms = round((time.monotonic_ns() - began_ns) / 1e6, 3)
         for slot in dict.fromkeys(d.slot for d in found):
             mine = [d for d in found if d.slot == slot]
@@ -104,6 +118,10 @@ class Healing:
                 self._end(slot, told(d.what for d in mine if d.lost))
         if any(d.slot is None and d.kind is Kind.RULES for d in found):
             await self._cut_again()
+
+    def _once_more(self) -> None:
+        self._row += 1
+        self._last_s = time.monotonic()
 
     async def _cut_again(self) -> None:
         """A cut that met no table holds by the rules that are back; the flows that it was to end may still be there."""

@@ -102,7 +102,7 @@ def test_who_does_it_again_and_again_is_told_once_and_the_bottle_works_afterward
     before = len(tampering(world))
     loop = subprocess.Popen(["sh", "-c", "while :; do nft delete table inet agentmon 2>/dev/null; done"])
     try:
-        until(lambda: any("again and again" in e["reason"] for e in tampering(world)[before:]))
+        until(lambda: any("again and again" in e["reason"] for e in tampering(world)))  # once, in whose test it may be
         assert status(job, "https://other.allowed.example/") == "000"
     finally:
         loop.kill()
@@ -113,3 +113,18 @@ def test_who_does_it_again_and_again_is_told_once_and_the_bottle_works_afterward
     assert len(tampering(world)[before:]) < 20
     job.say("exit 0")
     assert job.end()[0] == 0
+
+
+def test_a_firewall_that_drops_what_is_forwarded_is_explained_at_run(world: World) -> None:
+    """A chain that drops nothing but what bottles send: the host is everybody's."""
+    rules = "table inet site_test {\nchain way { type filter hook forward priority 0; policy drop;\n"
+    rules += "ip saddr != 10.213.0.0/16 ip daddr != 10.213.0.0/16 accept; meta nfproto ipv6 accept; }\n}"
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    try:
+        done = world.agentmon("run", "--name", "blocked", "--", "true", check=False)
+    finally:
+        subprocess.run(["nft", "delete", "table", "inet", "site_test"], check=True)
+    assert done.returncode == 125
+    assert "chain way of table inet site_test drops what is forwarded (policy drop)" in done.stderr
+    assert "hint: sudo nft insert rule inet site_test way meta mark '&' 0x1000000 == 0x1000000 accept" in done.stderr
+    assert world.agentmon("run", "--name", "free", "--", "true").returncode == 0

@@ -198,15 +198,33 @@ def test_learned_addresses_come_back_with_the_time_that_is_left(shared: Healing)
     assert left in {f"16m{s}s" for s in range(20, 40)}, listed
 
 
-def test_a_cut_holds_where_there_was_no_table_to_put_it_into(healing: Healing) -> None:
+def test_what_meets_no_table_puts_it_back_first(healing: Healing) -> None:
     lab = healing.lab
     name = lab.bottle(16, *SEVERAL)
-    lab.shell("nft", "flush", "ruleset")
-    with pytest.raises(KernelRefused):
-        lab.run(lab.nf.cut, 16)
-    healing.mend()
+
+    def flush() -> None:
+        lab.shell("nft", "flush", "ruleset")
+
+    flush()
+    lab.bottle(17, *SEVERAL)
+    flush()
+    lab.run(lab.nf.learn, 17, [learned(OTHER4)])
+    flush()
+    lab.run(lab.nf.permit_service, [learned(OTHER4)])
+    for slot in ("am-16", "am-17"):
+        lab.connect(slot, WEB4).close()
+    lab.connect("am-17", OTHER4).close()
+    flush()
+    lab.run(lab.nf.apply, rules(17, 18, direct(f"{OTHER4}/32")))
+    healing.refused("am-17", WEB4)
+    flush()
+    lab.run(lab.nf.cut, 16)
+    healing.refused(name, WEB4)
+    lab.run(lab.nf.restore, healing.watcher.changes())
     healing.refused(name, WEB4)
     assert healing.whole() == []
+    with pytest.raises(KernelRefused):
+        lab.run(lab.nf.learn, 77, [learned(OTHER4)])  # no such bottle, and the table is there
 
 
 def test_what_cannot_be_put_back_is_said_to_be_lost(healing: Healing) -> None:
