@@ -1,9 +1,14 @@
-"""Watching what others started: put back what its own root takes away, and clean up when nothing is left of it."""
+"""Watching what others started: put back what its own root takes away, and clean up when nothing is left of it.
+
+A flushed table is told by the kernel (healing.py) and back in milliseconds; routing rules inside and new ways out are
+looked for here, 1.3 ms of CPU each time. The host's side holds meanwhile.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -13,11 +18,12 @@ from agentmon.daemon.cgroups import Tree
 from agentmon.errors import AgentmonError
 from agentmon.events import Event
 
-EVERY_S = 0.25
+EVERY_S = 0.5
+THOROUGH = 3  # of so many looks one is also for what was taken away
 
 
 class AttachWatch:
-    """Looks every EVERY_S at each attached bottle.
+    """Looks every EVERY_S whether each attached bottle still has something to hold.
 
     :param hold_again: Kernel.hold_again, in the kernel's thread.
     """
@@ -39,16 +45,18 @@ class AttachWatch:
 
     async def watch(self) -> None:
         """Until cancelled."""
-        while True:
+        for number in itertools.count(1):
             await asyncio.sleep(EVERY_S)
             for bottle in tuple(self._bottles().values()):
-                if bottle.attached is not None and bottle.phase not in {Phase.STARTING, Phase.STOPPING}:
-                    await self.look(bottle, bottle.attached)
+                if bottle.attached is None or bottle.phase in {Phase.STARTING, Phase.STOPPING}:
+                    continue
+                if reason := gone(bottle.slot, bottle.attached, self._tree):
+                    self._dispatch(e.TargetGone(bottle.slot, reason))
+                elif number % THOROUGH == 0:
+                    await self.hold(bottle)
 
-    async def look(self, bottle: Bottle, attached: Attached) -> None:
-        if reason := gone(bottle.slot, attached, self._tree):
-            self._dispatch(e.TargetGone(bottle.slot, reason))
-            return
+    async def hold(self, bottle: Bottle) -> None:
+        """Put back what is missing, and tell it; what cannot be put back is told once."""
         try:
             found = await self._hold_again(bottle.slot)
         except (OSError, AgentmonError) as error:

@@ -250,11 +250,16 @@ def test_it_is_cut_frozen_resumed_and_killed_like_any_bottle(world: World, conta
 
 
 def test_what_its_own_root_takes_away_comes_back(world: World, container: Shell, cgroup: Path) -> None:
-    with attached(world, "--cgroup", str(cgroup), *ALLOW):
+    with attached(world, "--cgroup", str(cgroup), *ALLOW) as found:
         container("nft flush ruleset; ip rule del priority 2")
         until(lambda: world.events("it", kind="tamper"))
         until(lambda: container("nft list chain inet agentmon judge >/dev/null 2>&1 && echo there") == "there")
         until(lambda: container.status(ALLOWED) == "200")
+        held(world, container)
+        name = Path(f"/run/netns/am-{found['slot']}")
+        command("ip", "netns", "del", name.name)  # by the host's root: nothing is ended for it
+        until(name.exists)
+        until(lambda: name.stat().st_ino == Path(f"/proc/{container.process.pid}/ns/net").stat().st_ino)
         held(world, container)
 
 
@@ -345,7 +350,8 @@ def test_what_its_own_root_could_undo_is_not_attached(world: World) -> None:
         command("ip", "-n", "amt-beside", "link", "add", "beside", "type", "veth", "peer", "name", "eth7", "netns", pid)
         done = world.agentmon("attach", "--pid", pid, "--name", "it", check=False)
         assert done.returncode == 2 and "rootless" in done.stderr and "eth7" in done.stderr
-        assert row(world) is None and "agentmon0" not in shell("ip link; nft list ruleset")
+        until(lambda: row(world) is None)
+        assert "agentmon0" not in shell("ip link; nft list ruleset")
         command("ip", "-n", "amt-beside", "link", "del", "beside")
         with attached(world, "--pid", pid, *ALLOW) as found:  # without it there is nothing that its root could use
             assert found["layers"][0] == "host-nft"
