@@ -149,8 +149,9 @@ class World:
         log = (self.tmp / "daemon.log").open("a")
         before = self.log().count("agentmon: ready")
         self.daemon = subprocess.Popen(
-            [*COMMAND, "daemon"], cwd="/", env=self.env, stdout=log, stderr=log, text=True, start_new_session=True
-        )
+            ["setpriv", "--pdeathsig", "INT", *COMMAND, "daemon"], cwd="/", env=self.env, stdout=log, stderr=log,
+            text=True, start_new_session=True,
+        )  # fmt: skip
         until(lambda: self.log().count("agentmon: ready") > before or self.daemon.poll() is not None, 30)
         assert self.daemon.poll() is None, self.log()
         return self.daemon
