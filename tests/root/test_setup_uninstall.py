@@ -89,6 +89,14 @@ def test_not_while_a_daemon_runs(tmp_path: Path, cgroup: Path) -> None:
     assert "am-16" in netns.split()
 
 
+def test_not_while_something_is_attached(tmp_path: Path, cgroup: Path) -> None:
+    """Its namespace would stay closed, and what was moved into a cgroup of agentmon's would be killed."""
+    state = 'mkdir /run/agentmon/state; echo \'{"attached":{"what":"x"}}\' >/run/agentmon/state/16.json; '
+    done = run_private(state + "scripts/uninstall.sh || echo status $?\n" + REPORT, tmp_path, cgroup)
+    assert "still attached" in done.stderr and "agentmon detach" in done.stderr
+    assert "status 4\n" in done.stdout and "am-16" in done.stdout
+
+
 def test_not_without_root(tmp_path: Path) -> None:
     argv = ["bwrap", "--dev-bind", "/", "/", "--unshare-user", "--uid", "1000", str(ROOT / "scripts/uninstall.sh")]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
