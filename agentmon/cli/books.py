@@ -9,6 +9,7 @@ from typing import Any
 from agentmon import events, paths
 from agentmon.errors import AgentmonError, BadInput
 from agentmon.ledger import events_store, report
+from agentmon.ledger.check import Finding
 from agentmon.ledger.reader import Reader
 
 
@@ -47,13 +48,22 @@ def _is_cut(row: dict[str, Any]) -> bool:
     return row["policy"] in {"cutoff", "freeze"} or (row["policy"] == "kill" and row["trigger"] == "budget")
 
 
-def check_ledger() -> list[str]:
-    """What is wrong, one line each.
+def check_ledger() -> list[Finding]:
+    """What was looked at, and what is wrong there.
 
     :raises AgentmonError: there is no ledger that this user can read.
     """
     with Reader(str(paths.LEDGER)) as reader:
-        return reader.check()
+        return reader.findings()
+
+
+def export_ledger(what: str, since_ns: int) -> Iterator[dict[str, Any]]:
+    """Rows of one of EXPORTS, oldest first.
+
+    :raises AgentmonError: there is no ledger that this user can read; while iterating.
+    """
+    with Reader(str(paths.LEDGER)) as reader:
+        yield from reader.export(what, since_ns=since_ns)
 
 
 def back_up_ledger(to: Path) -> None:

@@ -6,15 +6,19 @@ root reads it, or user agentmon-ledger.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import apsw
 
 from agentmon import errors
 from agentmon.ledger import migrations
+from agentmon.ledger.check import Finding, findings
 from agentmon.ledger.store import LedgerTrouble, trouble
 
 BY = ("bottle", "agent", "provider", "model", "day")
+EXPORTS = {"usage": "usage_v", "enforcement": "enforcement_v", "audit": "audit_v"}
+_CHUNK = 1000  # rows of one read transaction of export()
 
 _COUNTS = """count(*) - coalesce(sum(source = 'reconciled'), 0) AS requests, sum(input) AS input,
     sum(cache_read) AS cache_read, sum(cache_write) AS cache_write, sum(output) AS output, sum(reasoning) AS reasoning,
@@ -103,23 +107,30 @@ class Reader:
     def audit(self, *, since_ns: int = 0) -> list[dict[str, Any]]:
         return self._dicts("SELECT * FROM audit_v WHERE ts_ns >= ? ORDER BY id", (since_ns,))
 
-    def check(self) -> list[str]:
-        """What is wrong with the file, empty for nothing: SQLite's own check, then every total against its rows."""
+    def findings(self) -> list[Finding]:
+        """What `ledger check` looks at, and what is wrong there. Ends early where the file cannot be read."""
+        found: list[Finding] = []
         try:
-            found = [str(line) for (line,) in self._db.execute("PRAGMA integrity_check") if line != "ok"]
+            found.extend(findings(self._db))
         except apsw.Error as e:
-            return [trouble(self.path, e).message]
-        sums = """WITH summed AS (
-            SELECT s.scope, s.name, u.provider, r.run, sum(u.weighted) AS used
-            FROM usage u JOIN runs r ON r.id = u.run_id JOIN run_scopes s ON s.run_id = r.id GROUP BY 1, 2, 3, 4)
-            SELECT summed.scope, summed.name, summed.provider, run, summed.used AS rows, coalesce(t.used, 0) AS total
-            FROM summed LEFT JOIN totals t ON (t.scope, t.name, t.provider, t.per, t."window")
-                = (summed.scope, summed.name, summed.provider, 'run', summed.run)
-            WHERE rows <> total"""
-        for line in self._dicts(sums, ()):
-            where = f"{line['scope']} {line['name']}, {line['provider']}, run {line['run']}"
-            found.append(f"total of {where} is {line['total']}, its rows say {line['rows']}")
+            found.append(Finding("the file", 1, (trouble(self.path, e).message,)))
         return found
+
+    def check(self) -> list[str]:
+        """What is wrong with the file, empty for nothing."""
+        return [problem for finding in self.findings() for problem in finding.problems]
+
+    def export(self, what: str, *, since_ns: int = 0) -> Iterator[dict[str, Any]]:
+        """Rows of usage_v, enforcement_v or audit_v, oldest first, in short transactions: the reader may take its time.
+
+        :param what: one of EXPORTS. :raises LedgerTrouble: while iterating.
+        """
+        after = -1
+        while chunk := self._dicts(
+            f"SELECT * FROM {EXPORTS[what]} WHERE id > ? AND ts_ns >= ? ORDER BY id LIMIT ?", (after, since_ns, _CHUNK)
+        ):
+            yield from chunk
+            after = chunk[-1]["id"]
 
     def backup(self, to: str) -> None:
         """A consistent copy, also while the ledger writes.
