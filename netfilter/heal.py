@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from netfilter import heal_links, heal_rules
+from netfilter import heal_links, heal_rules, render
 from netfilter.blockers import Blocker, blockers
 from netfilter.bottle import Pipe, bottle_pipe, now_ns, pair
 from netfilter.changes import Difference, Kind, Place
@@ -57,6 +57,8 @@ class HealingNetfilter(HostNetfilter):
             edges.forwarding.recall()
             with contextlib.suppress(KernelRefused):  # another instance of this process holds it
                 edges.nft.run(heal_rules.nat_held(), "hold the translation of live flows")
+            edges.elements.take_device(render.CUT, "agentmon")  # one transaction of each socket: ours are known by it
+            self._watcher.changes()
             if self._host is not None:
                 self._expect(None, _service_pipe(self._host))
             for slot, bottle in self._bottles.items():

@@ -32,12 +32,13 @@ def host_table(host: HostSpec, bottles: Iterable[Bottle], now_ns: int, more: Ite
     """
     commands: list[Command] = [table("add"), table("delete"), *render.host_table(host)]
     for bottle in bottles:
-        commands += _host_side(bottle, now_ns)
+        commands += host_side(bottle, now_ns)
         commands += elements("add", render.BOTTLES, [leads_to(device(bottle.net.veth), goto(f"b{bottle.net.slot}"))])
     return [*commands, *more]
 
 
-def _host_side(bottle: Bottle, now_ns: int) -> list[Command]:
+def host_side(bottle: Bottle, now_ns: int) -> list[Command]:
+    """A bottle's chain and sets in the host's table, from nothing."""
     net, slot, rules = bottle.net, bottle.net.slot, bottle.written()
     commands: list[Command] = [*render_bottle.bottle_closed(net)]
     if rules is None or bottle.rules is None:

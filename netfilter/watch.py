@@ -29,7 +29,8 @@ from netfilter.netns.wire import HEADER, NETFILTER, REQUEST, ROUTE, attributes
 _SOL_NETLINK, _ADD_MEMBERSHIP, _ATTACH_FILTER, _RCVBUFFORCE = 270, 1, 26, 33
 _NFT_GROUP = 7  # NFNLGRP_NFTABLES
 _LINKS, _NEIGHBOURS, _ADDRESSES, _ROUTES, _RULES, _NETCONF = (1,), (3,), (5, 9), (7, 11), (8, 19), (24, 25)
-_RECEIVE_BYTES = 1 << 20
+_RECEIVE_BYTES = 1 << 20  # taken only as far as it is filled
+_HOST_TIMES = 32  # a table of many bottles that is deleted is told in many words
 _SUBSYSTEM, _FAMILIES = 10, {1, 5}  # NFPROTO_INET, NFPROTO_NETDEV
 _NEWGEN, _GETGEN = _SUBSYSTEM << 8 | 15, _SUBSYSTEM << 8 | 16
 _GEN_PID, _GEN_COMM = 2, 3
@@ -87,9 +88,10 @@ class Watch:
         self._own_ports: tuple[int, ...] = ()
         self._open: dict[int, _Told] = {}  # by the port of who is at it
         self.names = _inotify() if place is Place.HOST else -1
-        self.nft = _listener(NETFILTER, (_NFT_GROUP,))
+        times = _HOST_TIMES if place is Place.HOST else 1
+        self.nft = _listener(NETFILTER, (_NFT_GROUP,), _RECEIVE_BYTES * times)
         groups = (*_LINKS, *_NEIGHBOURS, *_ADDRESSES, *_ROUTES)
-        self.route = _listener(ROUTE, (*groups, *_RULES, *_NETCONF) if place is Place.HOST else groups)
+        self.route = _listener(ROUTE, (*groups, *_RULES, *_NETCONF) if place is Place.HOST else groups, _RECEIVE_BYTES)
 
     def close(self) -> None:
         self.nft.close()
@@ -119,7 +121,7 @@ class Watch:
             for kind, port, body in _messages(self.nft):
                 changes += self._transaction(slot, kind, port, body)
         except OSError as e:
-            changes += self._overrun(slot, e)
+            changes += self._overrun(self.nft, slot, e)
         return changes
 
     def _transaction(self, slot: int | None, kind: int, port: int, body: bytes) -> list[Change]:
@@ -152,7 +154,7 @@ class Watch:
                 if change is not None:
                     changes.append(change)
         except OSError as e:
-            changes += self._overrun(slot, e)
+            changes += self._overrun(self.route, slot, e)
         return changes
 
     def _route(self, ours: Mapping[int, Wanted | None], kind: int, body: bytes) -> Change | None:
@@ -186,8 +188,16 @@ class Watch:
         known = next(iter(ours.values()), None) if self._place is Place.BOTTLE else None
         return None if known is None else known.slot
 
-    def _overrun(self, slot: int | None, error: OSError) -> list[Change]:
-        if error.errno != errno.ENOBUFS:
+    def _overrun(self, sock: socket.socket, slot: int | None, error: OSError) -> list[Change]:
+        """Until the socket has been read empty, the kernel drops what comes and says nothing more."""
+        while error.errno == errno.ENOBUFS:
+            try:
+                for _ in _messages(sock):
+                    pass
+                break
+            except OSError as e:
+                error = e
+        else:
             raise error
         self._open.clear()
         return [Change(slot, self._place, Kind.UNKNOWN, "more changes than could be told")]
@@ -290,9 +300,9 @@ def _inotify() -> int:
     return int(fd)
 
 
-def _listener(protocol: int, groups: tuple[int, ...]) -> socket.socket:
+def _listener(protocol: int, groups: tuple[int, ...], receive_bytes: int) -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _RECEIVE_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, receive_bytes)
     sock.bind((0, 0))
     for group in groups:
         sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
