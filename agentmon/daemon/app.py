@@ -162,7 +162,12 @@ class Daemon:
 
     def _clean_dead(self, alive: set[int]) -> None:
         """Remove every kernel object of slots whose job no spawner holds, before anything new is opened."""
+        unreadable = {slot for slot, bottle in persist.load_all().items() if bottle is None}
         for slot in self.kernel.slots() - alive:
+            if slot in unreadable and self.kernel.is_attached(slot):
+                what = f"slot {slot} is attached to something, and its file in {paths.STATE} cannot be read"
+                print(f"warning: {what}: it stays held as it was, known to nobody", file=sys.stderr)
+                continue
             self.kernel.clean(slot)
             files.remove(slot)
 

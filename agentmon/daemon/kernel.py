@@ -19,6 +19,7 @@ from agentmon.control.state import Attached, Bottle, Phase
 from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.netns_cookie import netns_cookie
 from agentmon.launch.host_sockets import Places
+from netfilter import foreign
 from netfilter.netns import namespaces
 
 MODES = {
@@ -132,6 +133,11 @@ class Kernel:
         held = self.nft.attach_bottle(self.net(slot), attached.namespace, attached.inode)
         self._kept[slot].cookie = self._cookie(slot)
         return held
+
+    @staticmethod
+    def is_attached(slot: int) -> bool:
+        """Whether the slot's namespace is one that others made, by what is in it: for a slot that nobody knows."""
+        return foreign.is_foreign(addresses.netns(slot))
 
     def hold_again(self, slot: int) -> tuple[str, ...]:
         """What somebody took away is put back; what that was, in words."""

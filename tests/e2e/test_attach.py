@@ -276,6 +276,34 @@ def test_another_daemon_takes_over_what_is_attached(world: World, container: She
             held(world, container)
 
 
+def test_what_no_daemon_can_read_stays_held(world: World, container: Shell, cgroup: Path) -> None:
+    """Its policy is not known; letting it go would open it."""
+    assert world.daemon is not None
+    with attached(world, "--cgroup", str(cgroup), *ALLOW) as found:
+        state = world.run_dir / f"state/{found['slot']}.json"
+        world.daemon.send_signal(signal.SIGTERM)
+        world.daemon.wait(30)
+        saved = state.read_bytes()
+        state.write_text("{")
+        world.start_daemon()
+        assert "stays held as it was" in world.log() and row(world) is None
+        before = world.counters()["forbidden"]
+        assert container.status(f"http://{FORBIDDEN4}/") == "000" and world.counters()["forbidden"] == before
+        state.write_bytes(saved)
+        world.daemon.send_signal(signal.SIGKILL)
+        world.daemon.wait(30)
+        world.start_daemon()
+        until(lambda: row(world))
+
+
+def test_without_a_daemon_one_is_started_that_ends_with_it(world: World, container: Shell, cgroup: Path) -> None:
+    world.stop_daemon()
+    with attached(world, "--cgroup", str(cgroup), *ALLOW):
+        assert container.status(DIRECT) == "200"
+    until(lambda: not world.run_dir.exists())  # the last thing that it does
+    world.start_daemon()
+
+
 def test_the_bottle_goes_with_what_it_was_attached_to(world: World, container: Shell, cgroup: Path) -> None:
     with attached(world, "--pid", str(container.process.pid), *ALLOW):
         container.end()
