@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any, Self
 
 LAYER = "guard"
 _SHOWN = 6
+# Clients that make a connection error (and a retry) of every Exception, except of this class of theirs (module, name):
+# where one is loaded, a violation is of that class too, and so comes out of its calls as what it is.
+_LET_THROUGH = (("anthropic", "AnthropicError"),)
 
 
 class EgressLocked(RuntimeError):
@@ -27,6 +34,10 @@ class EgressViolation(RuntimeError):
     protocol · bind · unknown · tampered ·
     error.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        made: Self = super().__new__(_of_clients_kind(cls))
+        return made
 
     def __init__(
         self,
@@ -120,6 +131,25 @@ class EgressViolation(RuntimeError):
             if isinstance(each, EgressViolation):
                 return each
         return None
+
+
+def _of_clients_kind(cls: Any) -> Any:
+    """`cls`, or a class of the same name that is also of the kinds that loaded clients let through."""
+    for module, name in _LET_THROUGH:
+        try:
+            kind: Any = getattr(sys.modules.get(module), name, None)
+            if type(kind) is type and issubclass(kind, Exception) and not issubclass(cls, kind):
+                cls = _both(cls, kind)  # type: ignore[arg-type]  # types hash
+        except Exception:  # noqa: BLE001 - a module of that name that is something else
+            continue
+    return cls
+
+
+@cache
+def _both(cls: Any, kind: Any) -> Any:
+    made = type(cls.__name__, (cls, kind), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    RuntimeError.__new__(made)  # a TypeError where their memory layouts do not fit, as with OSError
+    return made
 
 
 def _behind(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:

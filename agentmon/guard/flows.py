@@ -226,10 +226,13 @@ def build(desk: Desk) -> dict[str, Callable[[Live, tuple[Any, ...]], None]]:  # 
     # ── bind, processes ──────────────────────────────────────────────────
 
     def binding(now: Live, args: tuple[Any, ...]) -> None:
-        if now.state.bind == state.BIND_ANY or family_of(args[0]) not in targets.INET:
+        family = family_of(args[0])
+        if family in targets.LOCAL or (family in targets.INET and now.state.bind == state.BIND_ANY):
             return
         verify(now)
-        host, port = host_and_port(args[1], family_of(args[0]))
+        if family not in targets.INET:  # once bound, AF_PACKET and its like send without another event
+            return refuse(now, _formless(now, args[1], "family", f"family {family}"))
+        host, port = host_and_port(args[1], family)
         where = literal(host)
         if port and not (where is not None and where.is_loopback and loopback_open()):
             refuse(now, EgressViolation("", port, host, rules=now.state.judge.texts, reason="bind"))

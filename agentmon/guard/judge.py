@@ -1,6 +1,7 @@
 """Deciding one destination by one list of rules. Pure: rules, names and addresses in, a verdict out.
 
-The rules' tables are reached through bound methods only, and a Judge is a tuple: there is nothing to assign to.
+The rules' tables are held by closures (a bound method would show them as its `__self__`), and a Judge is a tuple: there
+is nothing to assign to.
 """
 
 from __future__ import annotations
@@ -61,7 +62,20 @@ def of_texts(texts: Iterable[str | Rule]) -> Judge:
 def of_rules(rules: tuple[Rule, ...]) -> Judge:
     policy = PolicySet(rules)
     texts = tuple(rule.text for rule in rules)
-    return Judge(rules, texts, policy.decide_name, policy.decide_address, policy.denies_address, policy.resolves)
+
+    def by_name(host: str, port: int, proto: str) -> Decision:
+        return policy.decide_name(host, port, proto)
+
+    def by_address(address: Address, port: int, proto: str) -> Decision:
+        return policy.decide_address(address, port, proto)
+
+    def denies(address: Address, port: int, proto: str) -> Rule | None:
+        return policy.denies_address(address, port, proto)
+
+    def resolves(host: str) -> Decision:
+        return policy.resolves(host)
+
+    return Judge(rules, texts, by_name, by_address, denies, resolves)
 
 
 def named(judge: Judge, host: str, port: int, proto: str) -> Verdict:

@@ -15,6 +15,7 @@ import contextlib
 import sys
 from collections import namedtuple
 from contextvars import ContextVar
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 from agentmon.guard import judge as judging
 from agentmon.guard import state
@@ -177,7 +178,9 @@ def _like(wrapped: Callable[..., Any], function: Callable[..., Any]) -> Callable
 def _function(scope: Scope, function: Callable[..., Any]) -> Callable[..., Any]:
     def in_function(*args: Any, **kwargs: Any) -> Any:
         with scope:
-            return function(*args, **kwargs)
+            made = function(*args, **kwargs)
+        wrapped = _MADE.get(type(made))  # by a partial, another decorator's wrapper, an object whose __call__ is async
+        return made if wrapped is None else wrapped(scope, lambda: made)()
 
     return in_function
 
@@ -236,6 +239,11 @@ def _async_generator(scope: Scope, function: Callable[..., Any]) -> Callable[...
     return in_async_generator
 
 
+_MADE: dict[type, Callable[..., Any]] = {
+    CoroutineType: _coroutine,
+    GeneratorType: _generator,
+    AsyncGeneratorType: _async_generator,
+}
 _WRAPPED = (
     (_CO_COROUTINE, _coroutine),
     (_CO_GENERATOR, _generator),

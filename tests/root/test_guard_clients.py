@@ -5,11 +5,11 @@ In a namespace with servers on ordinary addresses; what arrives at the forbidden
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +20,12 @@ from tests.support.guard_net import DNS, EVIL, FTP, GOOD, HTTP, OTHER, SMTP, Net
 pytestmark = pytest.mark.root
 
 PYTHONS = guarded.versions()
+(HERE,) = (version for version, path in guarded.interpreters().items() if path == sys.executable)
 NAME = "web.example.com"
 ALLOW = [f"{NAME}:{port}" for port in (HTTP, SMTP, FTP)]
-# These catch every Exception, or run each connect in a task of their own: the violation is behind what they raise.
-WRAPS = {"anthropic": "behind APIConnectionError", "anthropic async": "behind APIConnectionError"}
-WRAPS_ADDRESSES = {**WRAPS, "anyio": "behind ExceptionGroup", "httpx async": "behind ExceptionGroup",
-                   "openai async": "behind ExceptionGroup"}  # fmt: skip
+# These connect to an address in a task of a group: the violation is behind what they raise.
+WRAPS_ADDRESSES = {"anyio": "behind ExceptionGroup", "httpx async": "behind ExceptionGroup",
+                   "openai async": "behind ExceptionGroup", "anthropic async": "behind APIConnectionError"}  # fmt: skip
 LOSES_ADDRESSES = "asyncio happy eyeballs"  # CPython's staggered race: an error of its own, or the violation
 
 
@@ -35,73 +35,76 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def python_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Each Python with the clients that it can run: this one with all, others with links to those in pure Python."""
-    base = tmp_path_factory.mktemp("clients")
+class Clients:
+    """One Python with its clients imported: this one with all, others with links to those in pure Python."""
 
-    @functools.cache
-    def made(version: str) -> str:
-        if guarded.interpreters()[version] == sys.executable:
-            return sys.executable
-        return pythons.with_packages(version, ("requests", "urllib3", "httpx", "aiohttp", "anyio"), base / version)
+    def __init__(self, net: Net, version: str, directory: Path) -> None:
+        self.net = net
+        python = guarded.interpreters()[version]
+        mine = version == HERE
+        self.names = [*guard_clients.STANDARD, *guard_clients.PURE, *(guard_clients.COMPILED if mine else ())]
+        if not mine:
+            python = pythons.with_packages(version, ("requests", "urllib3", "httpx", "aiohttp", "anyio"), directory)
+        cache = str(guarded.ROOT / ".cache/pythons")
+        env = {"PATH": "/usr/sbin:/usr/bin:/bin", "PYTHONPATH": str(guarded.ROOT), "PYTHONPYCACHEPREFIX": cache}
+        argv = [*net.inside, python, str(guarded.ROOT / "tests/support/guard_clients.py"), ",".join(self.names)]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
-    return made
+    def ask(self, places: list[str], *allow: str, clients: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+        """HOST:PORT → client → how it ended; all of it in one fork, in which nothing has been looked up yet."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        question = {"clients": list(clients) or self.names, "places": places, "allow": allow}
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, dict[str, Any]] = json.loads(self._process.stdout.readline())
+        assert list(answer) == places
+        return answer
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
-def clients_of(version: str) -> list[str]:
-    mine = guarded.interpreters()[version] == sys.executable
-    return [*guard_clients.STANDARD, *guard_clients.PURE, *(guard_clients.COMPILED if mine else ())]
-
-
-def ask(net: Net, python: str, clients: Any, places: list[str], *allow: str) -> dict[str, dict[str, Any]]:
-    """HOST:PORT → client → how it ended; all of it in one process."""
-    script = str(guarded.ROOT / "tests/support/guard_clients.py")
-    cache = str(guarded.ROOT / ".cache/pythons")
-    env = {"PATH": "/usr/sbin:/usr/bin:/bin", "PYTHONPATH": str(guarded.ROOT), "PYTHONPYCACHEPREFIX": cache}
-    argv = [*net.inside, python, script, ",".join(clients), ",".join(places), *allow]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=150, env=env, check=False)
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, dict[str, Any]] = json.loads(done.stdout)
-    return answer
+@pytest.fixture(scope="module", params=PYTHONS)
+def clients(request: pytest.FixtureRequest, net: Net, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
+    running = Clients(net, request.param, tmp_path_factory.mktemp("clients") / "python")
+    yield running
+    running.end()
 
 
 def outside(net: Net) -> list[str]:
     return [what for what in net.received() if EVIL in what or f":{OTHER}" in what or "tcp 127.0.0.1" in what]
 
 
-@pytest.mark.parametrize("version", PYTHONS)
-def test_what_is_allowed_is_reached(net, python_of, version):
-    clients, place = clients_of(version), f"{NAME}:{HTTP}"
-    found = ask(net, python_of(version), clients, [place], *ALLOW)[place]
-    assert {name: how["how"] for name, how in found.items()} == dict.fromkeys(clients, "ok"), found
-    arrived = net.received()
-    assert sum(GOOD in what for what in arrived) >= len(clients)
+def test_what_is_allowed_is_reached(clients):
+    place = f"{NAME}:{HTTP}"
+    found = clients.ask([place], *ALLOW)[place]
+    assert {name: how["how"] for name, how in found.items()} == dict.fromkeys(clients.names, "ok"), found
+    arrived = clients.net.received()
+    assert sum(GOOD in what for what in arrived) >= len(clients.names)
 
 
-@pytest.mark.parametrize("version", PYTHONS)
-def test_a_refused_name_reaches_the_caller(net, python_of, version):
-    net.received()
+def test_a_refused_name_reaches_the_caller(clients):
+    clients.net.received()
     cases = {
         f"evil.example.com:{HTTP}": ("evil.example.com", "default", ""),
         f"{NAME}:{OTHER}": (NAME, "default", ""),  # its name is allowed, this port is not
         f"rebound.example.com:{HTTP}": ("rebound.example.com", "loopback", "127.0.0.1"),  # allowed, leads to loopback
     }
     allow = (*ALLOW, *(f"rebound.example.com:{p}" for p in (HTTP, SMTP, FTP)))
-    clients = clients_of(version)
-    found = ask(net, python_of(version), clients, list(cases), *allow)
+    found = clients.ask(list(cases), *allow)
     for place, expected in cases.items():
         ended = {name: how["how"] for name, how in found[place].items()}
-        assert ended == {n: WRAPS.get(n, "itself") for n in clients}, (place, found[place])
+        assert ended == dict.fromkeys(clients.names, "itself"), (place, found[place])
         assert {(how["host"], how["reason"], how["address"]) for how in found[place].values()} == {expected}
-    assert outside(net) == []
+        assert {how["refusals"] for how in found[place].values()} == {1}, found[place]  # nobody tries it again
+    assert outside(clients.net) == []
 
 
-@pytest.mark.parametrize("version", PYTHONS)
-def test_a_refused_address_reaches_the_caller(net, python_of, version):
-    net.received()
+def test_a_refused_address_reaches_the_caller(clients):
+    clients.net.received()
     addresses = (EVIL, GOOD, "127.0.0.1")
-    found = ask(net, python_of(version), clients_of(version), [f"{a}:{HTTP}" for a in addresses], *ALLOW)
+    found = clients.ask([f"{a}:{HTTP}" for a in addresses], *ALLOW)
     for address in addresses:
         ended = found[f"{address}:{HTTP}"]
         lost = ended.pop(LOSES_ADDRESSES)
@@ -109,36 +112,35 @@ def test_a_refused_address_reaches_the_caller(net, python_of, version):
         how = {name: result["how"] for name, result in ended.items()}
         assert how == {name: WRAPS_ADDRESSES.get(name, "itself") for name in ended}, ended
         assert {result["address"] for result in ended.values()} == {address}
-    assert [what for what in net.received() if "tcp" in what] == []
+    assert [what for what in clients.net.received() if "tcp" in what] == []
 
 
-@pytest.mark.parametrize("version", PYTHONS)
-def test_dns_by_hand(net, version):
-    python = guarded.interpreters()[version]
-    net.received()
-    allowed = ask(net, python, guard_clients.DATAGRAM, [f"{DNS}:53"], f"udp://{DNS}:53")[f"{DNS}:53"]
-    assert {name: how["how"] for name, how in allowed.items()} == dict.fromkeys(guard_clients.DATAGRAM, "ok"), allowed
-    assert net.received().count(f"udp {DNS}:53") >= 2
+def test_dns_by_hand(clients):
+    clients.net.received()
+    by_hand = guard_clients.DATAGRAM
+    allowed = clients.ask([f"{DNS}:53"], f"udp://{DNS}:53", clients=by_hand)[f"{DNS}:53"]
+    assert {name: how["how"] for name, how in allowed.items()} == dict.fromkeys(by_hand, "ok"), allowed
+    assert clients.net.received().count(f"udp {DNS}:53") >= 2
     for host, rules in ((EVIL, (f"udp://{DNS}:53",)), (DNS, (f"tcp://{DNS}:53",)), ("127.0.0.1", (f"udp://{DNS}:53",))):
-        refused = ask(net, python, guard_clients.DATAGRAM, [f"{host}:53"], *rules)[f"{host}:53"]
+        refused = clients.ask([f"{host}:53"], *rules, clients=by_hand)[f"{host}:53"]
         assert {how["how"] for how in refused.values()} == {"itself"}, refused
-    assert net.received() == []
+    assert clients.net.received() == []
 
 
-@pytest.mark.parametrize("version", PYTHONS)
-def test_ipv6_by_name_and_by_mapped_address(net, version):
-    python = guarded.interpreters()[version]
-    clients, name, address = ("socket", "http.client", "asyncio streams"), "six.example.com:8080", "2001:db8::7:8080"
-    six = ask(net, python, clients, [name], name)[name]
+def test_ipv6_by_name_and_by_mapped_address(clients):
+    some, name, address = ("socket", "http.client", "asyncio streams"), "six.example.com:8080", "2001:db8::7:8080"
+    six = clients.ask([name], name, clients=some)[name]
     assert {how["how"] for how in six.values()} == {"ok"}, six
-    refused = ask(net, python, clients, [address], *ALLOW)[address]
+    refused = clients.ask([address], *ALLOW, clients=some)[address]
     assert {how["how"] for how in refused.values()} == {"itself"}
-    assert ask(net, python, ["socket"], [address], "[2001:db8::]/32:8080")[address]["socket"]["how"] == "ok"
+    by_network = clients.ask([address], "[2001:db8::]/32:8080", clients=["socket"])
+    assert by_network[address]["socket"]["how"] == "ok"
 
 
-def test_the_apis_by_their_own_names(net):
+@pytest.mark.parametrize("clients", [HERE], indirect=True)
+def test_the_apis_by_their_own_names(clients):
     places = [f"api.anthropic.com:{HTTP}", f"api.openai.com:{HTTP}"]
-    found = ask(net, sys.executable, ["anthropic", "openai"], places, *places)
+    found = clients.ask(places, *places, clients=("anthropic", "openai"))
     for client, place in zip(("anthropic", "openai"), places, strict=True):
         assert (found[place][client]["how"], found[place][client].get("value")) == ("ok", "hello"), found
 

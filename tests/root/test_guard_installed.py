@@ -49,7 +49,7 @@ def test_the_bootstrap_of_children_is_in_wheel_and_sdist(built: Path) -> None:
     bootstrap = "agentmon/guard/bootstrap/sitecustomize.py"
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as packed:
-        assert {bootstrap, "agentmon/ledger/schema.sql"} <= set(packed.namelist())
+        assert {bootstrap, "agentmon/ledger/schema.sql", "agentmon/py.typed"} <= set(packed.namelist())
         (entry_points,) = (name for name in packed.namelist() if name.endswith("entry_points.txt"))
         assert "agentmon.pytest_plugin = agentmon.pytest_plugin" in packed.read(entry_points).decode()
     with tarfile.open(sdist) as packed_source:

@@ -1,14 +1,17 @@
 """Clients of the standard library and of the index, each as a function of (host, port), run under the guard.
 
-    python guard_clients.py NAME,… HOST:PORT,… ALLOW…     one JSON object: HOST:PORT → client → how it ended
+    python guard_clients.py NAME,…      imports them, under a guard; then, for each line of stdin,
+    {"clients": […], "places": ["HOST:PORT", …], "allow": […]}     a fork of its own, held to `allow`, answers
+    {HOST:PORT: {client: how it ended}}                            on one line; {} where the fork died
 
 `itself`: EgressViolation reached the caller. `behind X`: the client raised X, with the violation in its chain or group.
 """
 
 import asyncio
+import importlib
 import json
+import os
 import sys
-import time
 
 from agentmon.guard import EgressGuard, EgressViolation
 
@@ -188,7 +191,7 @@ def anyio_tcp(host, port):
 def anthropic_sdk(host, port):
     import anthropic
 
-    client = anthropic.Anthropic(api_key="k", base_url=f"http://{host}:{port}", max_retries=0, timeout=5)
+    client = anthropic.Anthropic(api_key="k", base_url=f"http://{host}:{port}", timeout=5)
     answer = client.messages.create(model="claude-test", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
     return answer.content[0].text
 
@@ -224,7 +227,7 @@ def openai_async(host, port):
 def openai_sdk(host, port):
     import openai
 
-    client = openai.OpenAI(api_key="k", base_url=f"http://{host}:{port}/v1", max_retries=0, timeout=5)
+    client = openai.OpenAI(api_key="k", base_url=f"http://{host}:{port}/v1", timeout=5)
     answer = client.chat.completions.create(model="gpt-test", messages=[{"role": "user", "content": "hi"}])
     return answer.choices[0].message.content
 
@@ -246,8 +249,18 @@ COMPILED = {
 CLIENTS = {**STANDARD, **DATAGRAM, **PURE, **COMPILED}
 
 
+MODULES = {
+    "http.client": "http.client", "urllib": "urllib.request", "smtplib": "smtplib", "ftplib": "ftplib",
+    "xmlrpc": "xmlrpc.client", "requests": "requests", "urllib3": "urllib3", "httpx": "httpx", "aiohttp": "aiohttp",
+    "anyio": "anyio", "gevent": "gevent.socket", "anthropic": "anthropic", "openai": "openai",
+}  # fmt: skip
+
+
+told: list[str] = []
+
+
 def outcome(client, host, port):
-    began = time.monotonic()
+    told.clear()
     try:
         value = client(host, port)
         return {"how": "ok", "value": str(value)}
@@ -257,14 +270,30 @@ def outcome(client, host, port):
         violation = EgressViolation.found_in(e)
         how, text = (f"behind {type(e).__name__}" if violation else f"error {type(e).__name__}"), str(e)
     more = {"host": violation.host, "address": violation.address, "reason": violation.reason} if violation else {}
-    return {"how": how, "text": text, "seconds": time.monotonic() - began, **more}
+    return {"how": how, "text": text, "refusals": len(told), **more}
+
+
+def tried(clients, places, allow):
+    EgressGuard.install(allow, on_blocked=lambda violation: told.append(violation.target))
+    found = {}
+    for place in places:
+        host, _, port = place.rpartition(":")
+        found[place] = {name: outcome(CLIENTS[name], host, int(port)) for name in clients}
+    return found
 
 
 if __name__ == "__main__":
-    wanted, places, *allow = sys.argv[1:]
-    EgressGuard.install(allow)
-    found: dict[str, dict[str, object]] = {}
-    for place in places.split(","):
-        host, _, port = place.rpartition(":")
-        found[place] = {name: outcome(CLIENTS[name], host, int(port)) for name in wanted.split(",")}
-    print(json.dumps(found))
+    EgressGuard.install([])
+    for name in sys.argv[1].split(","):
+        importlib.import_module(MODULES.get(name, "socket"))
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            try:
+                print(json.dumps(tried(**json.loads(line))), flush=True)
+            except BaseException as e:  # noqa: BLE001 - the exit code tells
+                print(f"{type(e).__name__}: {e}", file=sys.stderr, flush=True)
+                os._exit(1)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            print("{}", flush=True)

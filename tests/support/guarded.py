@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 _PROBE = "import sys, sysconfig; print(*sys.version_info[:2], sysconfig.get_config_var('Py_GIL_DISABLED') or 0)"
 
 PRELUDE = """
-import json, socket, sys
+import errno, json, socket, sys
 from agentmon.guard import EgressGuard, EgressLocked, EgressViolation, EgressWarning, HostName, RuleError
 
 def attempt(what, *args, **kwargs):
@@ -34,7 +34,12 @@ def attempt(what, *args, **kwargs):
 def connect(host, port, family=socket.AF_INET, kind=socket.SOCK_STREAM, proto=0):
     with socket.socket(family, kind, proto) as s:
         s.settimeout(0)
-        return attempt(s.connect, (host, port))
+        return attempt(went, s, (host, port))
+
+def went(s, address):
+    try: s.connect(address)
+    except OSError as e:  # the guard let it go on; whether this host has a route at the moment is no matter
+        if e.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN): raise
 
 def udp(host, port, family=socket.AF_INET):
     return connect(host, port, family, socket.SOCK_DGRAM)

@@ -194,7 +194,7 @@ print(json.dumps([first, *second, failed, EgressGuard.status().rules]))
 def test_sockets_older_than_the_guard_are_reported(version):
     body = """
 import warnings
-old = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); old.connect(("198.51.100.9", 53))
+old = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); old.connect(("127.0.0.1", 53))
 listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); listening.bind(("127.0.0.1", 0))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -203,8 +203,8 @@ texts = [f"{w.category.__name__}: {w.message}" for w in caught]
 print(json.dumps([texts, EgressGuard.status().sockets_before, old.fileno()]))
 """
     warned, before, fd = guarded.answer(body, version)
-    assert before == [f"fd {fd} to 198.51.100.9:53"]
-    assert warned == [f"EgressWarning: connected before the guard was installed, ignoring: fd {fd} to 198.51.100.9:53"]
+    assert before == [f"fd {fd} to 127.0.0.1:53"]
+    assert warned == [f"EgressWarning: connected before the guard was installed, ignoring: fd {fd} to 127.0.0.1:53"]
 
 
 @pytest.mark.parametrize("version", PYTHONS)
@@ -284,6 +284,41 @@ def test_a_violation_is_a_runtime_error_and_survives_copying():
     assert isinstance(violation, RuntimeError) and not isinstance(violation, OSError)
     for again in (pickle.loads(pickle.dumps(violation)), copy.copy(violation)):  # noqa: S301 - our own
         assert (str(again), vars(again)) == (str(violation), vars(violation))
+
+
+def test_a_violation_is_of_the_kind_that_the_anthropic_sdk_lets_through():
+    body = """
+import pickle
+EgressGuard.install(["api.example.com:443"])
+def refused():
+    try: socket.socket().connect(("192.0.2.9", 443))
+    except EgressViolation as e: return e
+before = refused()
+import anthropic
+after = refused()
+again = pickle.loads(pickle.dumps(after))
+out = [isinstance(e, anthropic.AnthropicError) for e in (before, after, again)]
+print(json.dumps([out, type(before) is EgressViolation, repr(before) == repr(after) == repr(again), str(after)]))
+"""
+    kinds, plain, same, text = guarded.answer(body)
+    assert kinds == [False, True, True] and plain and same
+    assert text.startswith("refused by the guard: 192.0.2.9:443: no rule allows it")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    ["5", "KeyboardInterrupt", "Exception", "OSError", "type('E', (ImportError,), {})", "type('M', (type,), {})",
+     "type('E', (Exception,), {'__slots__': ('a',)})", "property(lambda self: 1 / 0)"],
+)  # fmt: skip
+def test_something_else_of_that_name_refuses_all_the_same(claims):
+    body = f"""
+EgressGuard.install([])
+sys.modules["anthropic"] = type("Module", (), {{"AnthropicError": {claims}}})()
+got = udp("192.0.2.9", 53)
+try: socket.socket().connect(("192.0.2.9", 443))
+except Exception as e: print(json.dumps([got["refused"], isinstance(e, OSError), EgressGuard.status().tampered]))
+"""
+    assert guarded.answer(body) == ["default", False, ""]
 
 
 def test_a_violation_is_found_behind_what_wraps_it():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.support import guarded
@@ -197,10 +199,15 @@ try:
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, 1) as s:
         out["raw"] = attempt(s.sendto, b"", ("198.51.100.53", 0))
 except PermissionError: pass
+try:  # once bound, it sends without another event
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x88B5) as s: out["packet"] = attempt(s.bind, ("lo", 0))
+except PermissionError: pass
 print(json.dumps(out))
 """
     )
     found = guarded.answer(body, version)
+    assert os.geteuid() != 0 or {"raw", "packet"} <= set(found)
+    assert found.get("packet", {"refused": "family"})["refused"] == "family"
     assert found["path"]["error"] == "FileNotFoundError" and found["abstract"]["error"] == "ConnectionRefusedError"
     assert "ok" in found["pair"]
     assert found["udp-lite"]["refused"] == "protocol"

@@ -256,6 +256,39 @@ print(json.dumps([out, closed, both()]))
 
 
 @pytest.mark.parametrize("version", PYTHONS)
+def test_decorators_of_what_only_makes_coroutines_and_generators(version):
+    """Partials, wrappers of other decorators, objects whose call is async: the bodies run in the scope all the same."""
+    body = (
+        INSTALL
+        + """
+import functools
+async def coroutine(): await asyncio.sleep(0); return both()
+def generator():
+    yield both()
+    yield both()
+async def async_generator(): yield both()
+def wrapper(): return coroutine()
+class Called:
+    async def __call__(self): return both()
+class Kept:
+    @only_a
+    @staticmethod
+    def static(): return both()
+    @only_a
+    def method(self): return generator()
+async def main():
+    out = [await only_a(made)() for made in (functools.partial(coroutine), wrapper, Called())]
+    out += [each async for each in only_a(functools.partial(async_generator))()]
+    return [*out, both()]
+steps = only_a(functools.partial(generator))()
+print(json.dumps([*asyncio.run(main()), next(steps), both(), *steps, Kept.static(), *Kept().method(), both()]))
+"""
+    )
+    inside, outside = ["ok", "scope"], ["ok", "ok"]
+    assert guarded.answer(body, version) == [*[inside] * 4, outside, inside, outside, *[inside] * 4, outside]
+
+
+@pytest.mark.parametrize("version", PYTHONS)
 def test_threads_begin_without_scopes_and_the_policy_holds(version):
     body = (
         INSTALL

@@ -67,6 +67,29 @@ def test_whatever_is_replaced_is_noticed(version):
     assert untouched == "refused UNNOTICED"  # nothing was changed: refused as ever, and no alarm
 
 
+@pytest.mark.parametrize("version", PYTHONS)
+def test_what_is_in_force_shows_no_table(version):
+    """What `state.in_force` leads to by attributes and items is immutable: nothing of it can be written to."""
+    body = """
+import types
+from agentmon.guard import state
+EgressGuard.install(["udp://198.51.100.1", "!a.example.com"], on_blocked=print)
+seen, changeable, waiting = set(), [], [("in_force", state.in_force)]
+shared = (type, types.BuiltinFunctionType, types.CodeType, types.ModuleType)
+while waiting:
+    path, value = waiting.pop()
+    if id(value) in seen or isinstance(value, shared): continue
+    seen.add(id(value))
+    if isinstance(value, (dict, list, set, bytearray)): changeable.append(path)
+    if isinstance(value, (tuple, frozenset)): waiting += [(f"{path}[{n}]", v) for n, v in enumerate(value)]
+    names = (*getattr(value, "__dict__", ()), *getattr(type(value), "__slots__", ()), *getattr(value, "_fields", ()))
+    for name in (*names, "__self__", "__func__", "func", "args"):
+        if hasattr(value, name): waiting.append((f"{path}.{name}", getattr(value, name)))
+print(json.dumps([len(seen) > 20, changeable]))
+"""
+    assert guarded.answer(body, version) == [True, []]
+
+
 @pytest.mark.parametrize(
     "change",
     [
