@@ -21,8 +21,11 @@ def take(wait_s: float = _WAIT_S) -> int:
     """
     end = time.monotonic() + wait_s
     while True:
-        paths.RUN.mkdir(parents=True, exist_ok=True)
-        fd = os.open(paths.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            paths.RUN.mkdir(parents=True, exist_ok=True)
+            fd = os.open(paths.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except (FileNotFoundError, FileExistsError):  # an ending daemon is just removing the directory
+            continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _still_there(fd):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -126,6 +129,26 @@ def test_one_daemon_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     second = lock.take(wait_s=1)
     os.close(first)
     os.close(second)
+
+
+def test_an_ending_daemon_may_remove_the_directory_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "RUN", tmp_path / "run")
+    monkeypatch.setattr(paths, "LOCK", tmp_path / "run/daemon.lock")
+    monkeypatch.setattr(paths, "CONTROL_SOCKET", tmp_path / "run/control.sock")
+    enough = threading.Event()
+
+    def remove() -> None:
+        while not enough.is_set():
+            shutil.rmtree(paths.RUN, ignore_errors=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        removing = pool.submit(remove)
+        for _ in range(300):
+            os.close(lock.take(wait_s=10))
+        enough.set()
+        removing.result()
 
 
 def test_without_cgroup_v2_the_remedy_is_named(tmp_path: Path) -> None:
