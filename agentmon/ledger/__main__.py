@@ -1,7 +1,8 @@
 """`python -m agentmon.ledger CONFIG`: lock the directory, bind, drop, open the file, serve.
 
-CONFIG: {"socket", "path", "user" ("" stays what it is), "group" of the socket, "proxy_user"}. The directory of `path`
-must exist, mode 0700, owned by `user`. With `user` "" the own uid counts as the daemon too: for tests without root.
+CONFIG: {"socket", "path", "user" ("" stays what it is), "group" of the socket, "proxy_user", "usage_age_s" (null: usage
+stays for ever)}. The directory of `path` must exist, mode 0700, owned by `user`. With `user` "" the own uid counts as
+the daemon too: for tests without root.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _serve(config: dict[str, Any]) -> None:
         print(f"error: ledger: {e.message}\nhint: {e.hint}", file=sys.stderr, flush=True)  # served as unavailable
 
     async def body() -> None:
-        server = Server(store, sock, roles)
+        server = Server(store, sock, roles, usage_age_s=config.get("usage_age_s"))
         await server.start()
         try:
             await server.failed()

@@ -13,7 +13,9 @@ from agentmon.ledger.owner import alive
 from agentmon.ledger.state import Owner
 
 _SUMS = """
-WITH rows AS (SELECT run_id, provider, sum(weighted) AS used FROM usage GROUP BY 1, 2),
+WITH rows AS (
+    SELECT run_id, provider, sum(weighted) AS used FROM usage GROUP BY 1, 2
+    UNION ALL SELECT run_id, provider, sum(weighted) FROM usage_folded GROUP BY 1, 2),
 charged AS (
     SELECT s.scope, s.name, r.run, rows.provider, rows.used
     FROM rows JOIN runs r ON r.id = rows.run_id JOIN run_scopes s ON s.run_id = rows.run_id),
@@ -80,6 +82,18 @@ def _references(db: apsw.Connection) -> Finding:
     return Finding("usage rows and their runs", int(db.execute("SELECT count(*) FROM usage").get), wrong)
 
 
+def _folded(db: apsw.Connection) -> Finding:
+    sql = """SELECT (SELECT count(*) FROM usage_folded), (SELECT coalesce(max(upto), 0) FROM usage_folded), m.value,
+             (SELECT count(*) FROM usage WHERE id <= m.value) FROM meta m WHERE m.name = 'folded'"""
+    found: Any = db.execute(sql).fetchone()
+    if found is None:
+        return Finding("sums of old usage", 0, ("meta does not say how far usage was folded",))
+    count, upto, folded, both = found
+    wrong = [] if upto == folded else [f"usage is folded up to row {upto}, meta says {folded}"]
+    wrong += [f"{both} rows of usage are counted in sums too"] if both else []
+    return Finding("sums of old usage", count, tuple(wrong))
+
+
 def _totals(db: apsw.Connection) -> Finding:
     """Each run's totals equal its rows; of the other windows the sum over all of them does, in whatever time zone."""
     count, wrong = 0, []
@@ -107,4 +121,6 @@ def _holds(db: apsw.Connection) -> Finding:
     return Finding("holds and their owners", count, tuple(wrong), tuple(notes))
 
 
-_CHECKS: tuple[Callable[[apsw.Connection], Finding], ...] = (_structure, _schema, _references, _totals, _holds)
+_CHECKS: tuple[Callable[[apsw.Connection], Finding], ...] = (
+    _structure, _schema, _references, _folded, _totals, _holds,
+)  # fmt: skip

@@ -17,12 +17,12 @@ from agentmon.ledger.check import Finding, findings
 from agentmon.ledger.store import LedgerTrouble, trouble
 
 BY = ("bottle", "agent", "provider", "model", "day")
-EXPORTS = {"usage": "usage_v", "enforcement": "enforcement_v", "audit": "audit_v"}
+EXPORTS = {"usage": "usage_v", "folded": "usage_folded_v", "enforcement": "enforcement_v", "audit": "audit_v"}
 _CHUNK = 1000  # rows of one read transaction of export()
 
-_COUNTS = """count(*) - coalesce(sum(source = 'reconciled'), 0) AS requests, sum(input) AS input,
-    sum(cache_read) AS cache_read, sum(cache_write) AS cache_write, sum(output) AS output, sum(reasoning) AS reasoning,
-    sum(weighted) AS weighted, sum(source = 'estimate') AS estimated, sum(NOT complete) AS incomplete"""
+_COUNTS = """sum(requests) AS requests, sum(input) AS input, sum(cache_read) AS cache_read,
+    sum(cache_write) AS cache_write, sum(output) AS output, sum(reasoning) AS reasoning, sum(weighted) AS weighted,
+    sum("rows" * (source = 'estimate')) AS estimated, sum("rows" * NOT complete) AS incomplete"""
 
 
 class Reader:
@@ -59,23 +59,22 @@ class Reader:
         self._db.close()
 
     def usage(self, by: str = "bottle", *, since_ns: int = 0, bottle: str = "") -> list[dict[str, Any]]:
-        """Sums of usage_v: {<by>, requests, input, cache_read, cache_write, output, reasoning, weighted, estimated, …}.
+        """Sums of usage_counts_v: {<by>, requests, input, cache_read, cache_write, output, reasoning, weighted, …}.
 
         :param by: bottle | agent | provider | model | day (of the host's time zone).
         :raises errors.BadInput: another `by`.
         """
         if by not in BY:
             raise errors.BadInput(f"usage --by {by!r}: not one of {', '.join(BY)}", "agentmon usage --by bottle")
-        column = "date(ts_ns / 1000000000, 'unixepoch', 'localtime')" if by == "day" else by
         return self._dicts(
-            f"""SELECT {column} AS "{by}", {_COUNTS} FROM usage_v
+            f"""SELECT {by}, {_COUNTS} FROM usage_counts_v
                 WHERE ts_ns >= ? AND (? = '' OR bottle = ?) GROUP BY 1 ORDER BY 1""",
             (since_ns, bottle, bottle),
         )
 
     def usage_of_run(self, run: str) -> dict[str, dict[str, Any]]:
         """The same sums for one run, by provider."""
-        lines = self._dicts(f"SELECT provider, {_COUNTS} FROM usage_v WHERE run = ? GROUP BY 1", (run,))
+        lines = self._dicts(f"SELECT provider, {_COUNTS} FROM usage_counts_v WHERE run = ? GROUP BY 1", (run,))
         return {line.pop("provider"): line for line in lines}
 
     def rows(self, *, since_ns: int = 0, bottle: str = "", limit: int = -1) -> list[dict[str, Any]]:
@@ -121,9 +120,9 @@ class Reader:
         return [problem for finding in self.findings() for problem in finding.problems]
 
     def export(self, what: str, *, since_ns: int = 0) -> Iterator[dict[str, Any]]:
-        """Rows of usage_v, enforcement_v or audit_v, oldest first, in short transactions: the reader may take its time.
+        """Rows of one of the views EXPORTS, oldest first, in short transactions: the reader may take its time.
 
-        :param what: one of EXPORTS. :raises LedgerTrouble: while iterating.
+        :param what: a key of EXPORTS. :raises LedgerTrouble: while iterating.
         """
         after = -1
         while chunk := self._dicts(

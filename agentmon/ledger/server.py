@@ -55,9 +55,12 @@ class Roles:
 
 
 class Server:
-    """Serves `sock` from `store` until stop()."""
+    """Serves `sock` from `store` until stop().
 
-    def __init__(self, store: Store, sock: socket.socket, roles: Roles) -> None:
+    :param usage_age_s: see worker.Worker.
+    """
+
+    def __init__(self, store: Store, sock: socket.socket, roles: Roles, *, usage_age_s: int | None = None) -> None:
         self.roles = roles
         self.daemons: dict[_Connection, None] = {}
         self.connections: set[_Connection] = set()
@@ -65,7 +68,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._listener: asyncio.AbstractServer | None = None
         self._ended = asyncio.Event()
-        self.worker = Worker(store, self._from_worker, self._worker_ended)
+        self.worker = Worker(store, self._from_worker, self._worker_ended, usage_age_s=usage_age_s)
 
     async def start(self) -> None:
         self.worker.start()

@@ -22,7 +22,7 @@ import apsw
 import msgspec
 
 from agentmon import errors, wire
-from agentmon.ledger import migrations
+from agentmon.ledger import migrations, retention
 from agentmon.ledger.book import HOLD_BLOCK, Asked, Book
 from agentmon.ledger.budget import Weights
 from agentmon.ledger.state import Changes, Defined, Hold, Now, Owner, Place, Row, Run, Snapshot, TotalKey
@@ -142,6 +142,26 @@ class Store:
                 self.close()
             raise trouble(self.path, e) from e
 
+    def fold(self, before_ns: int) -> int:
+        """Make sums of some rows of usage older than `before_ns`; returns how many, 0 when there are none.
+
+        :raises LedgerTrouble: all of them are still there.
+        """
+        self.open()
+        db = self._db
+        assert db is not None
+        self._same_file()
+        try:
+            with transaction(db):
+                folded = retention.fold(db, before_ns)
+                if self._alter is not None:
+                    self._alter()
+        except apsw.Error as e:
+            if not isinstance(e, apsw.BusyError):
+                self.close()
+            raise trouble(self.path, e) from e
+        return folded
+
     def _singly(self, asked: Sequence[tuple[Asked, Owner]], now: Now) -> Outcome:
         """One question broke the batch: each has its own transaction, so that only that one fails, loudly."""
         out = Outcome([], [])
@@ -236,7 +256,7 @@ def _snapshot(db: apsw.Connection) -> Snapshot:
     runs = {id: file.run(id) for (id,) in ids}
     budgets: dict[Place, dict[str, list[tuple[wire.BudgetDef, str, str]]]] = {}
     live = """SELECT scope, name, run, provider, per, tokens, shadow, origin, declared FROM budgets
-              WHERE run = '' OR run IN (SELECT run FROM runs WHERE closed_ns IS NULL)"""
+              WHERE run IN (SELECT '' UNION ALL SELECT run FROM runs WHERE closed_ns IS NULL)"""
     for scope, name, run, provider, per, tokens, shadow, origin, declared in db.execute(live):
         b = wire.BudgetDef(provider, tokens, per, bool(shadow))
         budgets.setdefault((scope, name, run), {}).setdefault(provider, []).append((b, origin, declared))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentmon import wire
+from agentmon.ledger import retention
 from agentmon.ledger.book import Asked, Sweep
 from agentmon.ledger.owner import alive, owner_of
 from agentmon.ledger.state import Now, Owner
@@ -21,6 +22,8 @@ from agentmon.ledger.store import LedgerTrouble, Outcome, Store
 _BATCH = 2048  # questions; bounds how long the first one of a batch waits
 _SWEEP_S = 1.0
 _RETRY_S = 0.1  # between attempts to open a file that cannot be opened
+_FOLD_S = 600.0  # between looks for usage that has become old
+_FOLD_SHARE = 10  # pauses between two folds are this many times as long as the fold
 
 Parcel = tuple[Any, Owner, list[Asked]]  # whose, on behalf of which process, what
 Deliver = Callable[[list[tuple[Any, list[wire.Message | None]]], list[wire.Crossed]], None]
@@ -31,9 +34,13 @@ class Worker(threading.Thread):
 
     :param deliver: called in this thread after each commit with (whose, answers) in the order of the parcels.
     :param ended: called in this thread at its end, for whatever reason.
+    :param usage_age_s: what is older is kept as sums (retention.py); None: rows stay for ever. At least
+        retention.LEAST_S.
     """
 
-    def __init__(self, store: Store, deliver: Deliver, ended: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, deliver: Deliver, ended: Callable[[], None], *, usage_age_s: int | None = None
+    ) -> None:
         super().__init__(name="ledger-writer", daemon=True)
         self._store = store
         self._deliver = deliver
@@ -43,6 +50,8 @@ class Worker(threading.Thread):
         self._swept_s = 0.0
         self._trouble: LedgerTrouble | None = None
         self._tried_s = 0.0
+        self._usage_age_s = max(usage_age_s, retention.LEAST_S) if usage_age_s is not None else None
+        self._fold_at_s = 0.0
         self._self = owner_of(threading.get_native_id())
 
     def put(self, whose: Any, owner: Owner, asked: list[Asked]) -> None:
@@ -70,15 +79,19 @@ class Worker(threading.Thread):
                     out.append((whose, answers[at : at + len(asked)]))
                     at += len(asked)
                 self._deliver(out, crossed)
+            self._fold()
         self._store.close()
 
     def _gather(self) -> list[Parcel]:
-        """What is queued; waits for the first, but no longer than until the next sweep while anything is held."""
-        idle = self._store.quiet() and self._trouble is None
+        """What is queued; waits for the first, but no longer than until the next sweep while anything is held, or the
+        next fold."""
+        waits = [] if self._store.quiet() and self._trouble is None else [_SWEEP_S]
+        if self._usage_age_s is not None:
+            waits.append(max(0.0, self._fold_at_s - time.monotonic()))
         parcels: list[Parcel] = []
         count = 0
         try:
-            item = self._queue.get(timeout=None if idle else _SWEEP_S)
+            item = self._queue.get(timeout=min(waits, default=None))
             while item is not None:
                 parcels.append(item)
                 count += len(item[2])
@@ -101,6 +114,18 @@ class Worker(threading.Thread):
             _, crossed = self._work([(Sweep(dead), self._self)])
             if crossed:
                 self._deliver([], crossed)
+
+    def _fold(self) -> None:
+        """One small transaction, so that settlements that come meanwhile do not wait for long."""
+        began_s = time.monotonic()
+        if self._usage_age_s is None or self._stopping or began_s < self._fold_at_s:
+            return
+        try:
+            folded = self._store.fold(retention.before(time.time_ns(), self._usage_age_s))
+        except LedgerTrouble:
+            folded = 0  # told when somebody asks for something; the rows are all there
+        pause_s = _FOLD_SHARE * (time.monotonic() - began_s) if folded else _FOLD_S
+        self._fold_at_s = time.monotonic() + pause_s
 
     def _work(self, asked: list[tuple[Asked, Owner]]) -> tuple[list[wire.Message | None], list[wire.Crossed]]:
         if self._trouble is not None and time.monotonic() - self._tried_s < _RETRY_S:

@@ -172,23 +172,24 @@ def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_migrations_are_one_transaction_with_their_record(tmp_path: Path) -> None:
-    """From nothing to 2, from 2 to 3; a migration that fails leaves version and schema as they were."""
+    """From nothing to now, from now to the next; a migration that fails leaves version and schema as they were."""
     db = apsw.Connection(str(tmp_path / "l.db"))
+    now = migrations.MIGRATIONS[-1].version
     assert migrations.version_of(db) == 0
-    assert migrations.migrate(db) == 2
+    assert migrations.migrate(db) == now
 
     def breaks(db: apsw.Connection) -> None:
         db.execute("CREATE TABLE half (x)")
         db.execute("CREATE TABLE half (x)")
 
     with pytest.raises(apsw.SQLError):
-        migrations.migrate(db, [*migrations.MIGRATIONS, migrations.Migration(3, "breaks", breaks)])
-    assert migrations.version_of(db) == 2 and not db.in_transaction
+        migrations.migrate(db, [*migrations.MIGRATIONS, migrations.Migration(now + 1, "breaks", breaks)])
+    assert migrations.version_of(db) == now and not db.in_transaction
     assert not db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'half'").get
-    works = migrations.Migration(3, "works", lambda db: db.execute("CREATE TABLE whole (x)"))
-    assert migrations.migrate(db, [*migrations.MIGRATIONS, works]) == 3
+    works = migrations.Migration(now + 1, "works", lambda db: db.execute("CREATE TABLE whole (x)"))
+    assert migrations.migrate(db, [*migrations.MIGRATIONS, works]) == now + 1
     known = [(m.version, m.what) for m in migrations.MIGRATIONS]
-    assert db.execute("SELECT version, what FROM migrations").fetchall() == [*known, (3, "works")]
+    assert db.execute("SELECT version, what FROM migrations").fetchall() == [*known, (now + 1, "works")]
     db.close()
 
 

@@ -54,8 +54,8 @@ def test_a_ledger_in_order_says_what_was_looked_at(book: Book, tmp_path: Path) -
     done = command(tmp_path, "check")
     assert done.returncode == 0, done.stderr
     assert [line.partition(" (")[0] for line in done.stdout.decode().splitlines()] == [
-        "pages of the file", "tables, views, triggers", "usage rows and their runs", "totals against their rows",
-        "holds and their owners", "the ledger is in order",
+        "pages of the file", "tables, views, triggers", "usage rows and their runs", "sums of old usage",
+        "totals against their rows", "holds and their owners", "the ledger is in order",
     ]  # fmt: skip
     told = json.loads(command(tmp_path, "check", "--json").stdout)
     counts = {entry["what"]: entry["count"] for entry in told["checked"]}
