@@ -8,10 +8,9 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,24 +130,21 @@ def test_one_daemon_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     os.close(second)
 
 
-def test_an_ending_daemon_may_remove_the_directory_at_any_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ending_daemon_removes_the_directory_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "RUN", tmp_path / "run")
     monkeypatch.setattr(paths, "LOCK", tmp_path / "run/daemon.lock")
     monkeypatch.setattr(paths, "CONTROL_SOCKET", tmp_path / "run/control.sock")
-    enough = threading.Event()
+    really_open, times = os.open, iter(range(3))
 
-    def remove() -> None:
-        while not enough.is_set():
-            shutil.rmtree(paths.RUN, ignore_errors=True)
+    def open_late(*args: Any) -> int:
+        if next(times, None) is not None:
+            shutil.rmtree(paths.RUN)
+        return really_open(*args)
 
-    with ThreadPoolExecutor(1) as pool:
-        removing = pool.submit(remove)
-        for _ in range(300):
-            os.close(lock.take(wait_s=10))
-        enough.set()
-        removing.result()
+    monkeypatch.setattr(os, "open", open_late)
+    held = lock.take(wait_s=10)
+    assert os.fstat(held).st_ino == paths.LOCK.stat().st_ino
+    os.close(held)
 
 
 def test_without_cgroup_v2_the_remedy_is_named(tmp_path: Path) -> None:
