@@ -90,7 +90,7 @@ def services(settings: Settings, pool: Pool) -> list[Spec]:
     proxy_ports = [[address, port] for address in listen(pool.proxy(0)) for port in (443, 80)]
     proxy_ports += [[address, 80] for address in listen(pool.relay)]
     return [
-        spec("ledger", "ledger", path=str(paths.LEDGER), group="agentmon-svc"),
+        spec("ledger", "ledger", path=str(paths.LEDGER), group="agentmon-svc", usage_age_s=settings.usage_age_s),
         spec(
             "resolver", "resolver", lookup_socket=lookup, listen=listen(pool.resolver), upstream=upstream(settings),
             strip=own_addresses(), internal={"agentmon.internal": "proxy"}, **both,

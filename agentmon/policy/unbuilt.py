@@ -80,13 +80,11 @@ def notices(settings: Settings) -> list[str]:
     plain = Settings()
     written = {
         "alert": settings.alert != plain.alert,
-        "retention": settings.usage_age_s != plain.usage_age_s,
         "approvals_timeout": settings.approvals_timeout_s != plain.approvals_timeout_s,
     }
-    told = {"retention": "retention: usage"}
     return [
         f"{settings.places[key].at() if key in settings.places else settings.source}: "
-        f"{told.get(key, key)} is not in this version, ignoring"
+        f"{key} is not in this version, ignoring"
         for key, is_written in written.items()
         if is_written
     ]
