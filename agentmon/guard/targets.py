@@ -93,10 +93,14 @@ def host_and_port(address: object, family: int) -> tuple[str, int]:
 
 
 def number(port: object) -> int:
-    """A port of getaddrinfo, for messages: a number, its text, or 0 for a service's name."""
+    """A port of getaddrinfo, for messages: a number, its text, or 0 for a service's name and what is no port."""
     if isinstance(port, int):
-        return int.__index__(port)
-    return int(port) if isinstance(port, str | bytes) and port.isascii() and port.isdigit() and len(port) <= 5 else 0
+        value = int.__index__(port)
+    else:
+        value = (
+            int(port) if isinstance(port, str | bytes) and port.isascii() and port.isdigit() and len(port) <= 5 else 0
+        )
+    return value if 0 <= value <= 65535 else 0
 
 
 def literal(text: str) -> Address | None:

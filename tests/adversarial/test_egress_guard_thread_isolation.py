@@ -203,6 +203,7 @@ def test_a_grant_refused_elsewhere_still_holds_in_its_own_thread(
         assert capability.is_open() and not beside.do(capability.is_open)
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # which is what is tried here
 def test_a_forked_child_is_refused(egress_test_loopback: None, server: loopback.Server) -> None:
     context = multiprocessing.get_context("fork")
     with context.Pool(1) as pool:
@@ -215,7 +216,7 @@ def test_two_tests_threads_do_not_share() -> None:
     assert not capability.is_open()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # which is what is tried here
 def test_a_fork_in_the_tests_thread_keeps_nothing(egress_test_loopback: None, server: loopback.Server) -> None:
     child = os.fork()
     if child == 0:

@@ -174,6 +174,7 @@ def test_what_is_no_regular_file_is_not_opened_for_long(tmp_path: Path) -> None:
         elf.read(str(tmp_path / "none.so"))
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_no_permission_is_said(tmp_path: Path) -> None:
     path = native.library(native.HARMLESS, tmp_path / "a.so")
     path.chmod(0)

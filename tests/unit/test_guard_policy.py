@@ -152,9 +152,11 @@ EgressGuard.install(["api.example.com:443"], bind="ephemeral")
 out = [attempt(socket.getaddrinfo, "x.example.com", "²"), connect(bytearray(b"127.0.0.1"), 9)]
 out += [attempt(socket.getaddrinfo, bytearray(b"x.example.com"), 443)]
 out += [attempt(socket.socket().bind, (bytearray(b"127.0.0.1"), 0))]
+out += [attempt(socket.getaddrinfo, "x.example.com", port) for port in (99999, "99999", -1, b"443")]
 print(json.dumps(out))
 """
-    port, host, looked, bound = guarded.answer(body)
+    port, host, looked, bound, *ports = guarded.answer(body)
+    assert [each["port"] for each in ports] == [0, 0, 0, 443]  # what it says to allow must be a rule
     assert port["refused"] == "default" and port["text"].startswith("refused by the guard: x.example.com: no rule")
     assert host["refused"] == "form" and "the host is bytearray" in host["text"]
     assert looked.get("refused") == "form" or looked["error"] == "TypeError"
