@@ -14,6 +14,7 @@ ROOT = Path(os.environ.get("AGENTMON_ROOT", "/"))
 ETC = ROOT / "etc/agentmon"
 SETTINGS = ETC / "settings.yml"
 BOTTLES = ETC / "bottles"
+CREDENTIALS = ETC / "credentials"  # NAME, root 0600: what routes' auth: puts in
 
 LIB = ROOT / "var/lib/agentmon"
 LEDGER = LIB / "ledger/ledger.db"  # owner agentmon-ledger, directory 0700

@@ -3,6 +3,7 @@
     frame = length (u32, big endian, of the payload) + payload (msgpack map with a "t" tag)
 
     daemon   ─ SetBottle DropBottle CutBottle ─▶ resolver, relay, proxy     ◀─ Ready Ack Report Commit ─
+    daemon   ─ SetCredentials ─▶ proxy                                      ◀─ Ack ─
     proxy    ─ Reserve Settle Progress Release ─▶ ledger                    ◀─ Granted Denied Settled Done Failed ─
     daemon   ─ OpenRun CloseRun SetBudget Enforced Audit ─▶ ledger          ◀─ Crossed (unasked) ─
     relay, proxy ─ Lookup ─▶ resolver                                       ◀─ Looked ─
@@ -21,7 +22,7 @@ from typing import Any
 import msgspec
 
 MAX_FRAME = 16 << 20
-VERSION = 1  # of this file; services of another version are replaced by a starting daemon
+VERSION = 2  # of this file; services of another version are replaced by a starting daemon
 
 _LENGTH = struct.Struct(">I")
 
@@ -75,6 +76,18 @@ class BottleView(msgspec.Struct, frozen=True, omit_defaults=True):
 class SetBottle(Message, frozen=True):
     id: int
     view: BottleView
+
+
+class SetCredentials(Message, frozen=True):
+    """To the proxy only: all credentials of one run's routes, by name; one that is not there refuses its requests."""
+
+    id: int
+    slot: int
+    run: str
+    values: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"SetCredentials(slot={self.slot}, names={sorted(self.values)})"
 
 
 class DropBottle(Message, frozen=True):
@@ -360,7 +373,7 @@ class Item(Message, frozen=True):
 
 
 AnyMessage = (
-    SetBottle | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed | Lookup | Looked
+    SetBottle | SetCredentials | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed | Lookup | Looked
     | OpenRun | CloseRun | SetBudget | Reserve | Granted | Denied | Settle | Settled | Progress | Release
     | Done | Failed | Crossed | Enforced | Audit | Totals | Request | Reply | Item
 )  # fmt: skip

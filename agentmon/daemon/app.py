@@ -29,12 +29,14 @@ from agentmon.addresses import FIRST_SLOT, netns
 from agentmon.control import actions as a
 from agentmon.control import events as e
 from agentmon.control.state import Bottle, Host, Phase
+from agentmon.credentials import sources
 from agentmon.daemon import files, jobs, persist, specs
 from agentmon.daemon.applier import Applier
 from agentmon.daemon.attach_watch import AttachWatch
 from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.clients import Clients
 from agentmon.daemon.commits import Commits
+from agentmon.daemon.credentials import Credentials
 from agentmon.daemon.eventlog import EventLog
 from agentmon.daemon.healing import Healing
 from agentmon.daemon.kernel import Kernel, mode_of
@@ -89,6 +91,8 @@ class Daemon:
         self.log = EventLog(
             str(paths.EVENTS), max_bytes=settings.events_bytes, max_age_s=settings.events_age_s, log=settings.log
         )
+        store = sources.store(settings.credentials)
+        self.credentials = Credentials(store, lambda: self.host.bottles, lambda: self.services["proxy"], self.log.add)
         self._reports = Reports(lambda: self.host.bottles, tree.processes, self.log.add)
         self.ledger: LedgerLink
         self.sightings: Sightings | None = None
@@ -116,7 +120,7 @@ class Daemon:
         loop = self._loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop, not self.until_idle)
         loop.add_signal_handler(signal.SIGINT, self.stop, False)
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self.spawn(self.credentials.again(), "credentials"))
         try:
             await self._open()
             server = asyncio.create_task(self._accept(self._listen()), name="control socket")
@@ -151,6 +155,7 @@ class Daemon:
         strangers = Strangers(lambda: self.host.bottles, self.kernel.tree.holds, self.log.add)
         self.spawn(strangers.watch(), "strangers")
         self.spawn(self.healing.watch(), "healing")
+        self.spawn(self.credentials.watch(), "credentials")
         attached = AttachWatch(
             lambda: self.host.bottles, self.kernel.tree, self._hold_again, self.runner.dispatch, self.log.add
         )
@@ -289,6 +294,8 @@ class Daemon:
 
     async def _push(self, service: Service, bottle: Bottle) -> None:
         view = self.kernel.compiled(bottle, mode_of(bottle)).view
+        if service.name == "proxy":
+            await self.credentials.push(bottle)
         await service.call(wire.SetBottle(service.next_id(), view))
         if bottle.phase in {Phase.CUT, Phase.FROZEN}:
             await service.call(wire.CutBottle(service.next_id(), bottle.slot, dict(bottle.spent or {})))

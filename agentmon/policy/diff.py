@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -127,9 +128,19 @@ def _covers(wide: str, narrow: str) -> bool:
 
 
 def _routes(before: Sequence[wire.Route], after: Sequence[wire.Route]) -> list[dict[str, Any]]:
-    was, will = ({route.host: route for route in routes} for routes in (before, after))
-    hosts = [host for host in sorted(was.keys() | will.keys()) if was.get(host) != will.get(host)]
-    return [{"host": h, "before": _plain(was.get(h)), "after": _plain(will.get(h))} for h in hosts]
+    was, will = _placed(before), _placed(after)
+    places = [place for place in sorted(was.keys() | will.keys()) if was.get(place) != will.get(place)]
+    return [{"host": p[0], "before": _plain(was.get(p)), "after": _plain(will.get(p))} for p in places]
+
+
+def _placed(routes: Sequence[wire.Route]) -> dict[tuple[str, int], wire.Route]:
+    """By host and, since the first that covers a request decides, place among the routes of that host."""
+    counts: Counter[str] = Counter()
+    out = {}
+    for route in routes:
+        out[route.host, counts[route.host]] = route
+        counts[route.host] += 1
+    return out
 
 
 def _plain(route: wire.Route | None) -> dict[str, Any] | None:

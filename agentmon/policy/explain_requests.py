@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentmon import wire
+from agentmon.credentials.secret import Secret
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.rules import PolicySet
 from agentmon.providers import match
@@ -25,7 +26,8 @@ def request(
         slot=0, bottle=policy.bottle, run="", addr4="", mode="observe" if policy.observe else "enforce",
         inspected=policy.inspected, routes=policy.routes,
     )  # fmt: skip
-    bottle = Bottle(view, PolicySet(policy.rules, policy.inspected), {})
+    given = {route.auth_credential: Secret("-") for route in policy.routes if route.auth_credential}
+    bottle = Bottle(view, PolicySet(policy.rules, policy.inspected), {}, given)
     asked = tuple(dict.fromkeys((*_named(policy, host, providers), *METHODS)))
     said = {m: decide(bottle, Facts(m, path, port, host if tls else None, (host,)), providers) for m in asked}
     passing = [method for method, verdict in said.items() if isinstance(verdict, Allow)]
@@ -49,7 +51,7 @@ def connection(policy: EffectivePolicy, host: str, *, tls: bool, providers: Mapp
     limits = [
         f"{what}: {', '.join(values)}"
         for route in policy.routes
-        if route.host == host
+        if match.host_matches(route.host, host)
         for what, values in (("methods", route.methods), ("paths", route.paths))
         if values
     ]
@@ -62,5 +64,5 @@ def connection(policy: EffectivePolicy, host: str, *, tls: bool, providers: Mapp
 def _named(policy: EffectivePolicy, host: str, providers: Mapping[str, Provider]) -> list[str]:
     """Methods that a route or the provider's declaration names: theirs are the telling refusals."""
     provider = match.owner(providers, host)
-    named = [method for route in policy.routes if route.host == host for method in route.methods]
+    named = [method for route in policy.routes if match.host_matches(route.host, host) for method in route.methods]
     return named + [e.method for e in (provider.endpoints if provider else ()) if e.method not in {"*", "HEAD"}]

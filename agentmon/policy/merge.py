@@ -1,7 +1,7 @@
 """Settings, manifest chain and options become one EffectivePolicy.
 
 allow, ro, rw, unix       add up: options first, then child, parent, …
-routes, agents            add up; for the same host or agent the one nearest to the child holds
+routes, agents            add up; for the same host (with all its routes) or agent the one nearest to the child holds
 limits                    key by key, the nearest
 shutdown, guard, home,
 io_uring, provider,
@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from agentmon import wire
 from agentmon.errors import BadInput, Refused
 from agentmon.policy import document, sockets, unbuilt, values
 from agentmon.policy.effective import LIMITS, EffectivePolicy
@@ -55,7 +56,7 @@ def effective(
         raise BadInput("the bottle has no name", "give --name, or a manifest whose file name is one")
     provider = _provider(manifests, options, providers)
     placed = _rules(settings, manifests, options, providers.get(provider))
-    routes = _nearest_by((r.route for m in manifests for r in m.routes), lambda route: route.host)
+    routes = _routes(manifests)
     metered = sorted({host for p in providers.values() for host in p.hosts})
     inspected = tuple(dict.fromkeys((*metered, *(route.host for route in routes))))
     check_conflicts(placed, inspected)
@@ -107,6 +108,15 @@ def _nearest_by(found: Iterable[T], key: Callable[[T], str]) -> tuple[T, ...]:
     for value in found:
         out.setdefault(key(value), value)
     return tuple(out.values())
+
+
+def _routes(manifests: Sequence[Manifest]) -> tuple[wire.Route, ...]:
+    """In the order written, child first; a host's routes all come from the nearest manifest that names it."""
+    out: list[wire.Route] = []
+    for manifest in manifests:
+        named = {route.host for route in out}
+        out += [placed.route for placed in manifest.routes if placed.route.host not in named]
+    return tuple(out)
 
 
 def _check_options(settings: Settings, options: Options) -> None:

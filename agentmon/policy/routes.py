@@ -14,8 +14,8 @@ from agentmon.policy.rules import RuleError, host_pattern
 OUTBOUND = ("block", "redact", "supervise")
 INBOUND = ("off", "warn", "block")
 _KEYS = ("host", "auth", "methods", "paths", "outbound", "inbound", "scan_headers", "git_fetch")
+_FRAMING = ("host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 section 5.6.2
-_CREDENTIAL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,12 @@ def _auth(node: Node) -> dict[str, Any]:
         if key not in table.values:
             raise node.place.error(f"{key}: is missing", "write {header: x-api-key, credential: NAME}, or none")
     credential = document.text(table.values["credential"], "the name of a credential")
-    if not _CREDENTIAL.fullmatch(credential):
+    if not values.CREDENTIAL.fullmatch(credential):
         hint = "a manifest holds the name of a credential, never the secret itself"
         raise table.values["credential"].place.error("not the name of a credential", hint)
-    return {"auth_header": _header(table.values["header"]), "auth_credential": credential}
+    header = _header(table.values["header"])
+    if header in _FRAMING:
+        raise table.values["header"].place.error(
+            f"{header!r} carries no credential", "such as authorization, x-api-key"
+        )
+    return {"auth_header": header, "auth_credential": credential}

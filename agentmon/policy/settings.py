@@ -18,7 +18,7 @@ from agentmon.policy import document, values
 from agentmon.policy.document import Items, Node, Place, Scalar
 from agentmon.policy.effective import WEIGHTS
 from agentmon.policy.rules import RuleError, canonical_host
-from agentmon.policy.values import Budget, PlacedRule
+from agentmon.policy.values import CREDENTIAL, Budget, PlacedRule
 from agentmon.providers import registry
 
 SHUTDOWNS = ("cutoff", "freeze", "kill")  # from the mildest to the strictest
@@ -54,6 +54,7 @@ class Settings:
     usage_age_s: int | None = None  # None: for ever
     alert: tuple[str, ...] = ()  # argv
     grants: Grants = Grants()
+    credentials: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name: argv of the command that prints it
     providers: Mapping[str, Any] = field(default_factory=dict)  # for agentmon.providers.registry.load
     bottles_dir: Path = paths.BOTTLES
     pool: Pool = field(default_factory=Pool)
@@ -225,6 +226,20 @@ def _retention(node: Node) -> dict[str, Any]:
     return found
 
 
+def _credentials(node: Node) -> dict[str, tuple[str, ...]]:
+    table = document.mapping(node, "commands by the credential's name")
+    found = {}
+    for name, inner in table.values.items():
+        if not CREDENTIAL.fullmatch(name):
+            raise inner.place.error(f"{name!r} is not the name of a credential", "small letters, digits, . _ -")
+        command = document.mapping(inner, "{command: [/usr/bin/COMMAND, ARGUMENT]}")
+        document.check_keys(command, ("command",))
+        if "command" not in command.values:
+            raise inner.place.error("command: is missing", f"files need no entry: {paths.CREDENTIALS / name}")
+        found[name] = _alert(command.values["command"])
+    return found
+
+
 def _alert(node: Node) -> tuple[str, ...]:
     argv = document.texts(node, "words") if isinstance(node, Items) else _split(node)
     if not argv or not argv[0].startswith("/"):
@@ -307,6 +322,7 @@ _READERS: Mapping[str, Callable[[Node], dict[str, Any]]] = {
     "retention": _retention,
     "alert": _one("alert", _alert),
     "grants": _one("grants", _grants),
+    "credentials": _one("credentials", _credentials),
     "providers": _one("providers", _providers),
     "bottles_dir": _one("bottles_dir", lambda node: Path(absolute(node))),
     "addresses": _one("pool", _pool),

@@ -34,7 +34,6 @@ def _refuse_route(placed: PlacedRoute) -> None:
         "inbound": (route.inbound, route.inbound == "block"),
         "scan_headers": (f"except {', '.join(route.scan_headers_except)}", bool(route.scan_headers_except)),
         "git_fetch": ("true", route.git_fetch),
-        "auth": (f"credential {route.auth_credential}", bool(route.auth_credential)),
     }
     for key, (value, written) in wanted.items():
         if written:

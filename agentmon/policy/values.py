@@ -18,6 +18,7 @@ ANY_PROVIDER = "*"
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+CREDENTIAL = _NAME  # what a route and the settings call one
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,16 @@ provider's host: an endpoint that the declaration does not cover is refused, nev
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from agentmon.policy.rules import RuleError, canonical_host, path_matches
+from agentmon import wire
+from agentmon.credentials.secret import Secret
+from agentmon.policy.rules import RuleError, canonical_host
 from agentmon.providers import match
 from agentmon.providers.declaration import Endpoint, Metering, Provider
 from agentmon.proxy import bodies
 from agentmon.proxy.bottles import Bottle
+from agentmon.proxy.routed import Uncovered, choose
 
 INTERNAL = "agentmon.internal"
 
@@ -57,19 +60,26 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Allow:
-    """Forward to `host`; a hold is needed where it is `metered`. `observed`: only observe mode lets it through."""
+    """Forward to `host`; a hold is needed where it is `metered`. `observed`: only observe mode lets it through.
+    `secret`: what `route` puts in."""
 
     host: str
     path: str
     provider: Provider | None = None
     endpoint: Endpoint | None = None
     observed: bool = False
-    strip_auth: bool = False
     rule: str = ""
+    route: wire.Route | None = None
+    secret: Secret | None = None
 
     @property
     def metered(self) -> bool:
         return self.endpoint is not None and self.endpoint.metering is Metering.METERED
+
+    @property
+    def holds_method(self) -> bool:
+        """Whether something was decided by the method, so that the server has to take the request for one of it."""
+        return self.provider is not None or (self.route is not None and bool(self.route.methods))
 
 
 Verdict = Allow | Refuse | Tell
@@ -78,7 +88,7 @@ _HINTS = {
     "host": "no rule helps: SNI, Host and :authority have to name one host",
     "path": "no rule helps, unless the manifest's routes: leave this path out",
     "method": "add the method to the manifest's routes:",
-    "credential": "take auth: out of the manifest's routes:; the bottle's own credential then passes",
+    "credential": "put the credential on this host: docs/operations/secrets.md",
     "upgrade": "no rule helps: the client has to use plain HTTP",
     "plain": "the client has to use https",
     "endpoint": "no rule helps: what cannot be metered is refused on a provider's host",
@@ -138,23 +148,30 @@ def _by_policy(bottle: Bottle, facts: Facts, host: str, path: str, provider: Pro
     if facts.upgrade:
         message = f"Upgrading the connection ({facts.upgrade[:40]}) is not supported through agentmon; use plain HTTP."
         return Refuse(403, bodies.egress_denied(message, host), "upgrade", host, path, rule)
-    strip_auth = False
-    for route in bottle.view.routes:
-        if route.host != host:
-            continue
-        if route.methods and facts.method not in route.methods:
-            message = f"Method {facts.method[:20]} is not allowed for {host} by this bottle's routes."
-            return Refuse(403, bodies.egress_denied(message, host), "method", host, path, rule)
-        if route.paths and not any(path_matches(pattern, path) for pattern in route.paths):
-            message = f"Path {path} is not allowed for {host} by this bottle's routes."
-            return Refuse(403, bodies.egress_denied(message, host), "path", host, path, rule)
-        if route.auth_credential:
-            message = f"Credential {route.auth_credential!r} of the route for {host} cannot be put in by this version."
-            return Refuse(403, bodies.egress_denied(message, host), "credential", host, path, rule)
-        strip_auth = strip_auth or route.auth_none
-    if provider is None:
-        return Allow(host, path, observed=observed, strip_auth=strip_auth, rule=rule)
-    return _by_provider(provider, facts, Allow(host, path, provider, None, observed, strip_auth, rule))
+    return _by_route(bottle, facts, Allow(host, path, provider, None, observed, rule))
+
+
+def _by_route(bottle: Bottle, facts: Facts, allow: Allow) -> Verdict:
+    host, path = allow.host, allow.path
+    found = choose(bottle.view.routes, host, facts.method, path)
+    if isinstance(found, Uncovered):
+        hint = f"the operator can change routes: in the manifest of {bottle.view.bottle}"
+        return Refuse(403, bodies.egress_denied(found.message, host, hint), found.reason, host, path, allow.rule)
+    allow = replace(allow, route=found)
+    if allow.holds_method and match.overrides_method(facts.target):
+        message = "The query asks the server to take the request for one of another method."
+        return Refuse(403, bodies.egress_denied(message, host), "method", host, path, allow.rule)
+    if found is not None and found.auth_credential:
+        if facts.sni is None:
+            message = f"{host} is given its credential by https only."
+            return Refuse(403, bodies.egress_denied(message, host), "plain", host, path, allow.rule)
+        secret = bottle.credentials.get(found.auth_credential)
+        if secret is None:
+            message = f"The credential {found.auth_credential!r} for {host} is not there; nothing is sent without it."
+            hint = "the operator can put it on the host: agentmon events says what is missing"
+            return Refuse(403, bodies.egress_denied(message, host, hint), "credential", host, path, allow.rule)
+        allow = replace(allow, secret=secret)
+    return allow if allow.provider is None else _by_provider(allow.provider, facts, allow)
 
 
 def _by_provider(provider: Provider, facts: Facts, allow: Allow) -> Verdict:
@@ -168,4 +185,4 @@ def _by_provider(provider: Provider, facts: Facts, allow: Allow) -> Verdict:
         message = f"{facts.method[:20]} {path} of {host} cannot be metered by agentmon and is refused."
         hint = f"endpoints of {provider.name} that can be: see `agentmon policy explain`"
         return Refuse(403, bodies.egress_denied(message, host, hint), "endpoint", host, path, allow.rule)
-    return Allow(host, path, provider, endpoint, allow.observed, allow.strip_auth, allow.rule)
+    return replace(allow, endpoint=endpoint)

@@ -28,7 +28,7 @@ from agentmon.providers.decoding import decode_all
 from agentmon.providers.include_usage import without_usage
 from agentmon.providers.request import read as read_request
 from agentmon.providers.sse import EventGate
-from agentmon.proxy import bodies, introspect
+from agentmon.proxy import bodies, inject, introspect
 from agentmon.proxy.bottles import Bottles
 from agentmon.proxy.decide import Allow, Refuse, Tell, decide
 from agentmon.proxy.edge_connection import BODY_BYTES, Connection, kill
@@ -42,7 +42,6 @@ from agentmon.proxy.tap import Answer, Tap
 _DECODED_BYTES = 64 << 20
 _BAD_ADDRESS_S = 10.0
 _METHOD_HEADERS = ("x-http-method-override", "x-http-method", "x-method-override")  # the method decided is the one sent
-_AUTH_HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie")
 
 
 @dataclass
@@ -324,12 +323,17 @@ async def _wait(named: Awaitable[None]) -> None:
 
 
 def _clean(request: http.Request, verdict: Allow) -> None:
-    """Origin form, whatever the client wrote; no credentials where the route says so."""
+    """Origin form, whatever the client wrote; the credentials that the route says, and no others."""
     if request.authority and not request.is_http2:
         request.authority = ""
-    if verdict.provider is not None:
+    if verdict.holds_method:
         for header in _METHOD_HEADERS:
             request.headers.pop(header, None)
-    if verdict.strip_auth:
-        for header in _AUTH_HEADERS:
-            request.headers.pop(header, None)
+    route = verdict.route
+    if route is None or not inject.strips(route):
+        return
+    for header in inject.own_headers(list(request.headers), route):
+        request.headers.pop(header, None)
+    request.path = inject.without_keys(request.path)
+    if verdict.secret is not None:
+        request.headers[route.auth_header] = inject.header_value(route, verdict.secret)

@@ -105,6 +105,12 @@ class Worker:
                 except RuleError as e:
                     return wire.Ack(message.id, error=f"rule of bottle {message.view.bottle}: {e.message}")
                 return wire.Ack(message.id)
+            case wire.SetCredentials():
+                try:
+                    self.bottles.give(message.slot, message.run, message.values)
+                except BadInput as e:
+                    return wire.Ack(message.id, error=f"a credential: {e.message}")
+                return wire.Ack(message.id)
             case wire.DropBottle():
                 self.hooks.close(message.slot)
                 self.bottles.drop(message.slot)

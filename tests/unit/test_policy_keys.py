@@ -23,6 +23,7 @@ SETTINGS = {  # key: a value that is not its default
     "deny": "[x.example]",
     "log": "full", "ledger": "postgresql://h/x", "approvals_timeout": "7", "alert": "/bin/true",
     "upstream": "{proxy: 'http://p.example:3128', dns: [198.51.100.53], ca: /x.pem}", "grants": "{observe: true}",
+    "credentials": "{k: {command: [/bin/true]}}",
     "retention": "{events: 1d, events_bytes: 1M, usage: 1d}", "providers": "{claude: {hosts: [c.example]}}",
     "bottles_dir": "/x", "addresses": "{v4: 10.1.0.0/16}",
 }  # fmt: skip
@@ -33,7 +34,8 @@ MANIFEST = {
     "limits": "{pids: 9}",
 }  # fmt: skip
 ROUTE = {
-    "host": "y.example", "auth": "none", "methods": "[GET]", "paths": "[/x]", "outbound": "block", "inbound": "block",
+    "host": "y.example", "auth": "{header: x-api-key, credential: k}",
+    "methods": "[GET]", "paths": "[/x]", "outbound": "block", "inbound": "block",
     "scan_headers": "{except: [cookie]}", "git_fetch": "true",
 }  # fmt: skip
 NOT_BUILT = {"ledger", "outbound", "inbound", "scan_headers", "git_fetch"}  # refused
@@ -133,6 +135,7 @@ def test_every_wrong_value_in_a_manifest_has_place_and_hint(text: str) -> None:
     [
         "upstream: 3", "upstream: {proxy: x}", "upstream: {ca: x}", "weights: {input: -1}", "alert: true", "grants: 1",
         "addresses: {v4: x}", "log: loud", "deny: x", "retention: {events: soon}", "bottles_dir: x",
+        "credentials: 3", "credentials: {K: {}}", "credentials: {k: {}}", "credentials: {k: {command: [x]}}",
         "providers: 3", "providers: {x: 3}", "providers: {claude: {like: codex}}", "providers: {claude: {hosts: x}}",
         "providers: {claude: {endpoints: {GET /x: dear}}}", "providers: {house: {hosts: [h.example]}}",
         "providers: {claude: {hosts: [api.openai.com]}}",

@@ -23,7 +23,6 @@ UNBUILT = [
     "inbound: block",
     "git_fetch: true",
     "scan_headers: {except: [cookie]}",
-    "auth: {header: x-api-key, credential: k}",
 ]
 
 

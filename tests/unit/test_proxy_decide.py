@@ -122,7 +122,7 @@ def test_routes() -> None:
         )
 
     here = bottle(f"{host}:443", routes=(route,))
-    assert at(here).strip_auth
+    assert at(here).route == route
     assert refusal(at(here, method="POST")).reason == "method"
     assert refusal(at(here, target="/v2")).reason == "path"
     wants = bottle(f"{host}:443", routes=(wire.Route(host, auth_header="x-api-key", auth_credential="key"),))

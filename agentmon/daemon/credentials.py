@@ -1,0 +1,93 @@
+"""Who hands credentials to the proxy: read here as root, told to the worker by bottle, told anew when a file changes.
+
+No value is kept: a change is seen by the file's inode and times. What a command prints is read when a bottle starts,
+when the proxy comes back, and on SIGHUP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping
+
+from agentmon import wire
+from agentmon.control.state import Bottle, Phase
+from agentmon.credentials.sources import Store
+from agentmon.daemon.services import Service
+from agentmon.errors import AgentmonError
+from agentmon.events import Event
+
+EVERY_S = 0.5  # a changed file is in force after this at most
+
+
+def names(bottle: Bottle) -> tuple[str, ...]:
+    """The credentials that its routes put in."""
+    return tuple(sorted({r.auth_credential for r in bottle.policy.routes if r.auth_credential}))
+
+
+class Credentials:
+    """For one daemon. :param emit: an event; one for each credential that is missing, until that changes."""
+
+    def __init__(
+        self,
+        store: Store,
+        bottles: Callable[[], Mapping[int, Bottle]],
+        proxy: Callable[[], Service],
+        emit: Callable[[Event], object],
+    ) -> None:
+        self._store = store
+        self._bottles = bottles
+        self._proxy = proxy
+        self._emit = emit
+        self._seen: dict[str, tuple[object, ...]] = {}  # name → its files' signature when it was last read
+        self._told: dict[tuple[str, str], str] = {}  # (run, name) → what is wrong with it
+        self._order = asyncio.Lock()  # a value that was read later is told later
+
+    async def push(self, bottle: Bottle) -> None:
+        """Tell the proxy all that this bottle's routes put in; what cannot be read is left out, so it refuses.
+
+        :raises AgentmonError: the proxy does not answer.
+        """
+        wanted = names(bottle)
+        if not wanted:
+            return
+        async with self._order:
+            values: dict[str, str] = {}
+            for name in wanted:
+                self._seen[name] = self._store.signature(name)
+                try:
+                    values[name] = (await asyncio.to_thread(self._store.read, name)).reveal()
+                    self._told.pop((bottle.run, name), None)
+                except (AgentmonError, OSError) as error:
+                    self._tell(bottle, name, error)
+            proxy = self._proxy()
+            await proxy.call(wire.SetCredentials(proxy.next_id(), bottle.slot, bottle.run, values))
+
+    def _tell(self, bottle: Bottle, name: str, error: AgentmonError | OSError) -> None:
+        what = str(error)
+        if self._told.get((bottle.run, name)) == what:
+            return
+        self._told[bottle.run, name] = what
+        hint = error.hint if isinstance(error, AgentmonError) else ""
+        event = Event("daemon", "refused", bottle=bottle.name, reason=what, hint=hint, layer="daemon")
+        self._emit(event)
+
+    async def again(self) -> None:
+        """Read and tell all anew."""
+        runs = {bottle.run for bottle in self._bottles().values()}
+        self._told = {key: what for key, what in self._told.items() if key[0] in runs}
+        for bottle in tuple(self._bottles().values()):
+            if bottle.phase in {Phase.STARTING, Phase.STOPPING}:
+                continue
+            try:
+                await self.push(bottle)
+            except AgentmonError as error:  # it is told all when it is back
+                print(f"warning: credentials of {bottle.name}: {error}", file=sys.stderr)
+
+    async def watch(self) -> None:
+        """Until cancelled. Looks at files only while a bottle needs them."""
+        while True:
+            await asyncio.sleep(EVERY_S)
+            wanted = {name for bottle in tuple(self._bottles().values()) for name in names(bottle)}
+            if any(name in self._seen and self._store.signature(name) != self._seen[name] for name in wanted):
+                await self.again()
