@@ -256,7 +256,8 @@ class Granted(Message, frozen=True):
 
 
 class Denied(Message, frozen=True):
-    """Nothing remains. `scope`, `name`, `per`: the budget that refused."""
+    """Nothing remains, or `waits`: less than it may need until requests in flight are settled, and asking again may
+    help. `scope`, `name`, `per`: the budget that refused."""
 
     id: int
     scope: str
@@ -266,6 +267,7 @@ class Denied(Message, frozen=True):
     used: int
     held: int
     per: str
+    waits: bool = False
 
 
 class Settle(Message, frozen=True):

@@ -1,6 +1,6 @@
 """The ledger's decisions, pure: a message and the state in, an answer, crossings and changes out.
 
-    Reserve ─▶ governing budgets have room? ─▶ Hold (shrunk to the room) ─▶ Granted │ Denied
+    Reserve ─▶ governing budgets have room? ─▶ Hold (admission.py: its size) ─▶ Granted │ Denied
     Progress ─▶ level rises ─────────────────▶ crossed?                  ─▶ Done, Crossed
     Settle ─▶ seen before? ─▶ row, totals of all scopes, hold gone ─▶ crossed? ─▶ Settled, Crossed
 
@@ -19,6 +19,7 @@ import msgspec
 
 from agentmon import wire
 from agentmon.ledger import budget
+from agentmon.ledger.admission import Full, admit
 from agentmon.ledger.state import Account, Hold, Owner, Row, Run
 from agentmon.ledger.terms import Terms
 
@@ -72,21 +73,21 @@ class Book(Terms):
         key = (owner, run.id, m.key)
         if (known := self.keys.get(key)) is not None:
             return wire.Granted(m.id, known.id, known.tokens)
+        model, input, output = m.model[:_TEXT], min(m.input, budget.MAX_TOKENS), min(m.output, budget.MAX_TOKENS)
+        full = run.weights.hold(input, output)
+        likely = run.weights.hold(input, self.learned.likely(m.provider, model, output))
         gauges = self.account(run, m.provider).governing
-        # a spent budget explains more than one that is full of holds
-        for g in sorted(gauges, key=lambda g: g.total.used < g.budget.tokens):
-            if budget.room(g.budget.tokens, g.total.used, g.pool.held) == 0:
-                b = g.budget
-                return wire.Denied(m.id, g.scope, g.name, b.provider, b.tokens, g.total.used, g.pool.held, b.per)
-        input, output = min(m.input, budget.MAX_TOKENS), min(m.output, budget.MAX_TOKENS)
-        tokens = min(
-            [run.weights.hold(input, output)]
-            + [budget.room(g.budget.tokens, g.total.used, g.pool.held) for g in gauges]
-        )
+        tokens = self.queue.behind(key, gauges, self.now.boot_ns) or admit(gauges, full, likely)
+        self.queue.note(key, tokens, self.now.boot_ns)
+        if isinstance(tokens, Full):
+            g, b = tokens.gauge, tokens.gauge.budget
+            return wire.Denied(
+                m.id, g.scope, g.name, b.provider, b.tokens, g.total.used, g.pool.held, b.per, not tokens.spent
+            )
         input, output = run.weights.shrink(input, output, tokens)
         hold = Hold(
-            self._hold_id(), m.key, run, m.provider, m.model[:_TEXT], input, output, tokens, owner,
-            self.now.boot_ns + self.hold_ns,
+            self._hold_id(), m.key, run, m.provider, model, input, output, tokens, owner,
+            self.now.boot_ns + self.hold_ns, full=full,
         )  # fmt: skip
         self.put_hold(hold)
         self.changes.new_holds[hold.id] = hold
@@ -106,12 +107,13 @@ class Book(Terms):
         account = self.account(hold.run, hold.provider)
         before = _levels(account)
         weighted = hold.run.weights.weigh(m.usage)
-        held = hold.held
+        held, exposed = hold.held, hold.exposed
         moved, hold.progress, hold.usage = weighted - hold.progress, weighted, m.usage
         hold.expires_ns = self.now.boot_ns + self.hold_ns
         for pool in account.pools:
             pool.progress += moved
             pool.held += hold.held - held
+            pool.exposed += hold.exposed - exposed
         self._crossings(hold.run, hold.provider, before)
         return wire.Done(m.id, any(g.spent for g in account.governing))
 
@@ -177,6 +179,8 @@ class Book(Terms):
             usage.raw,
         )  # fmt: skip
         self._append(hold.run, row, hold.run.weights.weigh(row), hold.id)
+        if row.complete and row.source == "wire":
+            self.learned.add(hold.provider, hold.model, row.output)
         self._crossings(hold.run, hold.provider, before)
 
     def _charge_estimate(self, hold: Hold) -> None:

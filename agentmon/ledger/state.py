@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from agentmon import wire
-from agentmon.ledger.budget import Weights
+from agentmon.ledger.budget import Weights, room
 
 TotalKey = tuple[str, str, str, str, str]  # scope, name, provider or "*", per, window
 PoolKey = tuple[str, str, str, str]  # scope, name, provider or "*", run or ""
@@ -41,10 +41,12 @@ class Total:
 
 @dataclass(slots=True)
 class Pool:
-    """What is in flight for one scope and provider; `held` counts the larger of each hold's size and progress."""
+    """What is in flight for one scope and provider; `held` counts the larger of each hold's size and progress,
+    `exposed` what is not held of the sizes that the requests named."""
 
     held: int = 0
     progress: int = 0
+    exposed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,15 @@ class Hold:
     expires_ns: int
     usage: wire.Usage | None = None  # last Progress
     progress: int = 0  # its weighted tokens
+    full: int = 0  # weighted tokens by the request's own bound; 0 where that is not known any more
 
     @property
     def held(self) -> int:
         return max(self.tokens, self.progress)
+
+    @property
+    def exposed(self) -> int:
+        return max(0, self.full - self.held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,16 @@ class Gauge:
     @property
     def spent(self) -> bool:
         return self.level >= self.budget.tokens
+
+    @property
+    def room(self) -> int:
+        """Weighted tokens that may still be held."""
+        return room(self.budget.tokens, self.total.used, self.pool.held)
+
+    @property
+    def worst(self) -> int:
+        """Weighted tokens that are used if all in flight need what their own bounds allow."""
+        return self.total.used + self.pool.held + self.pool.exposed
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import msgspec
 
 from agentmon import wire
 from agentmon.ledger import budget
+from agentmon.ledger.admission import Learned, Queue
 from agentmon.ledger.state import (
     Account,
     Changes,
@@ -64,6 +65,8 @@ class Terms:
         self._accounts: dict[tuple[int, str], Account] = {}
         self._totals: dict[TotalKey, Total] = {}
         self._pools: dict[PoolKey, Pool] = {}
+        self.learned = Learned()
+        self.queue = Queue()
         for hold in snapshot.holds:
             self.put_hold(hold)
 
@@ -160,6 +163,7 @@ class Terms:
         for pool in self._pools_of(hold):
             pool.held += hold.held
             pool.progress += hold.progress
+            pool.exposed += hold.exposed
 
     def forget_hold(self, hold: Hold) -> None:
         del self.holds[hold.id]
@@ -167,6 +171,7 @@ class Terms:
         for pool in self._pools_of(hold):
             pool.held -= hold.held
             pool.progress -= hold.progress
+            pool.exposed -= hold.exposed
 
     def _pools_of(self, hold: Hold) -> Iterable[Pool]:
         found = self._accounts.get((hold.run.id, hold.provider))

@@ -19,15 +19,16 @@ def egress_denied(message: str, host: str, hint: str = "") -> Error:
 
 
 def budget_exhausted(spent: Mapping[str, Any]) -> Error:
-    """403: `spent` has scope, provider, tokens, used (and more) of the budget that refused."""
-    error: Error = {
-        "type": "budget_exhausted",
-        "message": (
-            f"The {spent.get('scope', 'bottle')} budget for {spent.get('provider', 'this provider')} is spent: "
-            f"{spent.get('used', 0)} of {spent.get('tokens', 0)} tokens used. Retrying does not help; ask the operator."
-        ),
-    }
-    for key in ("scope", "name", "provider", "tokens", "used", "per"):
+    """403: `spent` has scope, provider, tokens, used (and more) of the budget that refused; `held` where that is all
+    that is in the way."""
+    budget = f"The {spent.get('scope', 'bottle')} budget for {spent.get('provider', 'this provider')}"
+    used = f"{spent.get('used', 0)} of {spent.get('tokens', 0)} tokens used"
+    if "held" in spent:
+        message = f"{budget} is taken by requests in flight: {used}, {spent['held']} held. Send fewer at once."
+    else:
+        message = f"{budget} is spent: {used}. Retrying does not help; ask the operator."
+    error: Error = {"type": "budget_exhausted", "message": message}
+    for key in ("scope", "name", "provider", "tokens", "used", "held", "per"):
         if key in spent:
             error[key] = spent[key]
     return error
@@ -35,10 +36,11 @@ def budget_exhausted(spent: Mapping[str, Any]) -> Error:
 
 def spent_of(denied: Denied) -> dict[str, Any]:
     """The fields budget_exhausted() wants, from the ledger's answer."""
-    return {
+    spent = {
         "scope": denied.scope, "name": denied.name, "provider": denied.provider,
         "tokens": denied.tokens, "used": denied.used, "per": denied.per,
     }  # fmt: skip
+    return spent | {"held": denied.held} if denied.waits else spent
 
 
 def cut_off(spent: Mapping[str, Any], host: str, bottle: str) -> Error:

@@ -221,7 +221,8 @@ class Hooks:
             return 400, bodies.egress_denied("The request's body does not decode.", verdict.host)
         whose = Whose(slot, name, provider.name, verdict.host, next(self._keys))
         live.exchange = Exchange(self.accounts, whose)
-        refusal = await live.exchange.reserve(estimate.of(provider, endpoint, read_request(verdict.path, body)))
+        asked = estimate.of(provider, endpoint, read_request(verdict.path, body))
+        refusal = await live.exchange.reserve(asked, lambda: self._wanted(live))
         if refusal is None:
             refusal = await self._route(live.connection, live.flow, verdict.host)
         now = self.bottles.at(slot)
@@ -240,6 +241,11 @@ class Hooks:
                 request.raw_content = body
                 request.headers["content-length"] = str(len(body))
         return None
+
+    def _wanted(self, live: Live) -> bool:
+        """Whether somebody still waits for this request's hold."""
+        now = self.bottles.at(live.connection.slot)
+        return live.flow.client_conn.connected and now is not None and not now.cut
 
     # ── answers ──
 

@@ -1,6 +1,7 @@
 """One metered request: hold → forward → settle or release, exactly once, whatever happens on the way.
 
     reserve() ──granted──▶ held ──finish(sent, status)──▶ settled | released
+        ├─held by others──▶ asked again until they are settled, for PATIENCE_S at most
         └─denied, ledger away──▶ a refusal to answer with
 
 finish() may come at any time, also while reserve() still waits (the client has gone): the hold that then arrives is
@@ -23,6 +24,9 @@ from agentmon.events import Event
 from agentmon.providers.declaration import Estimate
 from agentmon.proxy import bodies
 from agentmon.proxy.settlement import charge, tells_input
+
+PATIENCE_S = 120.0  # seconds
+_ASK_MIN_S, _ASK_MAX_S = 0.02, 0.5
 
 
 class Ledger(Protocol):
@@ -84,13 +88,16 @@ class Exchange:
         self._next: wire.Usage | None = None  # progress that waits for the call under way
         self._telling = False
 
-    async def reserve(self, estimate: Estimate) -> tuple[int, bodies.Error] | None:
-        """Take the hold; None when it is there, else (status, error) to answer with."""
+    async def reserve(
+        self, estimate: Estimate, wanted: Callable[[], bool], patience_s: float = PATIENCE_S
+    ) -> tuple[int, bodies.Error] | None:
+        """Take the hold; None when it is there, else (status, error) to answer with.
+
+        :param wanted: whether waiting still makes sense: False once the bottle is cut, or its client gone.
+        """
         w, self._estimate = self._whose, estimate
         try:
-            answer = await self._accounts.ledger.reserve(
-                w.slot, w.provider, estimate.model, input=estimate.input, output=estimate.output, key=w.key
-            )
+            answer = await self._ask(estimate, wanted, patience_s)
         except AgentmonError:
             return 503, bodies.ledger_unavailable()
         if isinstance(answer, wire.Denied):
@@ -100,6 +107,22 @@ class Exchange:
             self._accounts.spawn(self._release(answer.hold))
             return 403, bodies.egress_denied("The request was given up.", w.host)
         return None
+
+    async def _ask(
+        self, estimate: Estimate, wanted: Callable[[], bool], patience_s: float
+    ) -> wire.Granted | wire.Denied:
+        w, loop = self._whose, asyncio.get_running_loop()
+        end, pause = loop.time() + patience_s, _ASK_MIN_S
+        while True:
+            answer = await self._accounts.ledger.reserve(
+                w.slot, w.provider, estimate.model, input=estimate.input, output=estimate.output, key=w.key
+            )
+            if isinstance(answer, wire.Granted) or not answer.waits or self._finished or not wanted():
+                return answer
+            if loop.time() + pause > end:
+                return answer
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _ASK_MAX_S)
 
     def progress(self, usage: wire.Usage) -> None:
         """Tell the ledger the cumulative usage; while a call is under way only the latest is kept.

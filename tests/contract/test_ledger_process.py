@@ -132,10 +132,10 @@ asyncio.run(main())
 def test_no_phantom_refusal_after_holds_are_gone(daemon: Peer) -> None:
     open_run(daemon, scope("bottle", "b1", budget("claude", 100)))
     hold = daemon.ask(wire.Reserve, 1, "claude", "m", 0, 100, "a")
-    denied = daemon.ask(wire.Reserve, 1, "claude", "m", 0, 1, "b")
-    assert (denied.used, denied.held) == (0, 100)
+    denied = daemon.ask(wire.Reserve, 1, "claude", "m", 0, 500, "b")
+    assert (denied.used, denied.held, denied.waits) == (0, 100, True)
     daemon.ask(wire.Settle, hold.hold, usage(0, 10, "msg"))
-    assert daemon.ask(wire.Reserve, 1, "claude", "m", 0, 500, "c").tokens == 90
+    assert daemon.ask(wire.Reserve, 1, "claude", "m", 0, 500, "b").tokens == 90
 
 
 def test_a_restart_is_not_seen_by_the_proxy(process: LedgerProcess, daemon: Peer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agentmon import wire
-from agentmon.ledger import budget
+from agentmon.ledger import admission, budget
 from agentmon.ledger.book import Sweep
 from agentmon.ledger.reader import Reader
 from agentmon.ledger.state import Now, Owner
@@ -137,20 +137,21 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def reserve(self, slot: int, provider: str, input: int, output: int, owner: Owner) -> None:
         self.serial += 1
+        self.now = replace(self.now, boot_ns=self.now.boot_ns + admission.GONE_NS + 1)  # nobody stands before it
         answer = self.ask(wire.Reserve(1, slot, provider, "m", input, output, f"k{self.serial}"), owner)
         run = self.model.open[slot]
-        want = W.hold(input, output)
-        refused = False
+        full = want = W.hold(input, output)
+        spent = held_by_others = False
         for where, name, b in self.model.governing(slot, provider):
             used, held = self.model.used((where, name), b, run, self.windows), self.model.held((where, name), b, run)
+            spent = spent or self._level((where, name), b, run) >= b.tokens
+            held_by_others = held_by_others or (held > 0 and b.tokens - used - held < full)
             want = min(want, max(0, b.tokens - used - held))
-            refused = refused or want == 0
-        if refused:
-            assert isinstance(answer, wire.Denied)
+        if spent or held_by_others:
+            assert isinstance(answer, wire.Denied) and answer.waits == (not spent)
             b = of(answer.provider, answer.tokens, answer.per)
             assert answer.used == self.model.used((answer.scope, answer.name), b, run, self.windows)
             assert answer.held == self.model.held((answer.scope, answer.name), b, run)
-            assert answer.used + answer.held >= answer.tokens
         else:
             assert isinstance(answer, wire.Granted) and answer.tokens == want
             i, o = W.shrink(input, output, want)

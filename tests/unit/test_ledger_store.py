@@ -25,14 +25,13 @@ def book(tmp_path: Path) -> Any:
     book.store.close()
 
 
-def test_a_hold_shrinks_then_holds_refuse_then_a_release_admits(book: Book) -> None:
+def test_holds_of_others_make_wait_and_only_the_last_one_shrinks(book: Book) -> None:
     book.open(1, scope("bottle", "b1", of("claude", 100)))
-    first, second = book.reserve(1, 30, 40, "a"), book.reserve(1, 30, 40, "b")
-    assert (first.tokens, second.tokens) == (70, 30)
-    denied = book.reserve(1, 1, 1, "c")
-    assert (denied.used, denied.held, denied.tokens, denied.scope) == (0, 100, 100, "bottle")
-    book.ask(wire.Release, first.hold)
-    assert book.reserve(1, 1, 1, "c").tokens == 2
+    first = book.reserve(1, 30, 40, "a")
+    denied = book.reserve(1, 30, 40, "b")
+    assert (denied.used, denied.held, denied.tokens, denied.scope, denied.waits) == (0, 70, 100, "bottle", True)
+    book.ask(wire.Settle, first.hold, usage(40, request_id="r"))
+    assert (first.tokens, book.reserve(1, 30, 40, "b").tokens) == (70, 60)
 
 
 def test_the_same_key_gives_the_same_hold_but_not_to_another_worker(book: Book) -> None:

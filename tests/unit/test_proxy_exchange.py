@@ -34,6 +34,7 @@ class Books:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.denies = self.away = False
+        self.full = 0  # so many reserves find the budget held by others
         self.gate: asyncio.Event | None = None
 
     async def _called(self, *call: Any) -> None:
@@ -45,6 +46,9 @@ class Books:
 
     async def reserve(self, slot: int, provider: str, model: str, *, input: int, output: int, key: str) -> Any:
         await self._called("reserve", slot, provider, model, input, output, key)
+        self.full -= 1
+        if self.full >= 0:
+            return wire.Denied(1, "bottle", "crate", provider, 500, 6, 490, "run", True)
         return wire.Denied(1, "bottle", "crate", provider, 5, 6, 0, "run") if self.denies else wire.Granted(1, 77, 150)
 
     async def settle(self, hold: int, usage: wire.Usage) -> wire.Settled:
@@ -75,6 +79,10 @@ def trial(body: Callable[[Exchange, Books, list[Event]], Awaitable[None]]) -> tu
     return books, events
 
 
+def wanted() -> bool:
+    return True
+
+
 def names(books: Books) -> list[str]:
     return [call[0] for call in books.calls]
 
@@ -84,7 +92,7 @@ USAGE = wire.Usage("x", "m", "id-1", input=1, output=2)
 
 def test_hold_then_settle_once() -> None:
     async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
-        assert await exchange.reserve(ESTIMATE) is None
+        assert await exchange.reserve(ESTIMATE, wanted) is None
         exchange.finish(sent=True, status=200, usage=USAGE)
         exchange.finish(sent=True, status=200, usage=USAGE)
         exchange.progress(USAGE)
@@ -97,7 +105,7 @@ def test_hold_then_settle_once() -> None:
 @pytest.mark.parametrize(("sent", "status"), [(False, None), (True, 429), (True, 307)])
 def test_what_is_not_billed_is_released(sent: bool, status: int | None) -> None:
     async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
-        await exchange.reserve(ESTIMATE)
+        await exchange.reserve(ESTIMATE, wanted)
         exchange.finish(sent=sent, status=status, usage=None)
 
     assert names(trial(body)[0]) == ["reserve", "release"]
@@ -106,23 +114,59 @@ def test_what_is_not_billed_is_released(sent: bool, status: int | None) -> None:
 def test_denied_and_away_hold_nothing() -> None:
     async def denied(exchange: Exchange, books: Books, events: list[Event]) -> None:
         books.denies = True
-        refusal = await exchange.reserve(ESTIMATE)
+        refusal = await exchange.reserve(ESTIMATE, wanted)
         assert refusal is not None and refusal[0] == 403 and refusal[1]["type"] == "budget_exhausted"
         exchange.finish(sent=False, status=None, usage=None)
 
     async def away(exchange: Exchange, books: Books, events: list[Event]) -> None:
         books.away = True
-        refusal = await exchange.reserve(ESTIMATE)
+        refusal = await exchange.reserve(ESTIMATE, wanted)
         assert refusal is not None and refusal[0] == 503
         exchange.finish(sent=False, status=None, usage=None)
 
     assert names(trial(denied)[0]) == names(trial(away)[0]) == ["reserve"]
 
 
+def test_a_budget_that_others_hold_is_asked_again_with_the_same_key() -> None:
+    async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
+        books.full = 3
+        assert await exchange.reserve(ESTIMATE, wanted) is None
+        exchange.finish(sent=True, status=200, usage=USAGE)
+
+    books, _ = trial(body)
+    assert names(books) == ["reserve"] * 4 + ["settle"] and {call[-1] for call in books.calls[:4]} == {"key-1"}
+
+
+@pytest.mark.parametrize(("patience_s", "asked"), [(0.05, 2), (30.0, 1)])
+def test_a_wait_for_others_ends_with_patience_and_with_the_cut(patience_s: float, asked: int) -> None:
+    async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
+        books.full = 1000
+        refusal = await exchange.reserve(ESTIMATE, lambda: asked == 2, patience_s)
+        assert refusal is not None and refusal[0] == 403
+        error = refusal[1]
+        assert (error["type"], error["held"], error["used"]) == ("budget_exhausted", 490, 6)
+        assert "requests in flight" in error["message"] and "is spent" not in error["message"]
+        exchange.finish(sent=False, status=None, usage=None)
+
+    assert names(trial(body)[0]) == ["reserve"] * asked
+
+
+def test_a_wait_for_others_ends_when_the_request_is_over() -> None:
+    async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
+        books.full = 1000
+        waiting = asyncio.ensure_future(exchange.reserve(ESTIMATE, wanted))
+        while len(books.calls) < 2:
+            await asyncio.sleep(0.001)
+        exchange.finish(sent=False, status=None, usage=None)
+        assert (await asyncio.wait_for(waiting, 10)) is not None
+
+    assert set(names(trial(body)[0])) == {"reserve"}
+
+
 def test_a_client_that_leaves_while_the_hold_is_taken_gives_it_back() -> None:
     async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
         books.gate = asyncio.Event()
-        waiting = asyncio.ensure_future(exchange.reserve(ESTIMATE))
+        waiting = asyncio.ensure_future(exchange.reserve(ESTIMATE, wanted))
         await asyncio.sleep(0)
         exchange.finish(sent=False, status=None, usage=None)
         books.gate.set()
@@ -133,7 +177,7 @@ def test_a_client_that_leaves_while_the_hold_is_taken_gives_it_back() -> None:
 
 def test_progress_is_told_one_at_a_time_the_latest_last() -> None:
     async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
-        await exchange.reserve(ESTIMATE)
+        await exchange.reserve(ESTIMATE, wanted)
         books.gate = asyncio.Event()
         for n in range(1, 6):
             exchange.progress(wire.Usage("x", output=n))
@@ -150,7 +194,7 @@ def test_progress_is_told_one_at_a_time_the_latest_last() -> None:
 @pytest.mark.parametrize(("sent", "what"), [(True, "settle"), (False, "release")])
 def test_what_the_ledger_does_not_take_is_reported(sent: bool, what: str) -> None:
     async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
-        await exchange.reserve(ESTIMATE)
+        await exchange.reserve(ESTIMATE, wanted)
         books.away = True
         exchange.progress(USAGE)
         await asyncio.sleep(0.01)
@@ -226,7 +270,7 @@ def test_a_lost_answer_charges_the_text_that_came_where_that_is_more_than_was_he
 
 def test_progress_by_the_text_alone_has_the_requests_input() -> None:
     async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
-        await exchange.reserve(ESTIMATE)
+        await exchange.reserve(ESTIMATE, wanted)
         for said in ({}, {"cache_read": 45}, {"input": 7}):
             exchange.progress(wire.Usage("", output=700, source="estimate", complete=False, **said))
             await asyncio.sleep(0.01)
