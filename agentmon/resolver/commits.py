@@ -25,6 +25,7 @@ FLOOR_S = 30
 GRACE_S = 10
 FRESH_NS = 1_000_000_000
 CALL_S = 3.0
+ADDRESSES = "addresses"  # the daemon's reason when a bottle's names lead to too many
 
 Key = tuple[int, str, str, tuple[str, ...], tuple[int, ...]]
 
@@ -92,10 +93,10 @@ class Commits:
             answer = await daemon.call(message, CALL_S)
         except (OSError, TimeoutError) as e:
             raise Uncommitted("the daemon does not answer") from e
-        if getattr(answer, "reason", "") == "addresses":
+        if getattr(answer, "reason", "") == ADDRESSES:
             about = {"name": message.name}
             event = Event(
-                "dns", "refused", view.wire.bottle, "addresses", "resolver", epoch=view.wire.epoch, detail=about
+                "dns", "refused", view.wire.bottle, ADDRESSES, "resolver", epoch=view.wire.epoch, detail=about
             )
             self._reporter.note(view.slot, event)
         if not isinstance(answer, wire.Committed) or not answer.addresses:

@@ -15,7 +15,7 @@ from agentmon.reporting import Reporter
 from agentmon.resolver import message as dns
 from agentmon.resolver.answer import Kind, Plan, decide
 from agentmon.resolver.chain import Unusable
-from agentmon.resolver.commits import Commits, Uncommitted
+from agentmon.resolver.commits import ADDRESSES, Commits, Uncommitted
 from agentmon.resolver.labels import Labels, Verdict
 from agentmon.resolver.rate import Bucket
 from agentmon.resolver.resolve import Resolve
@@ -27,6 +27,9 @@ MAX_PENDING = 64  # questions of one bottle that wait for upstream or the daemon
 MAX_KEPT = 256  # kept replies of one bottle
 MAX_KEPT_BYTES = 320  # of a query whose reply is kept; the longest name with EDNS has 282
 QUERIES_PER_S = 100
+_UNREACHED: dict[type[Exception], str] = {  # as lookups.py says it
+    TimeoutError: "timeout", Unusable: "servfail", Uncommitted: "uncommitted",
+}  # fmt: skip
 
 Reply = bytes | None
 Later = Coroutine[None, None, bytes]
@@ -155,8 +158,14 @@ class Desk:
             opened = await self._open(view, query.name, tuple(usable), found.ttl_s(self.now_ns()), plan.observed)
             addresses = [a for a in usable if a in opened]
             return dns.reply(query, dns.NOERROR, addresses, found.ttl_s(self.now_ns()), udp=udp)
-        except (TimeoutError, Unusable, Uncommitted):
-            return dns.reply(query, dns.SERVFAIL, udp=udp)
+        except (TimeoutError, Unusable, Uncommitted) as error:
+            reply = dns.reply(query, dns.SERVFAIL, udp=udp)
+            if str(error) == ADDRESSES:  # commits.py has told it
+                return reply
+            why = next(reason for kind, reason in _UNREACHED.items() if isinstance(error, kind))
+            event = _event(view, "observed" if plan.observed else "allowed", why, query.name, plan.rule)
+            told = self._told(reply, view.slot, event, udp, port)
+            return told if isinstance(told, bytes) else await told
         finally:
             seat.pending -= 1
 

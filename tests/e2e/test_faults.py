@@ -137,6 +137,8 @@ def test_a_broken_manifest_names_file_line_and_key(world: World, tmp_path: Path)
 def test_an_unresolvable_name_is_unreachable_and_nothing_else_changes(world: World) -> None:
     job = shell(world, "lost-name", "--allow", "tcp://servfail.allowed.example:8443")
     assert "resolve" in ask(job, "curl -sS -m 8 https://servfail.allowed.example:8443/ 2>&1", 20)
+    event = until(lambda: world.events("lost-name", kind="dns", reason="servfail"))[0]
+    assert (event["verdict"], event["host"], event["comm"]) == ("allowed", "servfail.allowed.example", "curl")
     assert ask(job, FETCH) == "200"
     job.say("exit 0")
     assert job.end()[0] == 0

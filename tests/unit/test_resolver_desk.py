@@ -14,7 +14,7 @@ import pytest
 from agentmon import wire
 from agentmon.reporting import Reporter
 from agentmon.resolver import commits as commits_module
-from agentmon.resolver.chain import Chain
+from agentmon.resolver.chain import Chain, Unusable
 from agentmon.resolver.commits import Commits, Uncommitted
 from agentmon.resolver.desk import MAX_KEPT, MAX_PENDING, Desk
 from agentmon.resolver.labels import Labels
@@ -225,6 +225,35 @@ def test_a_lookup_whose_policy_changes_under_way_is_denied() -> None:
             assert (await bench.lookups.looked(wire.Lookup(3, 16, "a.example", 443))).error == "denied"
         bench.set("a.example", mode="observe")
         assert (await bench.lookups.looked(wire.Lookup(4, 16, "b.example", 443))).error == ""
+
+    run(body)
+
+
+def test_an_allowed_name_that_leads_nowhere_is_told_once_with_the_reason() -> None:
+    async def body(bench: Bench) -> None:
+        daemon, faults = bench.daemon_now, {"late.example": TimeoutError(), "sick.example": Unusable("SERVFAIL")}
+        assert daemon is not None
+        plain = bench.ask
+
+        async def ask(name: str, rdtype: int) -> Chain:
+            if name in faults:
+                raise faults[name]
+            return await plain(name, rdtype)
+
+        async def no(commit: wire.Commit) -> wire.Committed:
+            return wire.Committed(commit.id, (), "addresses" if commit.name == "many.example" else "full")
+
+        bench.ask = ask  # type: ignore[method-assign]
+        daemon.say = no
+        bench.set("*.example:22")
+        for name in ("late.example", "sick.example", "shut.example", "many.example") * 2:
+            assert (await bench.reply(name)).rcode() == dns.rcode.SERVFAIL
+        told = [(event["verdict"], event["reason"], event.get("host", "")) for event in bench.events]
+        assert told == [
+            ("allowed", "timeout", "late.example"), ("allowed", "servfail", "sick.example"),
+            ("allowed", "uncommitted", "shut.example"), ("refused", "addresses", ""),
+        ]  # fmt: skip
+        assert bench.events[0]["rule"] == "*.example:22"
 
     run(body)
 
