@@ -55,6 +55,7 @@ class HealingNetfilter(HostNetfilter):
             self._watcher = Watcher(Watch(Place.HOST, self._own_pid))
             edges = self._edges()
             edges.forwarding.recall()
+            self._dials.note(heal_rules.still_dialled(edges.nft), now_ns())
             with contextlib.suppress(KernelRefused):  # another instance of this process holds it
                 edges.nft.run(heal_rules.nat_held(), "hold the translation of live flows")
             edges.elements.take_device(render.CUT, "agentmon")  # one transaction of each socket: ours are known by it

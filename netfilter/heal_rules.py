@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 
-from netfilter import plan, render, render_bottle
+from netfilter import plan, render
 from netfilter.bottle import Bottle
 from netfilter.elements import Segments
 from netfilter.errors import KernelRefused
@@ -32,22 +33,9 @@ def host_table(host: HostSpec, bottles: Iterable[Bottle], now_ns: int, more: Ite
     """
     commands: list[Command] = [table("add"), table("delete"), *render.host_table(host)]
     for bottle in bottles:
-        commands += host_side(bottle, now_ns)
+        commands += plan.host_side(bottle, now_ns)
         commands += elements("add", render.BOTTLES, [leads_to(device(bottle.net.veth), goto(f"b{bottle.net.slot}"))])
     return [*commands, *more]
-
-
-def host_side(bottle: Bottle, now_ns: int) -> list[Command]:
-    """A bottle's chain and sets in the host's table, from nothing."""
-    net, slot, rules = bottle.net, bottle.net.slot, bottle.written()
-    commands: list[Command] = [*render_bottle.bottle_closed(net)]
-    if rules is None or bottle.rules is None:
-        return commands
-    commands += render_bottle.static_sets(slot, rules)
-    commands += render_bottle.taken_back(slot, bottle.region.elements, ())
-    commands += render_bottle.learned_anew(Segments().change(bottle.still_learned(now_ns), now_ns), slot)
-    commands += render_bottle.bottle_chain(net, rules, rules)
-    return [*commands, *render_bottle.cut_element(net, bottle.rules.mode)]
 
 
 def inner_table(bottle: Bottle, now_ns: int) -> list[Command]:
@@ -73,6 +61,17 @@ class Dialled:
             for key, end in self.until.items()
             if end > now_ns
         ]
+
+
+def still_dialled(nft: Nft) -> list[Learned]:
+    """What an earlier instance permitted the service namespace to dial, one port each, with the time that is left."""
+    found = []
+    for version in render.FAMILIES:
+        for listed in nft.listing(f"list set {FAMILY} {TABLE} dial{version}"):
+            for member in listed.get("set", {}).get("elem", ()):
+                (address, proto, port), left = member["elem"]["val"]["concat"], member["elem"]["expires"]
+                found.append(Learned(ip_address(address), proto, ((port, port),), left))
+    return found
 
 
 def dialled(entries: Sequence[Learned], now_ns: int) -> list[Command]:

@@ -234,8 +234,9 @@ class Watcher:
             self._register(slot, watch)
 
     def forget(self, slot: int | None) -> None:
-        """Before a bottle is deleted; fine if it is not watched."""
+        """Before a bottle is deleted; fine if it is not watched. What happened to its device until now was its own."""
         with self._lock:
+            self._pending += [c for c in self._host.links_changed(None, self._ours) if c.slot != slot]
             self._ours = {
                 index: wanted for index, wanted in self._ours.items() if wanted is None or wanted.slot != slot
             }

@@ -2,12 +2,15 @@
 
 Whoever does it again and again must not eat the processor: each round waits longer, up to PAUSE_MAX_S; the tables stay
 as they were left meanwhile, and without them the routing backstop forwards nothing. It is told once, with a count.
+
+A round that fails in a way nobody thought of is told too, and the next one looks at everything anew.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -53,6 +56,7 @@ class Healing:
         self._end = end
         self._changes: Changes | None = None
         self._again: list[Change] = []  # what could not be put back yet
+        self._at_once = False  # nothing is waited for
         self._row = 0  # rounds without a quiet time between them
         self._last_s = 0.0  # when the last of them was
         self._untold = 0  # changes in the rounds that were not told
@@ -74,15 +78,37 @@ class Healing:
         remedies = dict.fromkeys(blocker.remedy(pools) for blocker in found)
         return f"; {'; '.join(blocker.describe() for blocker in found)}", "; ".join(remedies)
 
+    def look_at_everything(self) -> None:
+        """The next round compares all there is with what is wanted, whatever was told of."""
+        every = [(None, Place.HOST), *((slot, Place.BOTTLE) for slot in self._bottles())]
+        self._again = [Change(slot, place, Kind.UNKNOWN, "everything is looked at") for slot, place in every]
+        self._at_once = True
+
     async def watch(self) -> None:
         """Until cancelled."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._told(), PAUSE_MAX_S if self._again else QUIET_S)
-            if self._row and time.monotonic() - self._last_s > QUIET_S:
-                self._quiet()
-            await self._round()
+            try:
+                if not self._at_once:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._told(), PAUSE_MAX_S if self._again else QUIET_S)
+                if self._row and time.monotonic() - self._last_s > QUIET_S:
+                    self._quiet()
+                self._at_once = False
+                await self._round()
+            except Exception as error:  # noqa: BLE001 - a bug of ours must not leave bottles that nobody watches
+                self._failed(error)
             await asyncio.sleep(self._pause_s())
+
+    def _failed(self, error: Exception) -> None:
+        """A round ended as it never should."""
+        self._once_more()
+        self.look_at_everything()
+        if self._row > ALOUD:
+            return
+        why = f"watching over rules and devices failed ({type(error).__name__}: {error}); everything is looked at anew"
+        print(f"warning: {why}", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):  # it may be the log that failed
+            self._emit(Event("daemon", "observed", layer="daemon", reason=why))
 
     async def _told(self) -> None:
         assert self._changes is not None

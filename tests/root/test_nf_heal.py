@@ -18,6 +18,7 @@ from netfilter import heal_rules, watch
 from netfilter.changes import Change, Difference, Kind, Place
 from netfilter.errors import KernelRefused
 from netfilter.heal import HealingNetfilter
+from netfilter.spec import Mode
 from tests.support.nf_lab import (
     OTHER4,
     OTHER6,
@@ -271,6 +272,39 @@ def test_a_second_instance_adopts_and_holds_no_second_table(healing: Healing) ->
     assert heal_rules.NAT_HELD in lab.shell("nft", "list", "tables")
     assert lab.run(watch.own_pid) > 0
     lab.run(successor.close_host)
+
+
+def test_what_was_changed_while_nobody_watched_is_found_by_the_next_instance(shared: Healing) -> None:
+    lab, allowed = shared.lab, (learned(OTHER6, 5432, timeout_s=900),)
+
+    def adopted(epoch: int) -> list[Difference]:
+        successor = HealingNetfilter()
+        lab.run(successor.open_host, lab.spec)
+        lab.run(successor.watch)
+        for slot, mode in ((16, Mode.ENFORCE), (17, Mode.CUT)):
+            lab.run(successor.adopt_bottle, net(slot))
+            lab.run(successor.apply, rules(slot, epoch, *SEVERAL, mode=mode, learned=allowed if slot == 16 else ()))
+        unknown = [Change(slot, Place.HOST, Kind.UNKNOWN, "") for slot in (None, 16, 17)]
+        found = lab.run(successor.restore, unknown)
+        assert lab.run(successor.restore, unknown) == []
+        return list(found)
+
+    assert adopted(301) == []
+    lab.shell("nft", "add chain inet agentmon theirs { type filter hook forward priority 1; }")
+    lab.shell("ip", "addr", "add", "192.0.2.9/24", "dev", "am16")
+    lab.shell(*IN, "nft", "add chain inet agentmon more")
+    lab.shell(*IN, "ip", "route", "add", "192.0.2.0/24", "dev", "eth0")
+    found = {(d.slot, d.place, d.what) for d in adopted(302)}
+    assert found == {
+        (None, Place.HOST, "chain theirs added"),
+        (16, Place.HOST, "am16: address 192.0.2.9/24 added"),
+        (16, Place.BOTTLE, "chain more added"),
+        (16, Place.BOTTLE, "eth0 of am-16: route 192.0.2.0/24 added"),
+    }
+    lab.connect("am-16", WEB4).close()
+    shared.refused("am-17", WEB4)
+    lab.run(lab.nf.apply, rules(16, 303, *SEVERAL, deny=(direct(f"{OTHER4}/32"),)))  # the shared one goes on
+    lab.run(lab.nf.apply, rules(17, 303, *SEVERAL, mode=Mode.CUT))
 
 
 def test_refusals_go_on_counting_over_a_restored_table(shared: Healing) -> None:
