@@ -279,7 +279,7 @@ class HostNetfilter:
             change.add("carry live flows over", remarking(conntrack, kept), marks_undone(conntrack, kept))
         if also:
             change.add(f"{what} inside, one epoch", lambda: self._judge_inside(bottle, plan))
-            change.add(f"{what}, one epoch", lambda: edges.elements.run(plan.chain(), what))
+            change.add(f"{what}, one epoch", lambda: edges.elements.run(plan.outer_alone(), what))
         change.run()
         bottle.took(plan)
         bottle.judge = judge
@@ -292,7 +292,7 @@ class HostNetfilter:
 
     def _judge_inside(self, bottle: Bottle, plan: Planned) -> None:
         try:
-            bottle.inner.elements.run(plan.judging(), "one epoch")
+            bottle.inner.elements.run(plan.inner_alone(), "one epoch")
         except KernelRefused:
             self._change_inside(bottle, plan, ())  # flushed in between: made anew
 

@@ -5,7 +5,8 @@
     another mode, services; too much for x    the chain written with a new epoch, live flows re-marked first
 
 Either way one transaction inside and one on the host. Between the re-marking of flows and the chain that names the new
-epoch alone there is one that names both: a packet in between finds its flow's mark in force, whichever it is.
+epoch alone there is one that names both: a packet in between finds its flow's mark in force, whichever it is. What
+was taken back under the old epoch stays in x until then: nobody may have ended those flows yet.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ class Planned:
     net: BottleNet
     before: BottleRules | None
     sets: tuple[list[Command], list[Command]]  # inside, on the host
+    regions: tuple[list[Command], list[Command]]  # set x of both; as long as an old epoch is named, x holds what it did
 
     def inner(self, also: Sequence[int] = ()) -> list[Command]:
         """One transaction inside. `also`: epochs of flows that are about to be re-marked."""
-        return [*self.sets[0], *self.judging(also)]
+        return [*self.sets[0], *([] if also else self.regions[0]), *self.judging(also)]
 
     def judging(self, also: Sequence[int] = ()) -> list[Part]:
         """The chain inside."""
@@ -55,7 +57,15 @@ class Planned:
 
     def outer(self, also: Sequence[int] = ()) -> list[Command]:
         """One transaction on the host."""
-        return [*self.sets[1], *self.chain(also)]
+        return [*self.sets[1], *([] if also else self.regions[1]), *self.chain(also)]
+
+    def inner_alone(self) -> list[Command]:
+        """The second transaction inside: the new epoch alone, and what was taken back before it forgotten."""
+        return [*self.regions[0], *self.judging()]
+
+    def outer_alone(self) -> list[Command]:
+        """The second transaction on the host."""
+        return [*self.regions[1], *self.chain()]
 
     def chain(self, also: Sequence[int] = ()) -> list[Part]:
         """The chain on the host, the cut's element where it changes."""
@@ -110,14 +120,16 @@ def planned(bottle: Bottle, rules: BottleRules, now_ns: int, *, anew: bool = Fal
     segments, learned = _learned(bottle, rules, now_ns, fresh=fresh, renumbers=renumbers, closing=(*forgotten, *lapsed))
 
     def commands(slot: int | None) -> list[Command]:
-        x = [] if bottle.static is not None else render_bottle.flushed("x", slot)
-        x += render_bottle.taken_back(slot, region.elements, bottle.region.elements)
-        return [*x, *render_bottle.changed_sets(slot, changed), *learned.commands(slot)]
+        return [*render_bottle.changed_sets(slot, changed), *learned.commands(slot)]
+
+    def x(slot: int | None) -> list[Command]:
+        emptied = [] if bottle.static is not None else render_bottle.flushed("x", slot)
+        return [*emptied, *render_bottle.taken_back(slot, region.elements, bottle.region.elements)]
 
     unsure = not renumbers and (bottle.unsure or (not fresh and bool(gone)))
     return Planned(
         rules, static, segments, region, renumbers, rewrites, fresh, unsure, (*forgotten, *lapsed), bottle.net, old,
-        (commands(None), commands(rules.slot)),
+        (commands(None), commands(rules.slot)), (x(None), x(rules.slot)),
     )  # fmt: skip
 
 

@@ -7,10 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 
+from netfilter import host
 from netfilter.spec import Direct, Mode
 from tests.support.nf_lab import OTHER4, OTHER6, POOL4, WEB4, WEB6, Lab, direct, learned, net, rules, until
 
@@ -149,6 +152,28 @@ def test_whoever_dies_after_a_removal_leaves_it_in_force(lab: Lab) -> None:
     with pytest.raises(OSError):
         bad.recv(1)
     assert echoes(good)
+
+
+@pytest.mark.parametrize("doomed", [OTHER4, OTHER6])
+def test_what_was_taken_back_does_not_pass_again_while_a_new_epoch_begins(
+    lab: Lab, doomed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has ended the flow yet; for as long as live flows are re-marked, both epochs are in force."""
+    lab.bottle(16, only(WEB4), only(doomed), epoch=1)
+    good, bad = lab.connect("am-16", WEB4), lab.connect("am-16", doomed)
+    assert echoes(bad)
+    assert lab.run(lab.nf.put, rules(16, 2, only(WEB4)))
+    seen, between, remarking = lab.world.to(doomed), list[bool](), host.remarking
+
+    def remarking_slowly(*what: Any) -> Callable[[], int]:
+        between.extend([echoes(good), echoes(bad)])
+        return remarking(*what)
+
+    monkeypatch.setattr(host, "remarking", lambda *what: partial(lambda w: remarking_slowly(*w)(), what))
+    lab.run(lab.nf.put, replace(rules(16, 3, only(WEB4)), services=()))
+    assert between[:2] == [True, False]
+    assert lab.world.to(doomed) <= seen + 1  # the reset
+    assert echoes(good) and refused(lab, doomed)
 
 
 def test_an_address_learned_again_after_its_removal_keeps_its_flow_when_it_expires(lab: Lab) -> None:
