@@ -11,9 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from agentmon import errors, wire
@@ -257,6 +260,63 @@ def test_started_by_hand_and_without_a_directory(tmp_path: Path) -> None:
     config.write_text(f'{{"socket": "{tmp_path}/s", "path": "{tmp_path}/none/l.db"}}')
     none = subprocess.run([sys.executable, "-m", "agentmon.ledger", str(config)], **run)
     assert none.returncode == 4 and "No such file" in none.stderr
+
+
+def test_hour_day_week_and_month_end_while_many_settle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger whose clock is set to half an hour, then a second before the end of a month that ends with a Sunday. No
+    row is lost between the windows, none is in both, and what was spent in the old ones is free in the new ones."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    end_ns = int(datetime(2026, 5, 31, 22, tzinfo=UTC).timestamp()) * 10**9
+    ahead = tmp_path / "ahead"
+
+    def set_clock(to_ns: int) -> int:
+        offset = to_ns - time.time_ns()
+        (tmp_path / "new").write_text(str(offset))
+        (tmp_path / "new").rename(ahead)
+        return offset
+
+    set_clock(end_ns - 1800 * 10**9)
+    clock = f"import time, pathlib; real, ahead = time.time_ns, pathlib.Path({str(ahead)!r})"
+    told = "time.time_ns = lambda: real() + int(ahead.read_text())"
+    process = LedgerProcess(tmp_path)
+    run = "import runpy; runpy.run_module('agentmon.ledger', None, '__main__')"
+    process.command = [sys.executable, "-c", f"{clock}; {told}; {run}"]
+    periods = ("hour", "day", "week", "month")
+    try:
+        daemon = Peer(process.start().socket)
+        limits = [budget("codex", 5, per) for per in periods]
+        open_run(daemon, scope("host", "host", budget("claude", 1 << 40), *limits))
+        spent = daemon.ask(wire.Reserve, 1, "codex", "m", 5, 0, "spent")
+        daemon.ask(wire.Settle, spent.hold, usage(5, 0, "spent", provider="codex"))
+        assert isinstance(daemon.ask(wire.Reserve, 1, "codex", "m", 1, 0, "refused"), wire.Denied)
+        offset_ns = set_clock(end_ns - 10**9)
+
+        def settle(worker: int) -> int:
+            peer, count = Peer(process.socket), 0
+            while time.time_ns() + offset_ns < end_ns + 2 * 10**8:
+                count += 1
+                hold = peer.ask(wire.Reserve, 1, "claude", "m", 1, 1, f"{worker}.{count}")
+                assert not peer.ask(wire.Settle, hold.hold, usage(worker, 1, f"{worker}.{count}")).duplicate
+            peer.close()
+            return count
+
+        with ThreadPoolExecutor(4) as pool:
+            counts = list(pool.map(settle, range(1, 5)))
+        assert isinstance(daemon.ask(wire.Reserve, 1, "codex", "m", 1, 0, "in the new ones"), wire.Granted)
+        daemon.close()
+    finally:
+        process.close()
+    with Reader(process.path) as reader:
+        rows = [row for row in reader.rows() if row["provider"] == "claude"]
+        assert reader.check() == []
+    assert len(rows) == sum(counts)
+    before = sum(row["weighted"] for row in rows if row["ts_ns"] < end_ns)
+    after = sum(row["weighted"] for row in rows if row["ts_ns"] >= end_ns)
+    db = apsw.Connection(process.path, flags=apsw.SQLITE_OPEN_READONLY)
+    for per in periods:
+        sql = """SELECT used FROM totals WHERE (scope, provider, per) = ('host', 'claude', ?) ORDER BY "window\""""
+        assert [used for (used,) in db.execute(sql, (per,))] == [before, after] and before and after, per
+    db.close()
 
 
 def test_kill_nine_at_any_moment_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:

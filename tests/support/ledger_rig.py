@@ -43,12 +43,14 @@ class LedgerProcess:
         (directory / "db").mkdir(mode=0o700, exist_ok=True)
         self.config = directory / "ledger.json"
         self.config.write_text(json.dumps({"socket": self.socket, "path": self.path, "user": "", "group": ""} | config))
+        self.command = [sys.executable, "-m", "agentmon.ledger"]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, ready: bool = True) -> LedgerProcess:
         with self.stderr.open("ab") as log:
-            command = [sys.executable, "-m", "agentmon.ledger", str(self.config)]
-            self.process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                [*self.command, str(self.config)], cwd=ROOT, stderr=log, stdin=subprocess.DEVNULL
+            )
         if ready:
             until(self._listening, f"a ledger on {self.socket}: {self.said()}")
         return self
