@@ -186,21 +186,40 @@ class Daemon:
         return bottle.attached is not None and bottle.attached.inode == inode
 
     async def _adopt(self, alive: dict[int, str]) -> None:
-        """Take over bottles that run; one without a readable state file is ended (nobody knows its policy)."""
-        saved = persist.load_all()
+        """Take over bottles that run; one without a readable state file is ended (nobody knows its policy), and one of
+        which a part is gone. Then everything is looked at once: nobody watched while no daemon ran."""
+        saved, applying = persist.load_all(), set()
         for slot, run in alive.items():
             bottle = saved.get(slot)
             if bottle is None or bottle.run != run or bottle.phase in {Phase.STARTING, Phase.STOPPING}:
                 await self.in_kernel(self.kernel.clean, slot)
                 files.remove(slot)
                 continue
-            if bottle.attached is not None:
-                await self.in_kernel(self.kernel.adopt_attached, slot, bottle.attached)
-            else:
-                await self.in_kernel(self.kernel.adopt, slot)
-            self.runner.dispatch(e.Adopted(bottle, *unbuilt.lacking(bottle.policy, self.kernel.bpf.features())))
+            try:
+                if bottle.attached is not None:
+                    await self.in_kernel(self.kernel.adopt_attached, slot, bottle.attached)
+                else:
+                    await self.in_kernel(self.kernel.adopt, slot)
+            except OSError as error:
+                if bottle.attached is not None:
+                    raise
+                await self._end_torn(bottle, error)
+                continue
+            applying.add(
+                self.runner.dispatch(e.Adopted(bottle, *unbuilt.lacking(bottle.policy, self.kernel.bpf.features())))
+            )
             self.log.add(Event("daemon", "observed", bottle=bottle.name, reason="adopted", layer="daemon"))
+        await asyncio.gather(*(task for task in applying if task is not None))
+        self.healing.look_at_everything()
         self._used = bool(self.host.bottles)
+
+    async def _end_torn(self, bottle: Bottle, error: OSError) -> None:
+        """A part of it was taken away while no daemon ran, and cannot be put back under a running job."""
+        await self.in_kernel(self.kernel.clean, bottle.slot)
+        files.remove(bottle.slot)
+        reason = f"taken away while no daemon ran, the bottle was ended: {error}"
+        print(f"warning: bottle {bottle.name}: {reason}", file=sys.stderr, flush=True)
+        self.log.add(Event("tamper", "refused", bottle=bottle.name, layer="daemon", reason=reason))
 
     async def _close(self) -> None:
         """Let go of bottles (keep) or remove everything; a step that fails is told and the next one is done."""

@@ -97,6 +97,28 @@ def test_a_bottle_whose_device_is_deleted_is_ended_and_says_why(world: World) ->
     assert "device" not in [row["bottle"] for row in world.rows("ps")]
 
 
+def test_what_was_changed_while_no_daemon_ran_is_put_back_and_told(world: World) -> None:
+    """Of two bottles one had its routes changed, the other lost its device."""
+    (job, slot), (torn, gone) = start(world, "asleep"), start(world, "torn")
+    assert world.daemon is not None
+    world.daemon.terminate()
+    assert world.daemon.wait(20) == 0
+    subprocess.run(["ip", "addr", "add", "192.0.2.9/32", "dev", f"am{slot}"], check=True)
+    nft("add chain inet agentmon theirs { type filter hook forward priority 1; }")
+    subprocess.run(["ip", "link", "delete", f"am{gone}"], check=True)
+    world.start_daemon()
+    told = until(lambda: tampering(world, bottle="asleep"))
+    assert [e["reason"] for e in told] == [f"am{slot}: address 192.0.2.9/32 added"]
+    assert [e["reason"] for e in tampering(world, reason="chain theirs added")] == ["chain theirs added"]
+    (ended,) = tampering(world, bottle="torn")
+    assert ended["verdict"] == "refused" and f"device am{gone}" in ended["reason"]
+    assert [row["bottle"] for row in world.rows("ps")] == ["asleep"]
+    assert status(job, f"http://{DIRECT}:8080/") == "200"
+    job.say("exit 0")
+    assert job.end()[0] == 0
+    assert torn.end()[0] != 0
+
+
 def test_who_does_it_again_and_again_is_told_once_and_the_bottle_works_afterwards(world: World) -> None:
     job, _ = start(world, "storm")
     before = len(tampering(world))
