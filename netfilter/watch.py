@@ -24,7 +24,7 @@ from netfilter import facts
 from netfilter.changes import Change, Kind, Place, told
 from netfilter.language import TABLE
 from netfilter.netns import namespaces
-from netfilter.netns.wire import HEADER, NETFILTER, REQUEST, ROUTE, attributes
+from netfilter.netns.wire import HEADER, NETFILTER, REQUEST, ROUTE, attributes, netlink_socket
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _ATTACH_FILTER, _RCVBUFFORCE = 270, 1, 26, 33
 _NFT_GROUP = 7  # NFNLGRP_NFTABLES
@@ -302,7 +302,8 @@ def _inotify() -> int:
 
 
 def _listener(protocol: int, groups: tuple[int, ...], receive_bytes: int) -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+    sock = netlink_socket(protocol)
+    sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, receive_bytes)
     sock.bind((0, 0))
     for group in groups:

@@ -6,6 +6,7 @@ import asyncio
 import grp
 import os
 import pwd
+import resource
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from agentmon.errors import HostLacks
 from agentmon.policy import settings as settings_file
 from agentmon.policy import unbuilt
 
+_FILES = 1 << 16  # descriptors: a bottle takes six, an ordinary limit is 1024
 _SWITCH_S = 0.0005  # how long a thread that decodes events may keep the loop, which cuts, from running (Python: 5 ms)
 
 
@@ -31,6 +33,8 @@ def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None
         print(f"warning: {notice}", file=sys.stderr)
     _check_users()
     held = lock.take()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
     files.make_directories()
     os.umask(0o022)
     from agentmon.daemon.app import Daemon

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import select
 import socket
 import struct
@@ -99,6 +101,23 @@ def test_nothing_is_told_of_our_own_doing(shared: Healing) -> None:
     assert shared.whole() == []
     lab.run(lab.nf.delete_bottle, 18)
     assert shared.watcher.changes() == []
+
+
+def test_a_bottle_takes_none_of_the_descriptors_that_libnftables_needs(shared: Healing) -> None:
+    """It waits with select(2) and ends the process where its own socket has no number below 1024."""
+    lab = shared.lab
+
+    def low() -> set[int]:
+        return {number for number in map(int, os.listdir("/proc/self/fd")) if number < 1024}
+
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= 1100:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    before = low()
+    lab.bottle(18, *SEVERAL)
+    try:
+        assert low() == before
+    finally:
+        lab.run(lab.nf.delete_bottle, 18)
 
 
 def test_tables_of_others_are_nobodys_business(shared: Healing) -> None:
