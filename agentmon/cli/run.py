@@ -88,6 +88,7 @@ def _booked(run_id: str, bottle: str, started: int, summary: dict[str, Any]) -> 
 
 
 def _finish(outcome: Outcome, summary: dict[str, Any], json_summary: Path | None, name: str, started: int) -> int:
+    status = EXIT_OWN if "error" in summary else outcome.exit  # the daemon ended it: the signal was agentmon's own
     if outcome.error and "error" not in summary:
         summary["error"] = {"class": "AgentmonError", "message": outcome.error}
     error = summary.get("error")
@@ -96,8 +97,8 @@ def _finish(outcome: Outcome, summary: dict[str, Any], json_summary: Path | None
     elif os.isatty(2) and (count := sum((summary.get("refused") or {}).values())):
         times = "once" if count == 1 else f"{count} times"
         notice(f"refused {times}, see: agentmon events --bottle {summary.get('bottle') or name} --verdict refused")
-    _summarise(json_summary, name, started, outcome.exit, summary)
-    return outcome.exit
+    _summarise(json_summary, name, started, status, summary)
+    return status
 
 
 def _made_up_name(command: str) -> str:
