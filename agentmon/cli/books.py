@@ -18,6 +18,12 @@ def usage_rows(by: str, since_ns: int) -> list[dict[str, Any]]:
     return report.usage(by, since_ns=since_ns)
 
 
+def folded_day(since_ns: int) -> str:
+    """The day that `usage --since` begins in, if it is kept as sums and counts as a whole; else ""."""
+    with Reader(str(paths.LEDGER)) as reader:
+        return reader.folded_day(since_ns)
+
+
 def stored_events(bottle: str, kind: str, since_ns: int) -> Iterator[dict[str, Any]]:
     """The contract's JSON objects, oldest first.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from agentmon.cli.console import emit, emit_json, example
+from agentmon.cli.console import emit, emit_json, example, notice
 from agentmon.cli.control import ask, reachable, stream
 from agentmon.cli.when import since_ns
 from agentmon.events import rfc3339
@@ -86,9 +86,12 @@ def _events(follow: bool, wanted: Wanted, since: int) -> Iterator[dict[str, Any]
 @click.option("--json", "as_json", is_flag=True, help="One object per line.")
 def usage(by: str, since: str | None, as_csv: bool, as_json: bool) -> None:
     """Show tokens used, from the ledger. Works without a daemon."""
-    from agentmon.cli.books import usage_rows
+    from agentmon.cli.books import folded_day, usage_rows
 
-    rows = usage_rows(by, since_ns(since, time.time_ns()))
+    began_ns = since_ns(since, time.time_ns())
+    rows = usage_rows(by, began_ns)
+    if day := folded_day(began_ns):
+        notice(f"usage of {day} is kept as the sum of the day: all of it is counted, also what was before {since}")
     if as_json:
         for row in rows:
             emit_json(row)
@@ -96,3 +99,5 @@ def usage(by: str, since: str | None, as_csv: bool, as_json: bool) -> None:
         emit(usage_csv(rows, by))
     else:
         emit(usage_table(rows, by) or "nothing was used\n")
+        if rows and by == "day":
+            notice(f"days of this host's time zone ({rows[0]['zone']})")

@@ -6,13 +6,15 @@ root reads it, or user agentmon-ledger.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 import apsw
 
 from agentmon import errors
-from agentmon.ledger import migrations
+from agentmon.ledger import migrations, retention
 from agentmon.ledger.check import Finding, findings
 from agentmon.ledger.store import LedgerTrouble, trouble
 
@@ -20,7 +22,7 @@ BY = ("bottle", "agent", "provider", "model", "day")
 EXPORTS = {"usage": "usage_v", "folded": "usage_folded_v", "enforcement": "enforcement_v", "audit": "audit_v"}
 _CHUNK = 1000  # rows of one read transaction of export()
 
-_COUNTS = """sum(requests) AS requests, sum(input) AS input, sum(cache_read) AS cache_read,
+_COUNTS = """sum("rows") AS "rows", sum(requests) AS requests, sum(input) AS input, sum(cache_read) AS cache_read,
     sum(cache_write) AS cache_write, sum(output) AS output, sum(reasoning) AS reasoning, sum(weighted) AS weighted,
     sum("rows" * (source = 'estimate')) AS estimated, sum("rows" * NOT complete) AS incomplete"""
 
@@ -59,18 +61,29 @@ class Reader:
         self._db.close()
 
     def usage(self, by: str = "bottle", *, since_ns: int = 0, bottle: str = "") -> list[dict[str, Any]]:
-        """Sums of usage_counts_v: {<by>, requests, input, cache_read, cache_write, output, reasoning, weighted, …}.
+        """Sums of usage_counts_v: {<by>, rows, requests, input, cache_read, cache_write, output, reasoning, weighted,
+        estimated, incomplete}, the last two in rows; by day also {zone}, the names of the host's time zone.
 
         :param by: bottle | agent | provider | model | day (of the host's time zone).
+        :param since_ns: within a day whose usage is kept as sums: from its beginning; see folded_day().
         :raises errors.BadInput: another `by`.
         """
         if by not in BY:
             raise errors.BadInput(f"usage --by {by!r}: not one of {', '.join(BY)}", "agentmon usage --by bottle")
-        return self._dicts(
+        zone = {"zone": "/".join(dict.fromkeys(time.tzname))} if by == "day" else {}
+        lines = self._dicts(
             f"""SELECT {by}, {_COUNTS} FROM usage_counts_v
                 WHERE ts_ns >= ? AND (? = '' OR bottle = ?) GROUP BY 1 ORDER BY 1""",
-            (since_ns, bottle, bottle),
+            (retention.before(since_ns, 0) if self.folded_day(since_ns) else since_ns, bottle, bottle),
         )
+        return [line | zone for line in lines]
+
+    def folded_day(self, since_ns: int) -> str:
+        """The local day of `since_ns` if its usage is kept as sums, so that it counts as a whole; else ""."""
+        day = date.fromtimestamp(since_ns // 1_000_000_000).isoformat()
+        found = self._dicts("SELECT 1 FROM usage_folded WHERE day = ? AND ts_ns >= ? LIMIT 1",
+                            (day, retention.before(since_ns, 0)))  # fmt: skip
+        return day if found and since_ns else ""
 
     def usage_of_run(self, run: str) -> dict[str, dict[str, Any]]:
         """The same sums for one run, by provider."""

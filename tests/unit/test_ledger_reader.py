@@ -65,7 +65,8 @@ def test_usage_by(path: str, by: str, weighted: dict[str, int]) -> None:
 def test_usage_by_day_and_what_a_line_holds(path: str) -> None:
     (line,) = report.usage("day", path=path)
     assert line == {
-        "day": time.strftime("%Y-%m-%d"), "requests": 3, "input": 111, "cache_read": 50, "cache_write": 7, "output": 31,
+        "day": time.strftime("%Y-%m-%d"), "zone": "/".join(dict.fromkeys(time.tzname)),
+        "rows": 3, "requests": 3, "input": 111, "cache_read": 50, "cache_write": 7, "output": 31,
         "reasoning": 5, "weighted": 164, "estimated": 1, "incomplete": 1,
     }  # fmt: skip
     assert report.usage("day", path=path, since_ns=time.time_ns()) == []
