@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["EgressGuard", "EgressLocked", "EgressViolation", "EgressWarning", "HostName", "RuleError"]
 
 _control = hook.build()
-children.carried_by(_control)
 
 
 class EgressGuard:

@@ -39,7 +39,7 @@ PACKAGES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__fil
 KEPT = 64  # children remembered
 EVENTS = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system")
 _UNREAD = frozenset("IES")
-_control: Control | None = None
+_control: Control  # set once, by carried_by
 
 
 class _Carrier:
@@ -73,12 +73,12 @@ def policy_text() -> str:
     """What is in force for the caller, scopes included, for another process to install: JSON; "" without a guard."""
     import json
 
-    now = None if _control is None else _control.in_force()
+    now = _control.in_force()
     if now is None:
         return ""
     within = [list(judge.texts) for judge in (*now.within, *(scope.judge for scope in current()))]
     value: dict[str, object] = {"allow": list(now.judge.texts), "mode": now.mode, "bind": now.bind, "within": within}
-    value["locked"] = _control is not None and _control.locked()
+    value["locked"] = _control.locked()
     return json.dumps(value, separators=(",", ":"))
 
 
@@ -91,7 +91,7 @@ def install_text(text: str) -> None:
 
     from agentmon.guard.state import State
 
-    if not text or _control is None or _control.in_force() is not None:
+    if not text or _control.in_force() is not None:
         return
     value = json.loads(text)
     within = tuple(judging.of_texts(texts) for texts in value["within"])

@@ -68,7 +68,7 @@ def _sealed(touch: Callable[[], None]) -> tuple[Callable[[], str], Callable[[], 
     """What says whether anything that a check runs through was replaced: these modules, whole. `touch` is called when
     one of their names is assigned to."""
     mine = sys.modules[__name__]
-    guard = (mine, flows, judge, targets, capability, scopes, names, vouching, state, errors, sealing)
+    guard = (mine, flows, judge, targets, capability, children, scopes, names, vouching, state, errors, sealing)
     modules = (*guard, decide, ranges, hosts, ports, grammar)
     sealing.watch(modules, touch)
     return sealing.seal(modules, frozenset({"state.in_force"}))
@@ -94,7 +94,6 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         nonlocal touched
         touched = True
 
-    changed, changed_inside = _sealed(touch)
     running_test = capability.running_test
     # Held here, so that replacing a name of a module changes nothing before it is noticed.
     violates, observing, relaxed, tick = EgressViolation, OBSERVE, RELAXED, count().__next__
@@ -256,7 +255,7 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         known.forget_lock()
 
     register_at_fork(after_in_child=after_fork)
-    return Control(
+    control = Control(
         install=install,
         change=change,
         uninstall=uninstall,
@@ -267,6 +266,9 @@ def build() -> Control:  # noqa: C901, PLR0915 - one closure: what it holds has 
         voucher=voucher,
         started=lambda: tuple(started),
     )
+    children.carried_by(control)
+    changed, changed_inside = _sealed(touch)
+    return control
 
 
 def _say(text: str) -> None:

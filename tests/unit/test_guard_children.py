@@ -209,3 +209,17 @@ stop.set(); t.join()
 print(json.dumps([sorted(codes), reason(udp("198.51.100.1", 53))]))
 """
     assert guarded.answer(body) == [[0], "ok"]
+
+
+def test_children_do_not_go_without_the_policy_where_it_was_taken_from_its_carrier():
+    body = """
+import subprocess
+from agentmon.guard import children
+EgressGuard.install(["udp://198.51.100.1"])
+env = EgressGuard.child_env()
+children._control = None
+out = [attempt(EgressGuard.child_env), attempt(children._Carrier().__reduce__)]
+out += [attempt(subprocess.run, [sys.executable, "-c", "print('ran')"], env=env), udp("198.51.100.1", 53)]
+print(json.dumps([reason(each) for each in out]))
+"""
+    assert guarded.answer(body) == ["AttributeError", "AttributeError", "tampered", "tampered"]

@@ -11,9 +11,10 @@ PYTHONS = guarded.versions()
 # Each change in a fork of its own: what it does to one destination is asked twice.
 EVERY = """
 import os, types
-from agentmon.guard import sealing, hook, flows, judge, targets, capability, scopes, names, vouching, state, errors
+from agentmon.guard import (
+    sealing, hook, flows, judge, targets, capability, children, scopes, names, vouching, state, errors)
 from agentmon.policy.rules import decide, grammar, hosts, ports, ranges
-MODULES = (hook, flows, judge, targets, capability, scopes, names, vouching, state, errors,
+MODULES = (hook, flows, judge, targets, capability, children, scopes, names, vouching, state, errors,
            decide, grammar, hosts, ports, ranges)
 EgressGuard.install(["udp://198.51.100.1"], mode="observe")
 u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
