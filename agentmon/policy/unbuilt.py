@@ -33,7 +33,6 @@ def _refuse_route(placed: PlacedRoute) -> None:
         "outbound": (route.outbound, route.outbound in {"block", "redact"}),
         "inbound": (route.inbound, route.inbound == "block"),
         "scan_headers": (f"except {', '.join(route.scan_headers_except)}", bool(route.scan_headers_except)),
-        "git_fetch": ("true", route.git_fetch),
     }
     for key, (value, written) in wanted.items():
         if written:

@@ -14,7 +14,7 @@ from agentmon.credentials.secret import Secret
 from agentmon.policy.rules import RuleError, canonical_host
 from agentmon.providers import match
 from agentmon.providers.declaration import Endpoint, Metering, Provider
-from agentmon.proxy import bodies
+from agentmon.proxy import bodies, git
 from agentmon.proxy.bottles import Bottle
 from agentmon.proxy.routed import Uncovered, choose
 
@@ -32,6 +32,7 @@ class Facts:
     hosts: tuple[str, ...]
     authority: str = ""
     upgrade: str = ""
+    content_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Allow:
     rule: str = ""
     route: wire.Route | None = None
     secret: Secret | None = None
+    lfs: bool = False  # its body says whether it may go: decide_body()
 
     @property
     def metered(self) -> bool:
@@ -91,6 +93,8 @@ _HINTS = {
     "credential": "put the credential on this host: docs/operations/secrets.md",
     "upgrade": "no rule helps: the client has to use plain HTTP",
     "plain": "the client has to use https",
+    "git-push": "no rule helps: commits leave a bottle by its files",
+    "git-fetch": "write git_fetch: true into the host's route in the manifest",
     "endpoint": "no rule helps: what cannot be metered is refused on a provider's host",
 }
 
@@ -161,6 +165,13 @@ def _by_route(bottle: Bottle, facts: Facts, allow: Allow) -> Verdict:
     if allow.holds_method and match.overrides_method(facts.target):
         message = "The query asks the server to take the request for one of another method."
         return Refuse(403, bodies.egress_denied(message, host), "method", host, path, allow.rule)
+    use = git.use_of(facts.method, facts.target, facts.content_type)
+    if use is git.Use.PUSH:
+        return _push(allow)
+    if use is not git.Use.NONE and not (found is not None and found.git_fetch):
+        error = bodies.egress_denied(git.FETCH_SAYS, host, git.FETCH_HINT.format(host=host))
+        return Refuse(403, error, "git-fetch", host, path, allow.rule)
+    allow = replace(allow, lfs=use is git.Use.LFS_BATCH)
     if found is not None and found.auth_credential:
         if facts.sni is None:
             message = f"{host} is given its credential by https only."
@@ -172,6 +183,15 @@ def _by_route(bottle: Bottle, facts: Facts, allow: Allow) -> Verdict:
             return Refuse(403, bodies.egress_denied(message, host, hint), "credential", host, path, allow.rule)
         allow = replace(allow, secret=secret)
     return allow if allow.provider is None else _by_provider(allow.provider, facts, allow)
+
+
+def _push(allow: Allow) -> Refuse:
+    return Refuse(403, bodies.egress_denied(git.PUSH_SAYS, allow.host), "git-push", allow.host, allow.path, allow.rule)
+
+
+def decide_body(allow: Allow, coding: str, raw: bytes) -> Refuse | None:
+    """Of a request that is allowed as far as its body does not say something else."""
+    return _push(allow) if allow.lfs and not git.lfs_downloads(coding.strip().lower(), raw) else None
 
 
 def _by_provider(provider: Provider, facts: Facts, allow: Allow) -> Verdict:

@@ -30,7 +30,7 @@ from agentmon.providers.request import read as read_request
 from agentmon.providers.sse import EventGate
 from agentmon.proxy import bodies, inject, introspect
 from agentmon.proxy.bottles import Bottles
-from agentmon.proxy.decide import Allow, Refuse, Tell, decide
+from agentmon.proxy.decide import Allow, Refuse, Tell, decide, decide_body
 from agentmon.proxy.edge_connection import BODY_BYTES, Connection, kill
 from agentmon.proxy.edge_layers import Ending, Layer
 from agentmon.proxy.edge_live import Live, Refusal, answer, facts_of, without_length
@@ -185,7 +185,7 @@ class Hooks:
             _clean(flow.request, verdict)
             if not verdict.metered:
                 live.refusal = await self._route(connection, flow, verdict.host)
-                streams = flow.request.stream = live.refusal is None
+                streams = flow.request.stream = live.refusal is None and not verdict.lfs
         length = flow.request.headers.get("content-length", "")
         if not streams and length.isdigit() and int(length) > BODY_BYTES:
             self.accounts.spawn(self._too_long(live))
@@ -203,11 +203,24 @@ class Hooks:
             status, body = introspect.tell(live.bottle, live.verdict.path, totals)
             live.ours = True
             flow.response = http.Response.make(status, body, bodies.HEADERS)
-        elif live.refusal is None and isinstance(live.verdict, Allow) and live.verdict.metered:
-            live.refusal = await self._admit(live, live.verdict)
+        elif live.refusal is None and isinstance(live.verdict, Allow):
+            if live.verdict.metered:
+                live.refusal = await self._admit(live, live.verdict)
+            elif live.verdict.lfs:
+                live.refusal = await self._by_body(live, live.verdict)
         if live.refusal is not None:
             live.ours = True
             flow.response = answer(*live.refusal)
+
+    async def _by_body(self, live: Live, verdict: Allow) -> Refusal | None:
+        request = live.flow.request
+        said = decide_body(verdict, request.headers.get("content-encoding", ""), request.raw_content or b"")
+        if said is None:
+            return None
+        named = self.sightings.refused(live.connection.slot, live.connection.source, said, live.facts)
+        if named is not None:
+            await named
+        return said.status, said.error
 
     async def _admit(self, live: Live, verdict: Allow) -> Refusal | None:
         """Hold, look up, prepare; None where the request may go."""

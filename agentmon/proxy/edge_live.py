@@ -79,7 +79,9 @@ def answer(status: int, error: bodies.Error) -> http.Response:
 def facts_of(request: http.Request, connection: Connection) -> Facts:
     upgrade = "" if request.is_http2 else request.headers.get("upgrade", "")
     hosts = tuple(request.headers.get_all("host"))
-    return Facts(request.method, request.path, connection.port, connection.sni, hosts, request.authority, upgrade)
+    kind = ", ".join(request.headers.get_all("content-type"))
+    authority = request.authority
+    return Facts(request.method, request.path, connection.port, connection.sni, hosts, authority, upgrade, kind)
 
 
 def without_length(flow: http.HTTPFlow) -> None:

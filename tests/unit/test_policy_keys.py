@@ -38,7 +38,7 @@ ROUTE = {
     "methods": "[GET]", "paths": "[/x]", "outbound": "block", "inbound": "block",
     "scan_headers": "{except: [cookie]}", "git_fetch": "true",
 }  # fmt: skip
-NOT_BUILT = {"ledger", "outbound", "inbound", "scan_headers", "git_fetch"}  # refused
+NOT_BUILT = {"ledger", "outbound", "inbound", "scan_headers"}  # refused
 IGNORED = {"approvals_timeout", "alert"}  # told
 READ_IN_POLICY = {"extends", "agents", "provider", "bottles_dir", "deny", "budget", "ceiling", "providers", "grants"}
 

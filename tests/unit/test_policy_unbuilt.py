@@ -21,7 +21,6 @@ UNBUILT = [
     "outbound: block",
     "outbound: redact",
     "inbound: block",
-    "git_fetch: true",
     "scan_headers: {except: [cookie]}",
 ]
 
