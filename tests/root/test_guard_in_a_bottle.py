@@ -27,6 +27,12 @@ def lab(bpf_lab: Lab) -> Lab:
     return bpf_lab
 
 
+@pytest.fixture(scope="module")
+def audit() -> report.Audit:
+    """This very environment: seconds, and the same for each."""
+    return report.audit(tree.of_venv(Path(sys.prefix)))
+
+
 def inside(lab: Lab, bottle: Bottle, *module: str) -> list[str]:
     """The command line that runs a Python module in the bottle's cgroup and namespace."""
     return ["bash", "-c", ENTER, str(bottle.directory / "cgroup.procs"), lab.netns, sys.executable, "-m", *module]
@@ -58,7 +64,7 @@ def test_selfcheck_says_whether_the_kernel_vouches(lab: Lab, bottle: Bottle, gua
     ("way", "package", "file"), [("uvloop", "uvloop", "loop.cpython"), ("pycurl", "pycurl", "libcurl-")]
 )
 def test_the_audit_says_which_file_layer_3_has_seen(
-    lab: Lab, bottle: Bottle, way: str, package: str, file: str
+    lab: Lab, bottle: Bottle, audit: report.Audit, way: str, package: str, file: str
 ) -> None:
     bottle.apply(allow=(entry(f"{KNOWN}/32", 443),), guard=Guard.STRICT)
     events: list[Event] = []
@@ -72,7 +78,7 @@ def test_the_audit_says_which_file_layer_3_has_seen(
             time.sleep(0.005)
     events += lab.programs.read()
     told = [{"kind": e.kind, "library": e.library, "dst": str(e.dst), "port": e.port} for e in events]
-    data = report.to_dict(report.audit(tree.of_venv(Path(sys.prefix))), sightings.collect(told))
+    data = report.to_dict(audit, sightings.collect(told))
     seen = {f["path"].rpartition("/")[2]: f for f in data["findings"] if f["layer3"] == "seen"}
     (found,) = [f for name, f in seen.items() if name.startswith(file)]
     assert found["package"] == package and found["past_the_guard"]
