@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 from bench.figure import Figure, show  # noqa: E402
 
 GROUPS = (
-    "start", "cutoff", "proxy", "bulk", "relay", "connect", "live", "ledger", "admission", "nft", "bottles", "guard", "ebpf",
+    "start", "cutoff", "proxy", "bulk", "relay", "connect", "live", "ledger", "admission",
+    "nft", "bottles", "guard", "ebpf",
 )  # fmt: skip
 RESULTS = ROOT / "bench/results"
 
