@@ -110,3 +110,24 @@ out = [honest, attempt(lies.connect, ("198.51.100.1", 53)).get("refused", "passe
 print(json.dumps([*out, lies.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM]))
 """
     assert guarded.answer(body, version) == ["default", "passed", True]
+
+
+def test_a_process_that_runs_pytest_on_a_test_of_its_own_is_a_test(tmp_path):
+    """Documented as not stopped; afterwards loopback is refused again, and a guard that was reset is gone."""
+    (tmp_path / "test_own.py").write_text(
+        "import socket\nfrom agentmon.guard import EgressGuard\n"
+        "def test_1(egress_test_loopback):\n"
+        "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s: s.connect(('127.0.0.1', 9))\n"
+        "def test_2_reset(): EgressGuard.reset_for_test()\n"
+    )
+    body = """
+import pytest
+EgressGuard.install([], lock="secret")
+out = []
+for some in ("not reset", "reset"):
+    options = ("-q", "-p", "no:cacheprovider", "-p", "agentmon.pytest_plugin", "-k", some)
+    out += [int(pytest.main([*options, sys.argv[1]])), reason(udp("127.0.0.1", 9)), EgressGuard.status().installed]
+print(json.dumps(out))
+"""
+    env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    assert guarded.answer(body, None, str(tmp_path), env=env) == [0, "loopback", True, 0, "ok", False]
