@@ -9,6 +9,7 @@ Nothing of its own is changed: its addresses, routes and rules stay, ours are as
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,11 @@ def leave(name: str) -> None:
 
     def work() -> None:
         _with_route(_remove_rules)
-        Nft().run([table("add"), table("delete")], "remove our table")
+        try:
+            Nft().run([table("add"), table("delete")], "remove our table")
+        except KernelRefused as e:
+            if e.errno != errno.EPERM:  # its root made a table of our name its own
+                raise
 
     if namespaces.exists(name):
         try:

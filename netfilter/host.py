@@ -302,6 +302,8 @@ class HostNetfilter:
         try:
             bottle.inner.elements.run(plan.inner(also), what)
         except KernelRefused as e:
+            if e.errno == errno.EPERM:  # root in there made a table of our name its own: the host's side is enough
+                return
             _unless_gone(e)
             now = now_ns()
             learned = plan.rules.learned if plan.fresh else (*bottle.still_learned(now), *plan.rules.learned)
@@ -328,9 +330,10 @@ class HostNetfilter:
         try:
             bottle.inner.elements.run(render_bottle.learned_in(change, None), f"{what} inside")
         except KernelRefused as e:
-            _unless_gone(e)  # root in the bottle flushed its table: back with it
-            everything = whole(bottle, [*bottle.still_learned(now), *entries], now)
-            _whole_inside(bottle, everything, f"restore the table of bottle {slot}")
+            if e.errno != errno.EPERM:  # root in there made a table of our name its own
+                _unless_gone(e)  # root in the bottle flushed its table: back with it
+                everything = whole(bottle, [*bottle.still_learned(now), *entries], now)
+                _whole_inside(bottle, everything, f"restore the table of bottle {slot}")
         edges.elements.run(render_bottle.learned_in(change, slot), what)
         bottle.segments = segments
         bottle.note(entries, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from netfilter.errors import KernelRefused
 from netfilter.host import HostNetfilter
 from netfilter.spec import Mode
 from tests.support.nf_engine import BOX4, BRIDGE4, NEIGHBOUR4, NEIGHBOUR6, Engine, asks
-from tests.support.nf_lab import DNS, OTHER4, OTHER6, POOL4, POOL6, RUN, WEB4, WEB6, Lab, direct, rules, until
+from tests.support.nf_lab import DNS, OTHER4, OTHER6, POOL4, POOL6, RUN, WEB4, WEB6, Lab, direct, learned, rules, until
 
 pytestmark = pytest.mark.root
 WEBS = (direct(f"{WEB4}/32"), direct(f"{WEB6}/128"), direct(f"{WEB4}/32", "udp"), direct(f"{WEB6}/128", "udp"))
@@ -121,6 +122,31 @@ def test_what_its_own_root_takes_away_is_put_back(engine: Engine) -> None:
     assert lab.run(nf.hold_again, 16) == ("new way out v-more",)
     assert lab.run(nf.hold_again, 16) == ()
     lab.run(lab.ip, "link del v-more")
+
+
+def test_its_root_keeps_no_rules_from_changing_by_making_a_table_of_our_name_its_own(engine: Engine) -> None:
+    """With `flags owner` nobody else may change or delete it, not even we: the host decides alone."""
+    lab, nf = engine.lab, engine.lab.nf
+    engine.attach("box", *WEBS, direct(f"{OTHER4}/32"))
+    enter = ["nsenter", f"--net={RUN / 'box'}", "nft"]
+    owner = lab.run(lambda: subprocess.Popen([*enter, "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL))
+    assert owner.stdin is not None
+    try:
+        owner.stdin.write(b"delete table inet agentmon\nadd table inet agentmon { flags owner; }\n")
+        owner.stdin.flush()
+        until(lambda: "owner" in lab.shell(*enter, "list", "tables") + lab.shell(*enter, "list", "ruleset"))
+        assert engine.reaches("box", OTHER4)
+        lab.run(nf.apply, rules(16, 17, *WEBS))
+        assert engine.reaches("box", WEB4) and not engine.reaches("box", OTHER4)
+        lab.run(nf.learn, 16, [learned(OTHER4)])
+        assert engine.reaches("box", OTHER4)
+        lab.run(nf.apply, rules(16, 18, *WEBS, mode=Mode.CUT))
+        assert not engine.reaches("box", WEB4) and not engine.reaches("box", OTHER4)
+        engine.detach()
+        assert engine.reaches("box", WEB4)
+    finally:
+        owner.stdin.close()
+        owner.wait(10)
 
 
 def test_older_flows_do_not_go_on(engine: Engine) -> None:
