@@ -14,6 +14,7 @@ from pathlib import Path
 
 from agentmon import wire
 from agentmon.ledger.reader import Reader
+from bench import ledger_history
 from bench.figure import Figure, median, quantile, spread
 from bench.process import Failed, cpu_ms, end
 from ebpf import events
@@ -59,6 +60,7 @@ def measure(tmp: Path, quick: bool) -> list[Figure]:
             note=f"one settle, {SLOW_RATE} a second from one process, each a commit of its own; p50 {median(slow):.2f}",
         ),
         _decoding(rounds),
+        *ledger_history.measure(tmp / "history", quick),
     ]  # fmt: skip
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import apsw
 import pytest
 
@@ -10,6 +13,7 @@ from tests.support.ledger_book import Book
 from tests.support.ledger_rig import budget as of
 from tests.support.ledger_rig import scope
 
+DOCUMENT = Path(__file__).parents[2] / "docs/ledger.md"
 PROMISED = {
     "usage_v": {
         "bottle": "b1", "agent": "", "provider": "claude", "model": "opus", "request_id": "r", "input": 100,
@@ -60,4 +64,23 @@ def test_a_view_has_what_is_promised(path: str, view: str) -> None:
     if view != "budget_v":
         time = db.execute(f"SELECT ts FROM {view}").get
         assert len(time) == len("2026-01-01T00:00:00.000000000Z") and time.endswith("Z")
+    db.close()
+
+
+def test_the_documented_columns_and_queries_are_true(path: str) -> None:
+    text = DOCUMENT.read_text()
+    db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    views = re.findall(r"^\| `(\w+_v)` \| .* \| (.*) \|$", text, re.MULTILINE)
+    made = db.execute("SELECT name FROM sqlite_schema WHERE type = 'view'")
+    assert {name for name, _ in views} == {name for (name,) in made}
+    for view, told in views:
+        columns = {str(row[1]) for row in db.execute(f"PRAGMA table_info({view})")}
+        named = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", told))) - {"usage_counts_v"}
+        assert named <= columns, (view, named - columns)
+        if "as `usage_counts_v`" not in told and "the counts" not in told:
+            assert named == columns, (view, columns - named)
+    queries = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    assert len(queries) == 2
+    for query in queries:
+        db.execute(query).fetchall()
     db.close()
