@@ -231,7 +231,7 @@ class Daemon:
         bottles = self.host.bottles
         self.keeping = bool(bottles)
         if self.sightings is not None:
-            await self.sightings.close()
+            await self._step("end the sightings", self.sightings.close())
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -253,7 +253,7 @@ class Daemon:
     async def _step(self, what: str, work: Coroutine[Any, Any, Any]) -> None:
         try:
             await work
-        except (AgentmonError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - what comes after it ends threads, without which no process ends
             print(f"warning: could not {what}: {error}; going on", file=sys.stderr)
 
     def spawn(self, work: Any, name: str) -> None:

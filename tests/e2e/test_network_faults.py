@@ -164,6 +164,10 @@ class TestStart:
             assert done.returncode == 4, done
             assert f"error: {what} is missing\nhint: apt-get install {what}" in done.stderr, done.stderr
             assert "Traceback" not in done.stderr, done.stderr
+        hollow = "/usr/lib/python3/dist-packages"  # what nobody thought of ends it as well
+        done = self.daemon_without(quiet, f"mount -t tmpfs none {hollow} && mkdir {hollow}/nftables")
+        assert done.returncode == 1 and "error: agentmon itself failed: AttributeError" in done.stderr, done
+        assert "Traceback" not in done.stderr, done.stderr
 
     @staticmethod
     def daemon_without(quiet: World, hidden: str) -> subprocess.CompletedProcess[str]:
