@@ -45,6 +45,7 @@ _NETCONF_INDEX, _NETCONF_FORWARDING = 1, 2
 _INOTIFY = struct.Struct("=iIII")
 _IN_DELETED, _IN_FLAGS = 0x240, 0o2004000  # IN_DELETE | IN_MOVED_FROM; IN_NONBLOCK | IN_CLOEXEC
 _MAX_BUFFERED = 4096
+_AT_ONCE, _DRAINED = 512, 1 << 14  # datagrams of one look; the rest is there at the next one
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -87,6 +88,7 @@ class Watch:
         self._own_pid = own_pid
         self._own_ports: tuple[int, ...] = ()
         self._open: dict[int, _Told] = {}  # by the port of who is at it
+        self._behind: set[socket.socket] = set()  # overran, and could not be read empty at once
         self.names = _inotify() if place is Place.HOST else -1
         times = _HOST_TIMES if place is Place.HOST else 1
         self.nft = _listener(NETFILTER, (_NFT_GROUP,), _RECEIVE_BYTES * times)
@@ -118,11 +120,16 @@ class Watch:
         """Foreign transactions since the last call that touched our table."""
         changes = []
         try:
-            for kind, port, body in _messages(self.nft):
+            for kind, port, body in self._read(self.nft):
                 changes += self._transaction(slot, kind, port, body)
         except OSError as e:
             changes += self._overrun(self.nft, slot, e)
         return changes
+
+    def _read(self, sock: socket.socket, at_most: int = _AT_ONCE) -> Iterator[tuple[int, int, bytes]]:
+        if sock in self._behind:
+            raise OSError(errno.ENOBUFS, "what came since the socket overran is not whole")
+        return _messages(sock, at_most)
 
     def _transaction(self, slot: int | None, kind: int, port: int, body: bytes) -> list[Change]:
         found = attributes(body, 4)
@@ -145,11 +152,13 @@ class Watch:
             self._own_ports = (*self._own_ports, port)
             _drop(self.nft, self._own_ports)
 
-    def links_changed(self, slot: int | None, ours: Mapping[int, Wanted | None]) -> list[Change]:
+    def links_changed(
+        self, slot: int | None, ours: Mapping[int, Wanted | None], at_most: int = _AT_ONCE
+    ) -> list[Change]:
         """What was done to devices of ours (by index: whose, and what is wanted there), to rules and to forwarding."""
         changes = []
         try:
-            for kind, _, body in _messages(self.route):
+            for kind, _, body in self._read(self.route, at_most):
                 change = self._route(ours, kind, body)
                 if change is not None:
                     changes.append(change)
@@ -173,9 +182,9 @@ class Watch:
 
     def _device(self, ours: Mapping[int, Wanted | None], kind: int, fact: facts.Fact) -> Change | None:
         if fact.device not in ours:
+            at_home = self._place is Place.HOST  # an uplink perhaps; inside, another way out
             if kind != facts.NEWLINK or "up" not in fact.what:
                 return None
-            at_home = self._place is Place.HOST  # an uplink perhaps; inside, another way out
             return Change(self._slot(ours), self._place, Kind.FORWARDING if at_home else Kind.DEVICE, fact.describe())
         known = ours[fact.device]
         what = "" if known is None else facts.breaks(kind, fact, known.facts)
@@ -190,16 +199,10 @@ class Watch:
 
     def _overrun(self, sock: socket.socket, slot: int | None, error: OSError) -> list[Change]:
         """Until the socket has been read empty, the kernel drops what comes and says nothing more."""
-        while error.errno == errno.ENOBUFS:
-            try:
-                for _ in _messages(sock):
-                    pass
-                break
-            except OSError as e:
-                error = e
-        else:
+        if error.errno != errno.ENOBUFS:
             raise error
         self._open.clear()
+        (self._behind.discard if _emptied(sock) else self._behind.add)(sock)
         return [Change(slot, self._place, Kind.UNKNOWN, "more changes than could be told")]
 
 
@@ -224,7 +227,7 @@ class Watcher:
         """Watch a device of the host. What happened to it until now was our own doing."""
         with self._lock:
             made = _by_index(slot, wanted)
-            self._pending += self._host.links_changed(None, self._ours | dict.fromkeys(made))
+            self._pending += self._host.links_changed(None, self._ours | dict.fromkeys(made), _DRAINED)
             self._ours |= made
 
     def expect_inside(self, slot: int | None, name: str, watch: Watch, wanted: frozenset[facts.Fact]) -> None:
@@ -311,9 +314,9 @@ def _listener(protocol: int, groups: tuple[int, ...], receive_bytes: int) -> soc
     return sock
 
 
-def _messages(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
-    """(type, port of who did it, body) of what has come. :raises OSError: ENOBUFS."""
-    while True:
+def _messages(sock: socket.socket, at_most: int) -> Iterator[tuple[int, int, bytes]]:
+    """(type, port of who did it, body) of what has come, in so many datagrams. :raises OSError: ENOBUFS."""
+    for _ in range(at_most):
         try:
             data = sock.recv(1 << 17)
         except BlockingIOError:
@@ -323,6 +326,19 @@ def _messages(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
             length, kind, _, _, port = HEADER.unpack_from(data, at)
             yield kind, port, data[at + HEADER.size : at + length]
             at += (length + 3) & ~3
+
+
+def _emptied(sock: socket.socket) -> bool:
+    """Read what there is, unseen; whether that was all."""
+    for _ in range(_DRAINED):
+        try:
+            sock.recv(1)
+        except BlockingIOError:
+            return True
+        except OSError as e:
+            if e.errno != errno.ENOBUFS:
+                raise
+    return False
 
 
 def _drop(sock: socket.socket, ports: tuple[int, ...]) -> None:
