@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import subprocess
 from collections.abc import Iterator
 
@@ -59,3 +61,52 @@ def test_a_terminal_is_told_at_the_end_what_was_refused_and_a_pipe_is_not(world:
     assert lines[address + 1] == "    allow it: agentmon allow told tcp://203.0.113.10:80"
     only = world.agentmon("events", "--bottle", "told", "--host", "*.forbidden.example", "--layer", "resolver").stdout
     assert only.splitlines() == lines[name : name + 2]
+
+
+def test_a_follower_with_filters_is_told_each_wanted_event_among_many_others(world: World) -> None:
+    """History first, then what comes, in order, however late."""
+    wanted = ("--kind", "dns", "--verdict", "refused", "--layer", "resolver", "--host", "*.late.example")
+    job = world.run("--name", "late", "--", "sh", "-c", 'while read -r name; do getent hosts "$name"; echo asked; done')
+
+    def ask(*names: str) -> None:
+        for name in names:
+            job.say(name)
+            assert job.line(60) == "asked"
+
+    ask("history.late.example", "other.example")
+    follower = subprocess.Popen(
+        [*COMMAND, "events", "-f", "--bottle", "late", *wanted, "--json"], cwd=ROOT, env=world.env,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert follower.stdout is not None
+    read, known = b"", {""}
+
+    def told() -> str:
+        """The next name that was not told before: counts of repeats come when they come."""
+        host = ""
+        while host in known:
+            host = str(json.loads(line())["host"])
+        known.add(host)
+        return host
+
+    def line() -> bytes:
+        nonlocal read
+        while b"\n" not in read:
+            assert select.select([follower.stdout], [], [], 60)[0], "the follower is told nothing more"
+            data = os.read(follower.stdout.fileno(), 1 << 16)  # type: ignore[union-attr]
+            assert data, "the follower has ended"
+            read += data
+        first, _, read = read.partition(b"\n")
+        return first
+
+    try:
+        assert told() == "history.late.example"
+        for late in ("first", "second", "third"):
+            ask(*(f"n{number}.{late}.example" for number in range(15)), f"{late}.late.example")
+            assert told() == f"{late}.late.example"
+    finally:
+        follower.kill()
+        follower.communicate()
+    assert job.process.stdin is not None
+    job.process.stdin.close()
+    assert job.process.wait(60) == 0
