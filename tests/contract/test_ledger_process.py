@@ -22,7 +22,9 @@ import pytest
 from agentmon import errors, wire
 from agentmon.ledger.client import LedgerClient, LedgerUnavailable
 from agentmon.ledger.reader import Reader
-from tests.support.ledger_rig import ROOT, LedgerProcess, Peer, budget, ledger, scope, until, usage
+from agentmon.ledger.state import Now
+from agentmon.ledger.store import Store
+from tests.support.ledger_rig import ROOT, A, LedgerProcess, Peer, budget, ledger, scope, until, usage
 
 
 @pytest.fixture
@@ -319,11 +321,57 @@ def test_hour_day_week_and_month_end_while_many_settle(tmp_path: Path, monkeypat
     db.close()
 
 
+def _old_rows(path: str, count: int) -> dict[str, Any]:
+    """Rows of a year ago; returns what `usage` says of them."""
+    store, now = Store(path), Now(time.time_ns() - 366 * 86400 * 10**9, 1)
+    store.run([(wire.OpenRun(1, 9, "old", "old", "", (), {}), A)], now)
+    holds = store.run([(wire.Reserve(n, 9, "claude", "m", 1, 1, str(n)), A) for n in range(count)], now).answers
+    settled = [(wire.Settle(1, hold.hold, usage(n, 1, f"old{n}")), A) for n, hold in enumerate(holds)]
+    store.run(settled, now)
+    store.close()
+    with Reader(path) as reader:
+        return reader.usage()[0]
+
+
+def test_a_copy_made_while_others_settle_is_one_moment(process: LedgerProcess, daemon: Peer, tmp_path: Path) -> None:
+    open_run(daemon, scope("parent", "p", budget("*", 1 << 40, "day")))
+    done = threading.Event()
+
+    def settle(worker: int) -> None:
+        peer, n = Peer(process.socket), 0
+        while not done.is_set():
+            n += 1
+            hold = peer.ask(wire.Reserve, 1, "claude", "m", 1, 1, f"{worker}.{n}")
+            peer.ask(wire.Settle, hold.hold, usage(n, 1, f"{worker}.{n}"))
+        peer.close()
+
+    seen = [0]
+    with ThreadPoolExecutor(2) as pool:
+        working = [pool.submit(settle, worker) for worker in range(2)]
+        try:
+            for number in range(8):
+                copy = str(tmp_path / f"copy{number}")
+                until(lambda: daemon.ask(wire.Totals, 1).value[0]["used"] > seen[-1], "others settle")
+                with Reader(process.path) as reader:
+                    reader.backup(copy)
+                with Reader(copy) as reader:
+                    assert reader.check() == []
+                    seen.append(sum(line["weighted"] for line in reader.usage()))
+        finally:
+            done.set()
+        for worker in working:
+            worker.result(20)
+    assert sorted(seen) == seen and seen[1] and seen[-1] > seen[1]
+
+
 def test_kill_nine_at_any_moment_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
-    """Rounds of: settle as fast as it goes, SIGKILL at a random moment, start again. What was answered is there once;
-    what was not is asked again and is there once afterwards."""
-    rounds, random_s = int(os.environ.get("LEDGER_KILL_ROUNDS", "20")), random.Random(7)
-    process = LedgerProcess(tmp_path).start()
+    """Rounds of: settle as fast as it goes, SIGKILL at a random moment, start again; meanwhile old rows become sums.
+    What was answered is there once; what was not is asked again and is there once afterwards; the old stay what they
+    were."""
+    rounds, random_s = int(os.environ.get("LEDGER_KILL_ROUNDS", "10")), random.Random(7)
+    process = LedgerProcess(tmp_path, usage_age_s=1)
+    old = _old_rows(process.path, 200 * rounds)
+    process.start()
     owed: dict[int, wire.Usage] = {}
     answered: set[str] = set()
     serial = 0
@@ -357,8 +405,10 @@ def test_kill_nine_at_any_moment_loses_nothing_and_counts_nothing_twice(tmp_path
     finally:
         process.close()
     with Reader(process.path) as reader:
-        rows = reader.rows()
+        rows = [row for row in reader.rows() if row["bottle"] == "b1"]
         assert reader.check() == []
+        assert {line["bottle"]: line for line in reader.usage()}["old"] == old
+        assert next(reader.export("folded"), None) is not None
     wired = [row for row in rows if row["source"] == "wire"]
     assert {row["request_id"] for row in wired} == answered
     assert all(row["weighted"] == int(row["request_id"][3:]) for row in wired)
