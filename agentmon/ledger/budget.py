@@ -9,7 +9,7 @@ budget never governs: it only records what it would have cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 
@@ -87,9 +87,10 @@ def matches(budget: wire.BudgetDef, provider: str) -> bool:
     return budget.provider in (provider, ANY)
 
 
-def governing(
-    scopes: Sequence[tuple[str, str, Iterable[wire.BudgetDef]]], provider: str
-) -> list[tuple[str, str, wire.BudgetDef]]:
+Scopes = Sequence[tuple[str, str, Sequence[wire.BudgetDef]]]
+
+
+def governing(scopes: Scopes, provider: str) -> list[tuple[str, str, wire.BudgetDef]]:
     """The budgets a request to `provider` is checked against: of the nearest defining scope, then of each ceiling.
 
     :param scopes: (scope, name, its budgets), most specific first.
@@ -103,6 +104,23 @@ def governing(
         elif not nearest:
             nearest = found
     return nearest + above
+
+
+def why(scopes: Scopes, scope: str, name: str, budget: wire.BudgetDef) -> str:
+    """One sentence: whether this budget of a bottle's `scopes` decides, and what makes it so."""
+    if budget.shadow:
+        return "a shadow budget: recorded, never cuts"
+    if scope == "ceiling":
+        return "a ceiling: checked whatever narrower scope governs"
+    near_scope, near_name, _ = governing(scopes, budget.provider)[0]
+    if (near_scope, near_name) != (scope, name):
+        return f"does not govern: {near_scope} {near_name} is nearer and has a budget for {budget.provider}"
+    others = sorted({b.provider for _, _, budgets in scopes for b in budgets if budget.provider == ANY} - {ANY})
+    elsewhere = [
+        f"{other} has {at} {of}" for other in others
+        for at, of, _ in governing(scopes, other)[:1] if at != "ceiling" and (at, of) != (scope, name)
+    ]  # fmt: skip
+    return f"governs: the nearest scope with a budget for {budget.provider}" + "".join(f"; but {e}" for e in elsewhere)
 
 
 def problem(budget: wire.BudgetDef) -> str:

@@ -350,15 +350,18 @@ class Terms:
         if run is None:
             return wire.Failed(m.id, "Refused", f"slot {m.slot} has no open run", "agentmon ps shows what runs")
         lines: list[dict[str, Any]] = []
-        for scope, name in run.scopes:
-            for b in self.budgets_of(run, scope, name):
+        scopes = [(scope, name, self.budgets_of(run, scope, name)) for scope, name in run.scopes]
+        for scope, name, budgets in scopes:
+            for b in budgets:
                 gauge = self._gauge(scope, name, _place_run(scope, run), b, run)
                 governs = any(self._same(gauge, g) for g in self.governing(run, b.provider))
-                lines.append(_line(gauge, b.tokens) | {"shadow": b.shadow, "governs": governs})
+                why = budget.why(scopes, scope, name, b)
+                lines.append(_line(gauge, b.tokens) | {"shadow": b.shadow, "governs": governs, "why": why})
         limited = {line["provider"] for line in lines if line["scope"] == "bottle"}
         for provider in sorted(run.providers - limited):
             gauge = self._gauge("bottle", run.bottle, run.run, wire.BudgetDef(provider, 0), run)
-            lines.append(_line(gauge, None) | {"shadow": False, "governs": False})
+            why = f"used; this bottle has no budget of its own for {provider}"
+            lines.append(_line(gauge, None) | {"shadow": False, "governs": False, "why": why})
         return wire.Done(m.id, lines)
 
 
