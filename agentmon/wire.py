@@ -47,6 +47,8 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     auth_none: bool = False
     methods: tuple[str, ...] = ()  # empty: all
     paths: tuple[str, ...] = ()
+    headers: dict[str, str | None] = {}  # name: glob of the value it must have; None: it must not be there
+    query: dict[str, str | None] = {}
     outbound: str = "supervise"
     inbound: str = "warn"
     scan_headers_except: tuple[str, ...] = ()

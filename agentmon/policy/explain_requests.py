@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import msgspec
 
 from agentmon import wire
 from agentmon.credentials.secret import Secret
@@ -24,7 +26,7 @@ def request(
     """{"methods": those that pass, if not all of METHODS}, or verdict, reason, message and hint of the refusal."""
     view = wire.BottleView(
         slot=0, bottle=policy.bottle, run="", addr4="", mode="observe" if policy.observe else "enforce",
-        inspected=policy.inspected, routes=policy.routes,
+        inspected=policy.inspected, routes=tuple(_any_request(route) for route in policy.routes),
     )  # fmt: skip
     given = {route.auth_credential: Secret("-") for route in policy.routes if route.auth_credential}
     bottle = Bottle(view, PolicySet(policy.rules, policy.inspected), {}, given)
@@ -32,7 +34,9 @@ def request(
     said = {m: decide(bottle, Facts(m, path, port, host if tls else None, (host,)), providers) for m in asked}
     passing = [method for method, verdict in said.items() if isinstance(verdict, Allow)]
     if passing:
-        return {} if set(METHODS) <= set(passing) else {"methods": passing}
+        limits = _limits(policy, host, ("headers", "query"))
+        found: dict[str, Any] = {} if set(METHODS) <= set(passing) else {"methods": passing}
+        return found | ({"requests": limits} if limits else {})
     refusal = next(verdict for verdict in said.values() if isinstance(verdict, Refuse))
     return {
         "verdict": "refused",
@@ -48,17 +52,30 @@ def connection(policy: EffectivePolicy, host: str, *, tls: bool, providers: Mapp
     provider = match.owner(providers, host)
     if provider is not None and not tls:
         return request(policy, host, _PLAIN_PORT, "/", tls=False, providers=providers)
-    limits = [
-        f"{what}: {', '.join(values)}"
-        for route in policy.routes
-        if match.host_matches(route.host, host)
-        for what, values in (("methods", route.methods), ("paths", route.paths))
-        if values
-    ]
+    limits = _limits(policy, host, ("methods", "paths", "headers", "query"))
     if provider is not None:
         limits += [f"{e.method} {e.path}: {e.metering.value}" for e in provider.endpoints]
         limits.append(f"all others of {provider.name}: refused, since they cannot be metered")
     return {"requests": limits} if limits else {}
+
+
+def _any_request(route: wire.Route) -> wire.Route:
+    """The route for a request of which no header and no query is known."""
+    return msgspec.structs.replace(route, headers={}, query={})
+
+
+def _limits(policy: EffectivePolicy, host: str, keys: tuple[str, ...]) -> list[str]:
+    """What the host's routes hold requests to, one line for each of these keys that one has."""
+    held = [
+        (key, getattr(route, key)) for route in policy.routes if match.host_matches(route.host, host) for key in keys
+    ]
+    return [f"{key}: {', '.join(_shown(values))}" for key, values in held if values]
+
+
+def _shown(values: Iterable[str] | Mapping[str, str | None]) -> list[str]:
+    if not isinstance(values, Mapping):
+        return list(values)
+    return [f"no {name}" if glob is None else f"{name}={glob}" for name, glob in values.items()]
 
 
 def _named(policy: EffectivePolicy, host: str, providers: Mapping[str, Provider]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from agentmon.policy.rules import RuleError, host_pattern
 
 OUTBOUND = ("block", "redact", "supervise")
 INBOUND = ("off", "warn", "block")
-_KEYS = ("host", "auth", "methods", "paths", "outbound", "inbound", "scan_headers", "git_fetch")
+_KEYS = ("host", "auth", "methods", "paths", "headers", "query", "outbound", "inbound", "scan_headers", "git_fetch")
 _FRAMING = ("host", "connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "expect")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 section 5.6.2
 
@@ -38,6 +39,9 @@ def route(node: Node) -> PlacedRoute:
     for key, read in (("methods", _method), ("paths", _path)):
         if (inner := values.optional(table, key)) is not None:
             found[key] = document.each(inner, f"a list of {key}", read)
+    for key, name in (("headers", _condition_header), ("query", _parameter)):
+        if (inner := values.optional(table, key)) is not None:
+            found[key] = _conditions(inner, name)
     for key, allowed in (("outbound", OUTBOUND), ("inbound", INBOUND)):
         if (inner := values.optional(table, key)) is not None:
             found[key] = document.choice(inner, allowed)
@@ -83,6 +87,27 @@ def _header(node: Node) -> str:
     if not _TOKEN.fullmatch(written):
         raise node.place.error(f"{written!r}; expected a header name such as x-api-key", "leave the colon out")
     return written.lower()
+
+
+def _condition_header(node: Node) -> str:
+    return _header(node).replace("_", "-")  # as they are compared
+
+
+def _parameter(node: Node) -> str:
+    written = document.text(node, "a query parameter such as api-version")
+    if not written or not written.isprintable() or any(c in written for c in "&;=?# %+"):
+        raise node.place.error(f"{written!r}; expected the name of a query parameter", "write it decoded, without '='")
+    return written
+
+
+def _conditions(node: Node, name: Callable[[Node], str]) -> dict[str, str | None]:
+    """Names with the glob that each must match; null: must not be there."""
+    found: dict[str, str | None] = {}
+    for written, inner in document.mapping(node, "names and values: {x-team: blue-*, x-debug: null}").values.items():
+        key = name(Scalar(inner.place, written, quoted=True))
+        none = isinstance(inner, Scalar) and inner.is_null
+        found[key] = None if none else document.text(inner, 'a value, "*" for any, or null for none')
+    return found
 
 
 def _scan_headers(node: Node) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from agentmon.providers import match
 from agentmon.providers.declaration import Endpoint, Metering, Provider
 from agentmon.proxy import bodies, git
 from agentmon.proxy.bottles import Bottle
-from agentmon.proxy.routed import Uncovered, choose
+from agentmon.proxy.routed import Asked, Uncovered, choose
 
 INTERNAL = "agentmon.internal"
 
@@ -32,7 +32,11 @@ class Facts:
     hosts: tuple[str, ...]
     authority: str = ""
     upgrade: str = ""
-    content_type: str = ""
+    headers: tuple[tuple[str, str], ...] = ()  # as they came
+
+    @property
+    def content_type(self) -> str:
+        return ", ".join(value for name, value in self.headers if name.lower() == "content-type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,8 @@ Verdict = Allow | Refuse | Tell
 _HINTS = {
     "host": "no rule helps: SNI, Host and :authority have to name one host",
     "path": "no rule helps, unless the manifest's routes: leave this path out",
+    "header": "the route's headers: in the manifest say what has to be sent",
+    "query": "the route's query: in the manifest says what has to be sent",
     "method": "add the method to the manifest's routes:",
     "credential": "put the credential on this host: docs/operations/secrets.md",
     "upgrade": "no rule helps: the client has to use plain HTTP",
@@ -157,7 +163,8 @@ def _by_policy(bottle: Bottle, facts: Facts, host: str, path: str, provider: Pro
 
 def _by_route(bottle: Bottle, facts: Facts, allow: Allow) -> Verdict:
     host, path = allow.host, allow.path
-    found = choose(bottle.view.routes, host, facts.method, path)
+    asked = Asked(facts.method, path, facts.target.partition("?")[2], facts.headers)
+    found = choose(bottle.view.routes, host, asked)
     if isinstance(found, Uncovered):
         hint = f"the operator can change routes: in the manifest of {bottle.view.bottle}"
         return Refuse(403, bodies.egress_denied(found.message, host, hint), found.reason, host, path, allow.rule)

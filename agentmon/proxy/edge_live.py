@@ -79,9 +79,9 @@ def answer(status: int, error: bodies.Error) -> http.Response:
 def facts_of(request: http.Request, connection: Connection) -> Facts:
     upgrade = "" if request.is_http2 else request.headers.get("upgrade", "")
     hosts = tuple(request.headers.get_all("host"))
-    kind = ", ".join(request.headers.get_all("content-type"))
+    headers = tuple(request.headers.items(multi=True))  # type: ignore[no-untyped-call]
     authority = request.authority
-    return Facts(request.method, request.path, connection.port, connection.sni, hosts, authority, upgrade, kind)
+    return Facts(request.method, request.path, connection.port, connection.sni, hosts, authority, upgrade, headers)
 
 
 def without_length(flow: http.HTTPFlow) -> None:

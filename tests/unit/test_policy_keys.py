@@ -35,7 +35,8 @@ MANIFEST = {
 }  # fmt: skip
 ROUTE = {
     "host": "y.example", "auth": "{header: x-api-key, credential: k}",
-    "methods": "[GET]", "paths": "[/x]", "outbound": "block", "inbound": "block",
+    "methods": "[GET]", "paths": "[/x]", "headers": "{x-a: b, x-c: null}", "query": "{v: '2'}",
+    "outbound": "block", "inbound": "block",
     "scan_headers": "{except: [cookie]}", "git_fetch": "true",
 }  # fmt: skip
 NOT_BUILT = {"ledger", "outbound", "inbound", "scan_headers"}  # refused
@@ -120,7 +121,9 @@ def test_every_limit_is_held_somewhere() -> None:
     [
         "budget: 5", "shutdown: never", "shutdown: [a]", "shutdown:\n  a: 1", "io_uring: yes", 'io_uring: "true"',
         "budget: {claude: many}", 'budget: {claude: "5"}', "limits: {pids: 0}", "limits: [1]", "allow: x.example",
-        "extends: []", "guard: ''", "routes: [x]", "routes: [{host: x.example, methods: [get]}]", "rw: [x]",
+        "extends: []", "guard: ''", "routes: [x]", "routes: [{host: x.example, methods: [get]}]",
+        "routes: [{host: x.example, headers: {'a b': x}}]",
+        "routes: [{host: x.example, query: {'a=b': x}}]", "routes: [{host: x.example, query: [x]}]", "rw: [x]",
         "routes: [{host: x.example, auth: {header: 'x:', credential: k}}]", "agents: 3", "home: elsewhere",
     ],
 )  # fmt: skip
