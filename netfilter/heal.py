@@ -70,6 +70,8 @@ class HealingNetfilter(HostNetfilter):
         if self._watcher is None:
             return
         watch, ends = heal_links.watched(pipe, self._own_pid)
+        if slot in self._bottles:
+            watch.know(self._bottles[slot].inner.elements.port)
         self._ends[slot] = ends
         self._watcher.expect(slot, ends.wanted(Place.HOST))
         self._watcher.expect_inside(slot, pipe.namespace, watch, ends.wanted(Place.BOTTLE))

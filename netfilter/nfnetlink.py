@@ -46,6 +46,7 @@ class Elements:
         self._sock.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)  # refusals do not repeat what was sent
         self._sock.settimeout(10)
         self._sequence = 0
+        self.port: int = self._sock.getsockname()[0]  # by which events name who did it
 
     def run(self, commands: Iterable[Command], what: str) -> None:
         """Apply `commands` as one transaction: all of it, or nothing.

@@ -139,15 +139,16 @@ class Watch:
             return []
         done, pid = self._open.pop(port, None), int.from_bytes(found.get(_GEN_PID, b""), "big")
         if pid == self._own_pid:
-            self._know(port)
+            if self._place is Place.HOST:  # inside, a port of ours that has closed could be taken by its root
+                self.know(port)
             return []
         if done is None:
             return []
         comm = found.get(_GEN_COMM, b"").rstrip(b"\0").decode(errors="replace")
         return [Change(slot, self._place, Kind.RULES, done.describe(), pid=pid, comm=comm)]
 
-    def _know(self, port: int) -> None:
-        """A socket of ours: what it does is dropped in the kernel from now on."""
+    def know(self, port: int) -> None:
+        """A socket of ours, which stays open as long as this: what it does is dropped in the kernel from now on."""
         if port not in self._own_ports and len(self._own_ports) < 8:
             self._own_ports = (*self._own_ports, port)
             _drop(self.nft, self._own_ports)
@@ -308,7 +309,6 @@ def _listener(protocol: int, groups: tuple[int, ...], receive_bytes: int) -> soc
     sock = netlink_socket(protocol)
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, receive_bytes)
-    sock.bind((0, 0))
     for group in groups:
         sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
     return sock

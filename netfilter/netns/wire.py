@@ -76,6 +76,7 @@ def out_of_the_way(fd: int) -> int:
 def netlink_socket(protocol: int) -> socket.socket:
     """A raw socket of one netlink protocol, in the namespace of the calling thread."""
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    made.bind((0, 0))
     return socket.socket(fileno=out_of_the_way(made.detach()))
 
 

@@ -12,11 +12,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 
 import pytest
 
-from netfilter import heal_rules, watch
+from netfilter import heal_rules, nfnetlink, render_bottle, watch
 from netfilter.changes import Change, Difference, Kind, Place
 from netfilter.errors import KernelRefused
 from netfilter.heal import HealingNetfilter
@@ -185,6 +186,29 @@ def test_what_is_changed_is_named_and_put_back(shared: Healing, how: str) -> Non
     for name, address in (("am-16", OTHER4), ("am-17", WEB4)):
         shared.refused(name, address)
     assert shared.watcher.changes() == []
+
+
+def test_root_inside_that_takes_a_port_which_was_ours_is_told_all_the_same(
+    shared: Healing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events name a socket by its port: one of ours that has closed can be had by anybody in there."""
+    lab = shared.lab
+
+    def bound(port: int, protocol: int) -> socket.socket:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+        sock.bind((port, 0))
+        return sock
+
+    ours = lab.inside("am-16", lambda: nfnetlink.Elements("agentmon"))
+    lab.run(ours.run, render_bottle.flushed("x", None), "flush")
+    assert shared.watcher.changes() == []
+    ours.close()
+    monkeypatch.setattr(nfnetlink, "netlink_socket", partial(bound, ours.port))
+    theirs = lab.inside("am-16", lambda: nfnetlink.Elements("agentmon"))
+    assert theirs.port == ours.port
+    theirs.run(render_bottle.flushed("n", None), "flush")  # in another thread than ours
+    theirs.close()
+    assert [d.what for d in shared.mend()] == ["element removed from set n4, element removed from set n6"]
 
 
 def test_a_permitted_flow_survives_a_flush_of_every_rule(shared: Healing) -> None:
