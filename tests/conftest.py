@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -98,6 +98,12 @@ def nothing_left_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     found = leftovers.since(before, look=picture)
     assert not found, "left behind:\n" + "\n".join(found)
+
+
+@pytest.fixture(scope="session")
+def lanes_picture() -> Callable[[], leftovers.Snapshot]:
+    """For tests that look themselves at what something leaves behind."""
+    return picture
 
 
 @pytest.fixture(scope="session")

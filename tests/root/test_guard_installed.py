@@ -70,6 +70,7 @@ for address in ("198.51.100.1", "192.0.2.9"):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         try: s.connect((address, 53)); out.append("ok")
         except RuntimeError as e: out.append(e.reason)
+        except OSError: out.append("ok")  # let through to the kernel, which has no route in a namespace of its own
 print(*out)
 '''
 def child(*argv): return subprocess.run([sys.executable, *argv], env=EgressGuard.child_env(), stdout=-1, text=True)

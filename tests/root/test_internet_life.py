@@ -44,15 +44,17 @@ def test_a_killed_run_is_cleaned_up_by_the_next(second: subprocess.Popen[str]) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_removes_everything(number: int, tmp_path: Path) -> None:
-    before = leftovers.snapshot()
+def test_a_signal_removes_everything(
+    number: int, tmp_path: Path, lanes_picture: Callable[[], leftovers.Snapshot]
+) -> None:
+    before = lanes_picture()
     argv = [sys.executable, "-m", "tests.internet", str(tmp_path)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert ready(process)
         process.send_signal(number)
         process.send_signal(number)  # an impatient one
         assert process.wait(20) == 0
-    assert leftovers.since(before) == []
+    assert leftovers.since(before, look=lanes_picture) == []
 
 
 def test_it_ends_with_the_process_that_started_it(second: subprocess.Popen[str]) -> None:
