@@ -146,10 +146,25 @@ class Pipe:
     gateways: tuple[Address, ...]
     inner: str = links.INNER
 
-    def make(self, route: Netlink) -> None:
-        """:raises KernelRefused: EEXIST, the device's name is taken."""
+    def make(self, route: Netlink, size: int) -> None:
+        """:param size: MTU, bytes. :raises KernelRefused: EEXIST, the device's name is taken."""
         with namespaces.handle(self.namespace) as fd:
-            route.run([links.veth(self.veth, self.mac_host, self.mac_inner, fd, self.inner)])
+            route.run([links.veth(self.veth, self.mac_host, self.mac_inner, fd, self.inner, size)])
+
+    def fit(self, route: Netlink, size: int) -> None:
+        """Both ends to an MTU of `size` bytes; live TCP connections take it up by themselves.
+
+        :raises OSError: an end is gone."""
+
+        def inside() -> None:
+            there = Netlink(ROUTE)
+            try:
+                there.run([links.mtu(links.index(self.inner), size)])
+            finally:
+                there.close()
+
+        route.run([links.mtu(links.index(self.veth), size)])
+        namespaces.inside(self.namespace, inside)
 
     def set_up(self, route: Netlink) -> None:
         """Address both ends; idempotent."""

@@ -132,6 +132,11 @@ def _printed(family: int, data: bytes) -> str:
     return str(IPv4Address(data[:4]) if family == AF_INET else IPv6Address(data[:16]))
 
 
+def leads_out(kind: int, fact: Fact) -> bool:
+    """A default route, come or gone."""
+    return kind in {NEWROUTE, DELROUTE} and fact.what[0] in {"0.0.0.0/0", "::/0"}
+
+
 def passing(fact: Fact) -> bool:
     """Whether a fact that nobody asked for comes and goes by itself: a neighbour that the kernel looked for."""
     return fact.kind == NEWNEIGH and fact.what[2] != "permanent"

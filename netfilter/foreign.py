@@ -118,13 +118,13 @@ def _with_route(work: Callable[[Netlink], T]) -> T:
         route.close()
 
 
-def reconnect(route: Netlink, net: BottleNet) -> None:
+def reconnect(route: Netlink, net: BottleNet, size: int) -> None:
     """Our device, addresses and routes where somebody in there removed them; idempotent."""
     pipe = foreign_pipe(net)
     try:
         links.index(net.veth)
     except KernelRefused:
-        pipe.make(route)
+        pipe.make(route, size)
     pipe.set_up(route)
 
 

@@ -19,15 +19,14 @@ from typing import TypeVar
 
 from netfilter import heal_links, heal_rules, render
 from netfilter.blockers import Blocker, blockers
-from netfilter.bottle import Pipe, bottle_pipe, now_ns, pair
+from netfilter.bottle import Pipe, bottle_pipe, now_ns
 from netfilter.changes import Difference, Kind, Place
 from netfilter.elements import Segments
 from netfilter.errors import KernelRefused
-from netfilter.foreign import foreign_pipe
-from netfilter.host import _SERVICE_MACS, HostNetfilter, _whole_inside
+from netfilter.host import HostNetfilter, _pipe, _whole_inside, service_pipe
 from netfilter.language import FAMILY, TABLE, Command
 from netfilter.netns import namespaces
-from netfilter.spec import BottleNet, BottleRules, Holding, HostSpec, Learned, Mode
+from netfilter.spec import BottleNet, BottleRules, Holding, Learned, Mode
 from netfilter.watch import Watch, Watcher, own_pid
 
 T = TypeVar("T")
@@ -61,7 +60,7 @@ class HealingNetfilter(HostNetfilter):
             edges.elements.take_device(render.CUT, "agentmon")  # one transaction of each socket: ours are known by it
             self._watcher.changes()
             if self._host is not None:
-                self._expect(None, _service_pipe(self._host))
+                self._expect(None, service_pipe(self._host))
             for slot, bottle in self._bottles.items():
                 self._expect(slot, _pipe(bottle.net))
         return self._watcher
@@ -271,6 +270,7 @@ class HealingNetfilter(HostNetfilter):
         what = [f"net.{path.replace('/', '.')} switched" for path in paths]
         if not what:
             self._forward()  # a device that has come
+        self.follow_uplink()
         return [Difference(None, Place.HOST, Kind.FORWARDING, w) for w in what]
 
     def _switch_again(self) -> None:
@@ -281,14 +281,3 @@ class HealingNetfilter(HostNetfilter):
 
 _Kind = tuple[Callable[[], list[Difference]], Callable[[], None]]
 _Kinds = dict[Kind, _Kind]
-
-
-def _pipe(net: BottleNet) -> Pipe:
-    return bottle_pipe(net) if net.foreign is None else foreign_pipe(net)
-
-
-def _service_pipe(host: HostSpec) -> Pipe:
-    return Pipe(
-        host.service_veth, host.service_netns, *_SERVICE_MACS,
-        host.service_addresses, pair(host.gateway4, host.gateway6),
-    )  # fmt: skip

@@ -19,7 +19,7 @@ from netfilter.errors import KernelRefused
 from netfilter.forwarding import Forwarding
 from netfilter.language import FAMILY, TABLE, Command, flush_set, table
 from netfilter.live import carried, destroy, end, listed, marks_undone, refused, remarking
-from netfilter.netns import links, namespaces
+from netfilter.netns import links, namespaces, uplink
 from netfilter.netns.conntrack import Conntrack, Entry
 from netfilter.netns.sockets import Sockets
 from netfilter.netns.wire import ROUTE, Netlink
@@ -65,6 +65,7 @@ class HostNetfilter:
         self._bottles: dict[int, Bottle] = {}
         self._dialled = Segments()
         self._kept: _Edges | None = None
+        self._mtu = uplink.USUAL
 
     def _edges(self) -> _Edges:
         if self._kept is None:
@@ -89,15 +90,14 @@ class HostNetfilter:
         edges.route.run(links.local_guard(host, edges.route.dump(links.all_rules())))
         self._dialled.clear()
         edges.nft.run([flush_set(f"span{v}") for v in render.FAMILIES], "forget dialled ranges")
-        pipe = Pipe(
-            host.service_veth, host.service_netns, *_SERVICE_MACS,
-            host.service_addresses, pair(host.gateway4, host.gateway6),
-        )  # fmt: skip
+        pipe = service_pipe(host)
+        self._mtu = uplink.mtu(edges.route)
         if not namespaces.exists(host.service_netns):
             namespaces.create(host.service_netns, lambda: None)
         if host.service_veth not in _devices():
-            pipe.make(edges.route)
+            pipe.make(edges.route, self._mtu)
         pipe.set_up(edges.route)
+        pipe.fit(edges.route, self._mtu)
         self._forward()
 
     def _forward(self) -> None:
@@ -105,6 +105,16 @@ class HostNetfilter:
         forwarding.ensure4()
         if self._host is not None and self._host.pool6 is not None:
             forwarding.ensure6()
+
+    def follow_uplink(self) -> None:
+        """Every device of ours to the MTU of the way out, where that has changed."""
+        route, pipes = self._edges().route, [_pipe(bottle.net) for bottle in self._bottles.values()]
+        size = uplink.mtu(route)
+        if size == self._mtu:
+            return
+        for pipe in (*pipes, *(() if self._host is None else (service_pipe(self._host),))):
+            _fit(pipe, route, size)
+        self._mtu = size
 
     def close_host(self) -> None:
         edges = self._edges()
@@ -174,7 +184,7 @@ class HostNetfilter:
             everything = whole(bottle, bottle.still_learned(now_ns()), now_ns())
             _whole_inside(bottle, everything, f"restore the table of bottle {slot}")
         if "routes" in gone:
-            foreign.reconnect(edges.route, net)
+            foreign.reconnect(edges.route, net, self._mtu)
         fresh = foreign.shut(edges.nft, edges.route, net).shut
         return (*gone, *(f"new way out {name}" for name in fresh))
 
@@ -190,7 +200,7 @@ class HostNetfilter:
             lambda: self._lead(net),
             lambda: self._remove_rules(net.slot),
         )
-        change.add(f"make device {net.veth}", lambda: pipe.make(edges.route), unlink)
+        change.add(f"make device {net.veth}", lambda: pipe.make(edges.route, self._mtu), unlink)
         change.add(f"address {net.veth} and eth0", lambda: pipe.set_up(edges.route))
         change.add("forwarding of new devices", self._forward)
 
@@ -202,8 +212,9 @@ class HostNetfilter:
     def adopt_bottle(self, net: BottleNet) -> None:
         self._check_net(net)
         if net.foreign is not None:  # nobody watched what its root does while there was no daemon
-            foreign.reconnect(self._edges().route, net)
+            foreign.reconnect(self._edges().route, net, self._mtu)
         links.index(net.veth)
+        _fit(_pipe(net), self._edges().route, self._mtu)
         self._bottles[net.slot] = Bottle(net, namespaces.inside(net.netns, Inner))
 
     def delete_bottle(self, slot: int) -> None:
@@ -403,6 +414,26 @@ def _check_host(host: HostSpec) -> None:
         pool = pools[address.version]
         if pool is None or address not in pool:
             raise ValueError(f"address {address} lies outside the pool {pool}")
+
+
+def service_pipe(host: HostSpec) -> Pipe:
+    return Pipe(
+        host.service_veth, host.service_netns, *_SERVICE_MACS,
+        host.service_addresses, pair(host.gateway4, host.gateway6),
+    )  # fmt: skip
+
+
+def _pipe(net: BottleNet) -> Pipe:
+    return bottle_pipe(net) if net.foreign is None else foreign.foreign_pipe(net)
+
+
+def _fit(pipe: Pipe, route: Netlink, size: int) -> None:
+    """Where the device is gone there is nothing to fit; somebody else tells of that."""
+    try:
+        pipe.fit(route, size)
+    except OSError as e:
+        if e.errno not in _GONE:
+            raise
 
 
 def _devices() -> list[str]:

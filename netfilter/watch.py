@@ -184,7 +184,7 @@ class Watch:
     def _device(self, ours: Mapping[int, Wanted | None], kind: int, fact: facts.Fact) -> Change | None:
         if fact.device not in ours:
             at_home = self._place is Place.HOST  # an uplink perhaps; inside, another way out
-            if kind != facts.NEWLINK or "up" not in fact.what:
+            if not (kind == facts.NEWLINK and "up" in fact.what) and not (at_home and facts.leads_out(kind, fact)):
                 return None
             return Change(self._slot(ours), self._place, Kind.FORWARDING if at_home else Kind.DEVICE, fact.describe())
         known = ours[fact.device]

@@ -48,11 +48,12 @@ def family(address: Address | Network) -> int:
     return int(socket.AF_INET if address.version == 4 else socket.AF_INET6)
 
 
-def veth(name: str, mac: str, inner_mac: str, namespace_fd: int, inner: str = INNER) -> Request:
-    """A pair: `name` here and `inner` in the namespace, both down."""
-    peer = {"attrs": [("IFLA_IFNAME", inner), ("IFLA_ADDRESS", inner_mac), ("IFLA_NET_NS_FD", namespace_fd)]}
+def veth(name: str, mac: str, inner_mac: str, namespace_fd: int, inner: str = INNER, size: int = 1500) -> Request:
+    """A pair: `name` here and `inner` in the namespace, both down. `size`: MTU of both, bytes."""
+    there = [("IFLA_IFNAME", inner), ("IFLA_ADDRESS", inner_mac), ("IFLA_NET_NS_FD", namespace_fd), ("IFLA_MTU", size)]
+    peer = {"attrs": there}
     info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]})]}
-    attrs = [("IFLA_IFNAME", name), ("IFLA_ADDRESS", mac), ("IFLA_LINKINFO", info)]
+    attrs = [("IFLA_IFNAME", name), ("IFLA_ADDRESS", mac), ("IFLA_MTU", size), ("IFLA_LINKINFO", info)]
     return message(ifinfmsg, _NEWLINK, CREATE | EXCL, f"make device {name}", attrs=attrs)
 
 
@@ -67,6 +68,10 @@ def no_link_local(number: int) -> Request:
 
 def up(number: int) -> Request:
     return message(ifinfmsg, _NEWLINK, 0, f"bring device {number} up", index=number, flags=_IFF_UP, change=_IFF_UP)
+
+
+def mtu(number: int, size: int) -> Request:
+    return message(ifinfmsg, _NEWLINK, 0, f"set the MTU of device {number}", index=number, attrs=[("IFLA_MTU", size)])
 
 
 def delete(name: str) -> Request:
