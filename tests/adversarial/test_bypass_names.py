@@ -211,7 +211,8 @@ def test_a_tunnel_in_server_names_pays_from_the_same_purse(net: SimpleNamespace)
     channel.close()
     assert errors[0] == "" and errors[-1] == "limit"
     assert carried(net, "relayed.example") <= PER_MIN + PER_MIN
-    assert send(net, query(labels(f"{SECRET[:8].hex()}.wild.example"))).rcode() == dns.rcode.SERVFAIL
+    few = [send(net, query(labels(f"{SECRET[:8].hex()}{n}.wild.example"))).rcode() for n in range(5)]
+    assert dns.rcode.SERVFAIL in few  # what was too little for a server name may be enough for one of these
 
 
 def test_names_given_exactly_and_names_that_are_known_go_on_when_the_purse_is_empty(net: SimpleNamespace) -> None:
