@@ -33,7 +33,7 @@ WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1 / {
 INSERT INTO run_scopes SELECT id, 0, 'bottle', bottle FROM runs UNION ALL SELECT id, 1, 'host', 'host' FROM runs;
 WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
     INSERT INTO usage SELECT i, ?2 + i * 1000000, 1 + (i - 1) / {PER_RUN}, -i, 'claude', 'claude-bench',
-    printf('msg_%016x', random()), 100, 0, 0, 0, 150, 0, 250, 'wire', 1, x'' FROM n;
+    printf('msg_%016x', random()), 100, 0, 0, 0, 150, 0, 250, 'wire', 1, x'', 100 FROM n;
 INSERT INTO totals SELECT s.scope, s.name, who.column1, 'run', r.run, {PER_RUN * 250}
     FROM runs r JOIN run_scopes s ON s.run_id = r.id, (VALUES ('claude'), ('*')) who;
 INSERT INTO totals SELECT scope, name, provider, per.column1, 'history', sum(used)

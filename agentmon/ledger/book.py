@@ -165,7 +165,7 @@ class Book(Terms):
             provider, m.usage.model[:_TEXT] or row.usage.model, request, **truth,
             source="reconciled", complete=m.usage.complete, raw=m.usage.raw,
         )  # fmt: skip
-        self._append(run, correction, weighted, 0)
+        self._append(run, correction, weighted, None)
         self._crossings(run, provider, before)
         return wire.Settled(m.id, crossed=self._is_spent(run, provider))
 
@@ -178,7 +178,7 @@ class Book(Terms):
             usage.cache_write_5m, usage.cache_write_1h, usage.output, usage.reasoning, usage.source, usage.complete,
             usage.raw,
         )  # fmt: skip
-        self._append(hold.run, row, hold.run.weights.weigh(row), hold.id)
+        self._append(hold.run, row, hold.run.weights.weigh(row), hold)
         if row.complete and row.source == "wire":
             self.learned.add(hold.provider, hold.model, row.output)
         self._crossings(hold.run, hold.provider, before)
@@ -194,7 +194,8 @@ class Book(Terms):
         )  # fmt: skip
         self._charge(hold, estimate, f"{hold.key[:_TEXT]}#{hold.id}")
 
-    def _append(self, run: Run, row: wire.Usage, weighted: int, hold: int) -> None:
+    def _append(self, run: Run, row: wire.Usage, weighted: int, settled: Hold | None) -> None:
+        hold, estimated = (settled.id, settled.input) if settled else (0, None)
         account = self.account(run, row.provider)
         for total in account.totals:
             total.used += weighted
@@ -203,7 +204,7 @@ class Book(Terms):
         changes.usage.append((
             self.now.wall_ns, run.id, hold or None, row.provider, row.model, row.request_id, row.input, row.cache_read,
             row.cache_write_5m, row.cache_write_1h, row.output, row.reasoning, weighted, row.source, row.complete,
-            row.raw[:_RAW_BYTES],
+            row.raw[:_RAW_BYTES], estimated,
         ))  # fmt: skip
         known = Row(run.id, row.request_id, hold, row)
         self.settled_requests[row.provider, row.request_id] = known

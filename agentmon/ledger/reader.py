@@ -24,7 +24,8 @@ _CHUNK = 1000  # rows of one read transaction of export()
 
 _COUNTS = """sum("rows") AS "rows", sum(requests) AS requests, sum(input) AS input, sum(cache_read) AS cache_read,
     sum(cache_write) AS cache_write, sum(output) AS output, sum(reasoning) AS reasoning, sum(weighted) AS weighted,
-    sum("rows" * (source = 'estimate')) AS estimated, sum("rows" * NOT complete) AS incomplete"""
+    sum("rows" * (source = 'estimate')) AS estimated, sum("rows" * NOT complete) AS incomplete,
+    sum(input_estimated) AS input_estimated, sum(input_told) AS input_told, sum(input_missed) AS input_missed"""
 
 
 class Reader:
@@ -62,7 +63,8 @@ class Reader:
 
     def usage(self, by: str = "bottle", *, since_ns: int = 0, bottle: str = "") -> list[dict[str, Any]]:
         """Sums of usage_counts_v: {<by>, rows, requests, input, cache_read, cache_write, output, reasoning, weighted,
-        estimated, incomplete}, the last two in rows; by day also {zone}, the names of the host's time zone.
+        estimated, incomplete (both in rows), input_estimated, input_told, input_missed}; by day also {zone}, the names
+        of the host's time zone.
 
         :param by: bottle | agent | provider | model | day (of the host's time zone).
         :param since_ns: within a day whose usage is kept as sums: from its beginning; see folded_day().

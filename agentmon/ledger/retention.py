@@ -20,7 +20,12 @@ ROWS = 200  # of one transaction: a settlement that comes meanwhile waits a few 
 _FOLD = """INSERT INTO usage_folded
     SELECT NULL, ?1, date(ts_ns / 1000000000, 'unixepoch', 'localtime') AS day, max(ts_ns), run_id, provider, model,
         source, complete, count(*), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h), sum(output),
-        sum(reasoning), sum(weighted)
+        sum(reasoning), sum(weighted),
+        sum(iif(source = 'wire' AND complete, coalesce(estimated_input, 0), 0)),
+        sum(iif(source = 'wire' AND complete AND estimated_input IS NOT NULL,
+                input + cache_read + cache_write_5m + cache_write_1h, 0)),
+        sum(iif(source = 'wire' AND complete,
+                coalesce(abs(estimated_input - input - cache_read - cache_write_5m - cache_write_1h), 0), 0))
     FROM usage WHERE id <= ?1 GROUP BY day, run_id, provider, model, source, complete"""
 
 

@@ -27,8 +27,11 @@ def old_file(path: Path, version: int) -> str:
     db.execute(
         """INSERT INTO runs VALUES (1, 'old', 1, 'b1', '', '{}', 1, NULL);
            INSERT INTO run_scopes VALUES (1, 0, 'bottle', 'b1'), (1, 1, 'host', 'host');
-           INSERT INTO usage VALUES (NULL, 1, 1, 1, 'claude', 'm', 'r1', 5, 0, 0, 0, 0, 0, 5, 'wire', 1, x'');
-           INSERT INTO usage VALUES (NULL, 2, 1, 2, 'claude', 'm', 'r2', 6, 0, 0, 0, 0, 0, 6, 'wire', 1, x'')"""
+           CREATE TEMP TABLE one (ts_ns, hold, request_id, input);
+           INSERT INTO one VALUES (1, 1, 'r1', 5), (2, 2, 'r2', 6);
+           INSERT INTO usage (ts_ns, run_id, hold, provider, model, request_id, input, cache_read, cache_write_5m,
+                              cache_write_1h, output, reasoning, weighted, source, complete, raw)
+           SELECT ts_ns, 1, hold, 'claude', 'm', request_id, input, 0, 0, 0, 0, 0, input, 'wire', 1, x'' FROM one"""
     )
     for scope in ("bottle", "host"):
         for provider in ("claude", "*"):
@@ -68,7 +71,7 @@ db.pragma("journal_mode", "wal")
 next = migrations.MIGRATIONS[{version}]
 def apply(db):
     next.apply(db)
-    assert db.execute("SELECT count(*) FROM sqlite_schema").get > {len(before)}
+    assert db.execute({WHOLE!r}).fetchall() != {before!r}
     os.kill(os.getpid(), signal.SIGKILL)
 migrations.migrate(db, [*migrations.MIGRATIONS[:{version}], migrations.Migration(next.version, next.what, apply)])
 """

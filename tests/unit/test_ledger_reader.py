@@ -68,6 +68,7 @@ def test_usage_by_day_and_what_a_line_holds(path: str) -> None:
         "day": time.strftime("%Y-%m-%d"), "zone": "/".join(dict.fromkeys(time.tzname)),
         "rows": 3, "requests": 3, "input": 111, "cache_read": 50, "cache_write": 7, "output": 31,
         "reasoning": 5, "weighted": 164, "estimated": 1, "incomplete": 1,
+        "input_estimated": 2, "input_told": 167, "input_missed": 165,
     }  # fmt: skip
     assert report.usage("day", path=path, since_ns=time.time_ns()) == []
     assert report.usage("bottle", path=path, bottle="b2")[0]["requests"] == 1

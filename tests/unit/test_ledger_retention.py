@@ -153,14 +153,14 @@ FORGED = [
     "DELETE FROM meta WHERE name = 'folded'",
     # sums that leave something out
     """INSERT INTO usage_folded SELECT NULL, 3, 'd', 1, run_id, provider, model, source, complete, 1, input, cache_read,
-       cache_write_5m, cache_write_1h, 0, reasoning, weighted FROM usage WHERE id <= 3;
+       cache_write_5m, cache_write_1h, 0, reasoning, weighted, 0, 0, 0 FROM usage WHERE id <= 3;
        UPDATE meta SET value = 3 WHERE name = 'folded'""",
 ]
 AFTER_A_FOLD = [
     "UPDATE usage_folded SET weighted = 0",
     "DELETE FROM usage_folded",
     """INSERT OR REPLACE INTO usage_folded SELECT id, upto, day, ts_ns, run_id, provider, model, source, complete,
-       "rows", 0, 0, 0, 0, 0, 0, 0 FROM usage_folded""",
+       "rows", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 FROM usage_folded""",
     "UPDATE meta SET value = 0 WHERE name = 'folded'",
     "UPDATE meta SET value = 14 WHERE name = 'folded'",
     "DELETE FROM usage",

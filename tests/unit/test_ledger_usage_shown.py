@@ -55,12 +55,12 @@ def usage(root: Path, *args: str) -> tuple[str, str]:
 def test_days_are_the_hosts_and_shares_are_shown(root: Path) -> None:
     out, err = usage(root, "--by", "day")
     lines = [line.split() for line in out.splitlines()]
-    assert lines[0][-3:] == ["WEIGHTED", "ESTIMATED", "INCOMPLETE"]
-    assert [(line[0], line[1], line[-3], line[-2], line[-1]) for line in lines[1:]] == [
-        ("2026-03-28", "2", "12", "50%", "50%"),
-        ("2026-03-29", "2", "1,102", "-", "50%"),
-        ("2026-03-30", "2", "110,002", "-", "-"),
-        ("all", "6", "111,116", "17%", "33%"),
+    assert lines[0][-4:] == ["WEIGHTED", "ESTIMATED", "INCOMPLETE", "ESTIMATE"]
+    assert [(line[0], line[1], *line[6:]) for line in lines[1:]] == [
+        ("2026-03-28", "2", "12", "50%", "50%", "+600%", "±600%"),  # 7 for 1
+        ("2026-03-29", "2", "1,102", "-", "50%", "-99%", "±99%"),  # 7 for 1000
+        ("2026-03-30", "2", "110,002", "-", "-", "-100%", "±100%"),
+        ("all", "6", "111,116", "17%", "33%", "-100%", "±100%"),
     ]
     assert err == "note: days of this host's time zone (CET/CEST)\n"
 
@@ -73,7 +73,7 @@ def test_csv_and_json_say_the_same(root: Path) -> None:
     out, err = usage(root, "--by", "day", "--csv")
     rows = list(csv.DictReader(io.StringIO(out, newline="")))
     assert err == "" and rows == [{key: str(o[key]) for key in rows[0]} for o in objects]
-    assert {"zone", "estimated", "incomplete"} <= rows[0].keys()
+    assert {"zone", "estimated", "incomplete", "input_estimated", "input_told", "input_missed"} <= rows[0].keys()
 
 
 def test_since_in_a_day_that_is_kept_as_a_sum_counts_all_of_it_and_says_so(root: Path) -> None:
