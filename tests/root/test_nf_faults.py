@@ -80,6 +80,7 @@ def test_forwarding_switched_off_closes_and_opening_again_mends_it(lab: Lab) -> 
         lab.connect("am-16", address).close()
 
 
+@pytest.mark.e2e  # for the lane on the host: only there the limit can be written
 def test_a_full_conntrack_table_refuses_what_is_new_and_keeps_what_is_there(lab: Lab) -> None:
     """The limit is the machine's, the count is each namespace's own: lowered for a moment to a little above it."""
     lab.bottle(16, direct(f"{WEB4}/32"), direct(f"{OTHER4}/32"), epoch=1)
