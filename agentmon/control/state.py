@@ -80,6 +80,7 @@ class Host:
     epoch: int = 0
     last: int = 0  # slot handed out last
     bottles: Mapping[int, Bottle] = field(default_factory=dict)
+    unknown: frozenset[int] = frozenset()  # slots that stay held, of which nobody knows the policy: never handed out
 
     def find(self, name: str) -> Bottle | None:
         """A bottle by name, or by its slot written as a number."""
@@ -100,6 +101,6 @@ class Host:
         start = max(self.last + 1, self.first_slot) - self.first_slot
         for i in range(span):
             slot = self.first_slot + (start + i) % span
-            if slot not in self.bottles:
+            if slot not in self.bottles and slot not in self.unknown:
                 return slot
         return None

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -145,7 +146,10 @@ class Daemon:
         jobs = await self.spawner.start()
         self.spawn(self._watch_exits(), "exits")
         held = {slot: b.run for slot, b in persist.load_all().items() if b is not None and self._still_there(b)}
-        await self.in_kernel(self._clean_dead, {job.slot for job in jobs} | held.keys())
+        unreadable = await self.in_kernel(self._clean_dead, {job.slot for job in jobs} | held.keys())
+        for slot in unreadable:
+            what = f"slot {slot} is attached to something, and its file in {paths.STATE} cannot be read"
+            self._stays_held(slot, what)
         for spec in specs.services(self.settings, self.pool):
             self.services[spec.name] = Service(spec, self._on_message, self._on_up, self._on_down)
         self.ledger = LedgerLink(self.services["ledger"])
@@ -165,16 +169,25 @@ class Daemon:
     async def _hold_again(self, slot: int) -> tuple[str, ...]:
         return await self.in_kernel(self.kernel.hold_again, slot)
 
-    def _clean_dead(self, alive: set[int]) -> None:
-        """Remove every kernel object of slots whose job no spawner holds, before anything new is opened."""
+    def _clean_dead(self, alive: set[int]) -> list[int]:
+        """Remove every kernel object of slots whose job no spawner holds, before anything new is opened; the slots that
+        stay held although nobody knows what they may reach."""
         unreadable = {slot for slot, bottle in persist.load_all().items() if bottle is None}
+        kept = []
         for slot in self.kernel.slots() - alive:
             if slot in unreadable and self.kernel.is_attached(slot):
-                what = f"slot {slot} is attached to something, and its file in {paths.STATE} cannot be read"
-                print(f"warning: {what}: it stays held as it was, known to nobody", file=sys.stderr)
+                kept.append(slot)
                 continue
             self.kernel.clean(slot)
             files.remove(slot)
+        return kept
+
+    def _stays_held(self, slot: int, what: str) -> None:
+        """A new bottle in that slot would fail, and its cleaning up would let go of what is held."""
+        reason = f"{what}: it stays held as it was, known to nobody"
+        print(f"warning: {reason}", file=sys.stderr, flush=True)
+        self.log.add(Event("daemon", "refused", layer="daemon", reason=reason))
+        self.runner.host = replace(self.runner.host, unknown=self.runner.host.unknown | {slot})
 
     @staticmethod
     def _still_there(bottle: Bottle) -> bool:
@@ -201,9 +214,11 @@ class Daemon:
                 else:
                     await self.in_kernel(self.kernel.adopt, slot)
             except OSError as error:
-                if bottle.attached is not None:
-                    raise
-                await self._end_torn(bottle, error)
+                if bottle.attached is None:
+                    await self._end_torn(bottle, error)
+                else:  # its own root may be the one who prevents it: no reason for the others to have no daemon
+                    what = f"slot {slot}, attached to {bottle.attached.what}, cannot be taken over ({error})"
+                    self._stays_held(slot, what)
                 continue
             applying.add(
                 self.runner.dispatch(e.Adopted(bottle, *unbuilt.lacking(bottle.policy, self.kernel.bpf.features())))
@@ -229,7 +244,8 @@ class Daemon:
                     self.runner.dispatch(e.ClientGone(bottle.slot))
             await self.runner.drained()
         bottles = self.host.bottles
-        self.keeping = bool(bottles)
+        held = len(bottles) + len(self.host.unknown)
+        self.keeping = held > 0
         if self.sightings is not None:
             await self._step("end the sightings", self.sightings.close())
         for task in tuple(self._tasks):
@@ -238,7 +254,7 @@ class Daemon:
         paths.CONTROL_SOCKET.unlink(missing_ok=True)
         await self._step("let go of the spawner", self.spawner.close())
         if self.keeping:
-            print(f"agentmon: {len(bottles)} bottles stay in force; the next daemon adopts them", file=sys.stderr)
+            print(f"agentmon: {held} bottles stay in force; the next daemon adopts them", file=sys.stderr)
             for service in self.services.values():
                 service.detach()
         else:

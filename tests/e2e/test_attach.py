@@ -288,10 +288,12 @@ def test_what_no_daemon_can_read_stays_held(world: World, container: Shell, cgro
         world.start_daemon()
         assert "stays held as it was" in world.log() and row(world) is None
         before = world.counters()["forbidden"]
+        assert world.agentmon("run", "--", "true").returncode == 0  # in another slot
+        assert container.status(f"http://{FORBIDDEN4}/") == "000" and world.counters()["forbidden"] == before
+        world.daemon.send_signal(signal.SIGTERM)
+        world.daemon.wait(30)
         assert container.status(f"http://{FORBIDDEN4}/") == "000" and world.counters()["forbidden"] == before
         state.write_bytes(saved)
-        world.daemon.send_signal(signal.SIGKILL)
-        world.daemon.wait(30)
         world.start_daemon()
         until(lambda: row(world))
 

@@ -61,6 +61,15 @@ def test_pool_and_epochs_run_out_with_a_message() -> None:
     assert isinstance(fail, a.Fail) and "epochs are used up" in fail.message
 
 
+def test_a_slot_that_is_held_unknown_is_never_handed_out() -> None:
+    """Starting there would fail, and cleaning up after it let go of what is held."""
+    before = replace(host(), unknown=frozenset({16, 18}))
+    after, _ = step(before, e.RunRequested(1, policy("x"), JOB, "r", 0))
+    assert after.last == 17
+    after, _ = step(after, e.RunRequested(1, policy("y"), JOB, "r", 0))
+    assert after.last == 19
+
+
 def test_a_freed_slot_is_used_again_as_late_as_possible() -> None:
     now, _ = step(host(), e.RunRequested(1, policy("x"), JOB, "r", 0))
     now = now.drop(16)
