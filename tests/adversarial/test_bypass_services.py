@@ -19,6 +19,7 @@ WWW, OTHER, BAD = "www.allowed.example", "other.allowed.example", "www.forbidden
 INSPECTED, METERED = "direct.allowed.example", "api.anthropic.com"
 RULES = (
     f"{WWW}:443", f"http://{WWW}", "*.wild.example:443", f"https://{INSPECTED}/ok/*", "tcp://v4only.allowed.example:9000",
+    "tcp://*.race.example:9000",
     *(f"tcp://{n}.allowed.example:9000" for n in ("loopback", "metadata", "mapped")),
 )  # fmt: skip
 HEADERS = ("x-api-key: k", "anthropic-version: 2023-06-01", "content-type: application/json")
@@ -83,6 +84,10 @@ def test_a_message_in_the_labels_of_a_denied_name(world: World, bottle: Inside, 
 @pytest.mark.parametrize("host", ["loopback", "metadata", "mapped"])
 def test_an_allowed_name_that_leads_to_a_protected_address(bottle: Inside, host: str, kind: str) -> None:
     assert bottle.tries("dns", RESOLVER, f"{host}.allowed.example", kind).startswith("refused")
+
+
+def test_no_connect_is_faster_than_the_layers_that_its_answer_opened(bottle: Inside) -> None:
+    assert bottle.tries("race", RESOLVER, "*.race.example", "9000", "120") == "0 lost"
 
 
 # ── relay ──
