@@ -43,6 +43,7 @@ from agentmon.daemon.healing import Healing
 from agentmon.daemon.kernel import Kernel, mode_of
 from agentmon.daemon.ledger_link import LedgerLink
 from agentmon.daemon.ops import Ops
+from agentmon.daemon.reload import Reload
 from agentmon.daemon.reports import Reports
 from agentmon.daemon.runner import Runner
 from agentmon.daemon.services import Service
@@ -121,7 +122,7 @@ class Daemon:
         loop = self._loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop, not self.until_idle)
         loop.add_signal_handler(signal.SIGINT, self.stop, False)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self.spawn(self.credentials.again(), "credentials"))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self.spawn(self._reload(), "reload"))
         try:
             await self._open()
             server = asyncio.create_task(self._accept(self._listen()), name="control socket")
@@ -130,6 +131,10 @@ class Daemon:
             server.cancel()
         finally:
             await self._close()
+
+    async def _reload(self) -> None:
+        held = Reload(self.settings, self.providers, lambda: self.host.bottles, self.runner.dispatch, self.log.add)
+        await held.all(self.credentials)
 
     def stop(self, keep: bool) -> None:
         """End the loop; `keep`: running bottles stay in force for the next daemon."""

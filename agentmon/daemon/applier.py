@@ -101,7 +101,7 @@ class Applier:
     async def _push_views(self, action: a.PushViews) -> None:
         bottle = self._bottle(action.slot)
         view = self._d.kernel.compiled(bottle, mode_of(bottle)).view
-        if bottle.phase is Phase.STARTING:
+        if bottle.phase is Phase.STARTING or self._d.credentials.lacks(bottle):
             await self._d.credentials.push(bottle)
         await asyncio.gather(*(self._push(name, view) for name in _VIEWED))
 

@@ -41,6 +41,7 @@ class Credentials:
         self._emit = emit
         self._seen: dict[str, tuple[object, ...]] = {}  # name → its files' signature when it was last read
         self._told: dict[tuple[str, str], str] = {}  # (run, name) → what is wrong with it
+        self._given: dict[str, tuple[str, ...]] = {}  # run → the names it was told of
         self._order = asyncio.Lock()  # a value that was read later is told later
 
     async def push(self, bottle: Bottle) -> None:
@@ -60,8 +61,13 @@ class Credentials:
                     self._told.pop((bottle.run, name), None)
                 except (AgentmonError, OSError) as error:
                     self._tell(bottle, name, error)
+            self._given[bottle.run] = wanted
             proxy = self._proxy()
             await proxy.call(wire.SetCredentials(proxy.next_id(), bottle.slot, bottle.run, values))
+
+    def lacks(self, bottle: Bottle) -> bool:
+        """Whether the proxy was told of other names for this run than its routes have."""
+        return names(bottle) != self._given.get(bottle.run, ())
 
     def _tell(self, bottle: Bottle, name: str, error: AgentmonError | OSError) -> None:
         what = str(error)
@@ -76,6 +82,7 @@ class Credentials:
         """Read and tell all anew."""
         runs = {bottle.run for bottle in self._bottles().values()}
         self._told = {key: what for key, what in self._told.items() if key[0] in runs}
+        self._given = {run: told for run, told in self._given.items() if run in runs}
         for bottle in tuple(self._bottles().values()):
             if bottle.phase in {Phase.STARTING, Phase.STOPPING}:
                 continue

@@ -56,16 +56,15 @@ def effective(
         raise BadInput("the bottle has no name", "give --name, or a manifest whose file name is one")
     provider = _provider(manifests, options, providers)
     placed = _rules(settings, manifests, options, providers.get(provider))
-    routes = _routes(manifests)
-    metered = sorted({host for p in providers.values() for host in p.hosts})
-    inspected = tuple(dict.fromkeys((*metered, *(route.host for route in routes))))
-    check_conflicts(placed, inspected)
+    held = routes(manifests)
+    decrypted = inspected(held, providers)
+    check_conflicts(placed, decrypted)
     return EffectivePolicy(
         bottle=values.check_name(bottle, "bottle"),
         rules=tuple(p.rule for p in placed),
         origins=tuple(p.origin for p in placed),
-        inspected=inspected,
-        routes=routes,
+        inspected=decrypted,
+        routes=held,
         scopes=scopes(settings, manifests, options, bottle=bottle, provider=provider, known=providers),
         weights=dict(settings.weights),
         agent=options.agent,
@@ -110,7 +109,13 @@ def _nearest_by(found: Iterable[T], key: Callable[[T], str]) -> tuple[T, ...]:
     return tuple(out.values())
 
 
-def _routes(manifests: Sequence[Manifest]) -> tuple[wire.Route, ...]:
+def inspected(held: Sequence[wire.Route], providers: Providers) -> tuple[str, ...]:
+    """Host patterns that the proxy decrypts: providers' hosts, and hosts of routes."""
+    metered = sorted({host for p in providers.values() for host in p.hosts})
+    return tuple(dict.fromkeys((*metered, *(route.host for route in held))))
+
+
+def routes(manifests: Sequence[Manifest]) -> tuple[wire.Route, ...]:
     """In the order written, child first; a host's routes all come from the nearest manifest that names it."""
     out: list[wire.Route] = []
     for manifest in manifests:

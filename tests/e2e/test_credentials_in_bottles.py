@@ -104,6 +104,29 @@ def test_from_missing_to_rotated_to_withdrawn_and_nowhere_else(world: World) -> 
     assert not any(key in out + err for key in KEYS)
 
 
+def test_routes_are_read_anew_and_a_bad_file_changes_nothing(world: World) -> None:
+    file = world.tmp / "bottles/routed.yml"
+
+    def reload(text: str) -> None:
+        file.write_text(f'allow: ["{BY_FILE}:443", "{BY_COMMAND}:443"]\nroutes:\n  - host: {BY_FILE}\n    {text}\n')
+        assert world.daemon is not None
+        world.daemon.send_signal(signal.SIGHUP)
+
+    reload("auth: none")
+    job = world.run("--name", "routed", "--policy", str(file), "--", "python3", "-c", ASKS)
+    assert ask(job, BY_FILE, "host") == hashlib.sha256(BY_FILE.encode()).hexdigest()
+    reload("methods: [PUT]")
+    until(lambda: ask(job, BY_FILE, "host").startswith("403 Method GET"), 15, "the new route is not in force")
+    reload("methods: [put]")
+    (bad,) = until(lambda: world.events("routed", kind="policy", verdict="refused"), 15)
+    assert f"{file}:4: " in bad["reason"] and "the routes in force stay" in bad["reason"]
+    assert ask(job, BY_FILE, "host").startswith("403 Method GET")
+    (world.tmp / "told").write_text(KEYS[2])
+    reload("auth: {header: x-api-key, credential: told}")  # a credential that this bottle had no part in
+    comes(job, BY_FILE, "x-api-key", KEYS[2])
+    assert job.end()[0] == 0
+
+
 def everywhere(world: World) -> set[str]:
     """Names of what was searched for the keys: all files of the installation, logs, and /proc of every process."""
     own = {world.root / "etc/agentmon/credentials/house"}
