@@ -118,3 +118,27 @@ def test_a_scan_would_be_noticed(tmp_path: Path) -> None:
 
 def _blanks(statement: str) -> tuple[None, ...]:
     return (None,) * statement.count("?")
+
+
+def steps_of_a_start(path: Path, runs: int) -> int:
+    """Of everything that a new ledger process reads before its first answer, after so many runs have ended."""
+    path.mkdir()
+    book = Book(path)
+    for number in range(runs):
+        book.open(1, *SCOPES, run=f"old{number}")  # with budgets of its own, which stay in the file
+        book.ask(wire.CloseRun, 1, f"old{number}")
+    book.open(1, *SCOPES, run="now")
+    book.store.close()
+    book.store.open()
+    db = book.store._db
+    assert db is not None
+    counted = Counted(db)
+    assert book.line(1, "agent")["used"] == 0
+    assert any("FROM budgets" in statement for statement in counted.sql)
+    book.store.close()
+    return counted.steps
+
+
+def test_a_start_reads_what_is_open_and_not_what_has_ended(tmp_path: Path) -> None:
+    few, many = (steps_of_a_start(tmp_path / str(runs), runs) for runs in (2, 200))
+    assert many <= few + 16
