@@ -298,6 +298,29 @@ def test_what_no_daemon_can_read_stays_held(world: World, container: Shell, cgro
         until(lambda: row(world))
 
 
+def test_one_that_cannot_be_taken_over_stays_held_and_stops_no_daemon(
+    world: World, container: Shell, cgroup: Path
+) -> None:
+    """Its own root has removed our device and made another by its name."""
+    assert world.daemon is not None
+    with attached(world, "--cgroup", str(cgroup), *ALLOW) as found:
+        inside = ("ip", "-n", f"am-{found['slot']}", "link")
+        world.daemon.send_signal(signal.SIGTERM)
+        world.daemon.wait(30)
+        command(*inside, "del", "agentmon0")
+        command(*inside, "add", "agentmon0", "type", "veth", "peer", "name", "other0")
+        world.start_daemon()
+        assert "cannot be taken over" in world.log() and row(world) is None
+        before = world.counters()["forbidden"]
+        assert world.agentmon("run", "--", "true").returncode == 0
+        assert container.status(f"http://{FORBIDDEN4}/") == "000" and world.counters()["forbidden"] == before
+        command(*inside, "del", "agentmon0")
+        world.daemon.send_signal(signal.SIGTERM)
+        world.daemon.wait(30)
+        world.start_daemon()
+        until(lambda: row(world))
+
+
 def test_without_a_daemon_one_is_started_that_ends_with_it(world: World, container: Shell, cgroup: Path) -> None:
     world.stop_daemon()
     with attached(world, "--cgroup", str(cgroup), *ALLOW):
