@@ -26,6 +26,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+class Told:
+    """A failure is told when it happens: the long report comes minutes later, or never, where CI's time is over."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            words = (crash.message if crash else str(report.longrepr)).splitlines()[:3]
+            terminal.write_line(f"\n{report.nodeid} failed in {report.when}: {' | '.join(words)[:600]}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Told(config))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Cheap tests first: unit, then root, then e2e; order inside a file stays."""
     items.sort(key=lambda item: next((i for i, mark in enumerate(NEEDS_ROOT, 1) if item.get_closest_marker(mark)), 0))
