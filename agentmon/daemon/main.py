@@ -16,6 +16,8 @@ from agentmon.errors import HostLacks
 from agentmon.policy import settings as settings_file
 from agentmon.policy import unbuilt
 
+_FILES_ASIDE, _FILES_A_BOTTLE = 1024, 8  # the first 1024 are left to libnftables
+_FEW_BOTTLES = 128
 _FILES = 1 << 16  # descriptors: a bottle takes six, an ordinary limit is 1024
 _SWITCH_S = 0.0005  # how long a thread that decodes events may keep the loop, which cuts, from running (Python: 5 ms)
 
@@ -35,6 +37,8 @@ def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None
     held = lock.take()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
+    if notice := too_few_files(hard):
+        print(f"warning: {notice}", file=sys.stderr)
     files.make_directories()
     os.umask(0o022)
     from agentmon.daemon.app import Daemon
@@ -51,6 +55,14 @@ def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None
         asyncio.run(body())
     finally:
         os.close(held)
+
+
+def too_few_files(hard: int) -> str:
+    """What to say of a hard limit on open files that leaves room for few bottles; "" for a wide one."""
+    room = max(0, (hard - _FILES_ASIDE) // _FILES_A_BOTTLE)
+    if hard == resource.RLIM_INFINITY or room >= _FEW_BOTTLES:
+        return ""
+    return f"a limit of {hard} open files leaves room for {room} bottles: raise it (LimitNOFILE= in the systemd unit)"
 
 
 def _check_users() -> None:
