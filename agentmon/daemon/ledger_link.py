@@ -58,6 +58,10 @@ class LedgerLink:
         budget = wire.BudgetDef(provider, tokens, str(spent.get("per", "run")))
         await self._call(wire.SetBudget(self._service.next_id(), scope, name, run, budget, uid))
 
+    async def set_budget_at(self, scope: str, name: str, budget: wire.BudgetDef, uid: int) -> None:
+        """Set the budget of one scope, whoever is charged to it. :raises AgentmonError: nobody is; not a scope."""
+        await self._call(wire.SetBudget(self._service.next_id(), scope, name, "", budget, uid))
+
     async def enforced(self, bottle: Bottle, policy: str, trigger: str, by: str, latency_ns: int, result: str) -> None:
         await self._call(
             wire.Enforced(

@@ -247,10 +247,15 @@ class Ops:
 
     async def _budget_set(self, connection: Connection, request: wire.Request) -> None:
         args = request.args
-        bottle = self._bottle(str(args["bottle"]))
         tokens, provider = requests.budget(args["budget"])
         if provider and provider not in self._d.providers and provider != "*":
             raise BadInput(f"there is no provider {provider!r}", f"known: {', '.join(sorted(self._d.providers))}")
+        if "scope" in args:
+            changed = wire.BudgetDef(provider, tokens, str(args["per"]))
+            await self._d.ledger.set_budget_at(str(args["scope"]), str(args["name"]), changed, connection.peer.uid)
+            connection.send(wire.Reply(request.id, []))
+            return
+        bottle = self._bottle(str(args["bottle"]))
         await self._d.ledger.set_budget(bottle, provider, tokens, connection.peer.uid)
         connection.send(wire.Reply(request.id, await self._d.ledger.totals(bottle.slot)))
 

@@ -23,7 +23,7 @@ from agentmon import paths, wire
 from agentmon.addresses import SERVICE_NETNS
 from agentmon.channel import Channel
 from agentmon.daemon.persist import write_atomic
-from agentmon.errors import AgentmonError, HostLacks
+from agentmon.errors import BY_NAME, AgentmonError, HostLacks
 
 _START_S = 20.0
 _POLL_S = 0.01
@@ -178,7 +178,7 @@ class Service:
                 f"the {self.name} did not answer: {type(e).__name__}", "see agentmon events --kind daemon"
             ) from e
         if isinstance(answer, wire.Failed):
-            raise AgentmonError(f"{self.name}: {answer.message}", answer.hint)
+            raise BY_NAME.get(answer.error, AgentmonError)(f"{self.name}: {answer.message}", answer.hint)
         if isinstance(answer, wire.Ack) and answer.error:
             raise AgentmonError(f"{self.name}: {answer.error}")
         return answer

@@ -309,15 +309,13 @@ class Terms:
         if m.scope not in budget.SCOPES or not m.name or budget.problem(m.budget):
             wrong = budget.problem(m.budget) or f"scope {m.scope!r} {m.name!r}"
             return _bad(m.id, f"budget: {wrong}", f"scopes are {', '.join(budget.SCOPES)}")
-        places: list[Place] = [(m.scope, m.name, "")]
-        if m.scope in _RUN_SCOPES:
-            places = [
-                (m.scope, m.name, r.run) for r in self.slots.values()
-                if m.run in ("", r.run) and (m.scope, m.name) in r.scopes
-            ]  # fmt: skip
-            if not places:
-                return _bad(m.id, f"no running {m.scope} is called {m.name!r}", "agentmon ps shows what runs")
-        for place in places:
+        runs = [r for r in self.slots.values() if m.run in ("", r.run) and (m.scope, m.name) in r.scopes]
+        places: set[Place] = {(m.scope, m.name, _place_run(m.scope, r)) for r in runs}
+        if m.scope == "host":
+            places.add((m.scope, m.name, ""))
+        if not places:
+            return _bad(m.id, f"no running bottle is charged to {m.scope} {m.name!r}", "agentmon ps shows what runs")
+        for place in sorted(places):
             old = self.budgets.get(place, {}).get(m.budget.provider)
             self._put(place, m.budget.provider, Defined((m.budget,), "operator", old.declared if old else ""))
         detail = {"provider": m.budget.provider, "tokens": m.budget.tokens, "per": m.budget.per, "run": m.run}

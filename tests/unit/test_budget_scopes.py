@@ -129,6 +129,19 @@ def test_a_spent_window_ends_with_the_window_and_not_before(where: str, tmp_path
     book.store.close()
 
 
+@pytest.mark.parametrize("where", ["agent", "bottle", "parent", "ceiling"])
+def test_a_budget_is_set_where_somebody_is_charged_and_nowhere_else(where: str, tmp_path: Path) -> None:
+    book = Book(tmp_path)
+    name = {"bottle": "b1", "host": "host"}.get(where, "n")
+    book.open(1, scope(where, name))
+    slip = book.ask(wire.SetBudget, where, "slip", "", of("claude", 5), 0)
+    assert (slip.error, slip.message) == ("BadInput", f"no running bottle is charged to {where} 'slip'")
+    assert isinstance(book.ask(wire.SetBudget, where, name, "", of("claude", 50, "day"), 0), wire.Done)
+    assert book.reserve(1, 0, ALL, "k").tokens == 50
+    assert book.line(1, where)["per"] == "day"
+    book.store.close()
+
+
 @pytest.mark.parametrize("where", ["agent", "bottle", "parent", "host", "ceiling"])
 def test_a_budget_changed_between_hold_and_settlement(where: str, tmp_path: Path) -> None:
     """The hold stays what it is, the row is charged in full, and the new amount is what it is compared with."""
@@ -145,6 +158,6 @@ def test_a_budget_changed_between_hold_and_settlement(where: str, tmp_path: Path
         settled = book.ask(wire.Settle, hold.hold, wire.Usage("claude", "m", key, output=55))
         assert settled.crossed is crossed and book.line(1, where)["used"] == 55
         assert [c.threshold for c in book.crossed] == ([100] if crossed else [])
-        book.ask(wire.CloseRun, 1, key)
         book.ask(wire.SetBudget, where, name, "", of("claude", 100), 0)
+        book.ask(wire.CloseRun, 1, key)
     book.store.close()
