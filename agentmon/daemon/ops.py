@@ -251,6 +251,8 @@ class Ops:
         if provider and provider not in self._d.providers and provider != "*":
             raise BadInput(f"there is no provider {provider!r}", f"known: {', '.join(sorted(self._d.providers))}")
         if "scope" in args:
+            if connection.peer.uid != 0:  # whatever bottle of its own it names beside
+                raise Refused(f"uid {connection.peer.uid} may not set the budget of a scope", "use sudo")
             changed = wire.BudgetDef(provider, tokens, str(args["per"]))
             await self._d.ledger.set_budget_at(str(args["scope"]), str(args["name"]), changed, connection.peer.uid)
             connection.send(wire.Reply(request.id, []))
