@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import ssl
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,11 @@ from tests.support import proxy_rig
 from tests.support.proxy_rig import Rig
 from tests.support.proxy_talk import CLAUDE, ask, fresh, message
 from tests.support.proxy_upstream import reply
+
+try:
+    import httpx2
+except ModuleNotFoundError:  # for Python 3.11 the locked SDKs still bring httpx
+    import httpx as httpx2
 
 pytestmark = pytest.mark.root
 
@@ -50,6 +57,17 @@ def test_the_server_sees_the_routes_key_and_no_other(rig: Rig) -> None:
     seen = rig.upstream.seen[-1]
     assert b"attacker" not in seen.raw_head and seen.raw_head.lower().count(b"x-api-key:") == 1
     assert (seen.headers["x-api-key"], seen.headers["x-other"], seen.target) == (KEY, "stays", "/v1?a=1")
+
+
+def test_http2_is_given_it_too(rig: Rig) -> None:
+    context = ssl.create_default_context(cafile=str(rig.ca))
+    transport = httpx2.HTTPTransport(verify=context, http2=True, local_address=rig.source)
+    own = {"Host": HOST, "X-Api-Key": "attacker", "Cookie": "a=attacker"}
+    with httpx2.Client(transport=transport, timeout=10, headers=own) as client:
+        answer = client.get(f"https://{rig.address}/v1?key=attacker", extensions={"sni_hostname": HOST})
+    assert answer.status_code == 200 and (sys.version_info < (3, 12) or answer.http_version == "HTTP/2")
+    seen = rig.upstream.seen[-1]
+    assert b"attacker" not in seen.raw_head and (seen.headers["x-api-key"], seen.target) == (KEY, "/v1")
 
 
 def test_repeated_headers_go_as_well(rig: Rig) -> None:
