@@ -50,8 +50,8 @@ def _report(report_w: int, error: messages.Error) -> None:
 
 def _prepare(spec: LaunchSpec, layout: HostLayout, stdio: Stdio, status_w: int, keep: tuple[int, int]) -> list[str]:
     os.setsid()
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)  # Python ignores some, and what is ignored stays so over exec
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)  # Python ignores some, a shell's & others: what is ignored stays so
     for target, fd in enumerate(stdio.inner):
         os.dup2(fd, target)
     _close_all_but({status_w, *keep})
