@@ -14,7 +14,7 @@ Snapshot = dict[str, frozenset[str]]
 
 _VOLATILE = re.compile(r" (expires|age|used|pref|metric) \S+| (linkdown|dead)\b|packets \d+ bytes \d+")
 _OURS = re.compile(rb"agentmon|amnet|bwrap")
-_OF_A_TEST = re.compile(r"/agentmon-test-(\d+)-")  # its pid
+_OF_A_TEST = re.compile(r"/agentmon-test-(?:[a-z]+-)?(\d+)")  # its pid
 _KERNEL_PINS = frozenset({"/sys/fs/bpf/maps.debug", "/sys/fs/bpf/progs.debug"})
 _WATCHED_DIRECTORIES = ("/run/agentmon/state", "/run/agentmon/homes", "/run/agentmon/trust")
 

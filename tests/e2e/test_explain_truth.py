@@ -169,6 +169,7 @@ class Place:
     def __init__(self, world: World, manifest: Path) -> None:
         self.world = world
         self.job: Job = world.run("--name", "truth", "--policy", str(manifest), "--", "python3", "-u", "-c", PROBER)
+        until(lambda: [r["phase"] for r in world.rows("ps")] == ["running"])
 
     def explain(self, *texts: str) -> list[dict[str, Any]]:
         """What the daemon says of each: the command line's own question."""

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from agentmon.daemon.cgroups import find_v2
+
 _STORAGE = '[storage]\ndriver = "overlay"\ngraphroot = "{0}/storage"\nrunroot = "{0}/run"\n'
 _CONFIG = """[containers]
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
@@ -40,6 +42,8 @@ class Podman:
             "CONTAINERS_CONF": str(directory / "containers.conf"),
         }
         self._parent = f"agentmon-test-podman-{os.getpid()}"
+        (find_v2() / self._parent).mkdir()  # with the mount that the first command makes: there before any test
+        self("ps")
 
     def __call__(self, *argv: str, check: bool = True) -> str:
         done = subprocess.run(
@@ -65,4 +69,5 @@ class Podman:
                     directory.rmdir()
         with contextlib.suppress(OSError):
             (Path("/sys/fs/cgroup") / self._parent).rmdir()
+        subprocess.run(["umount", self._directory / "storage/overlay"], check=False, capture_output=True)
         shutil.rmtree(self._directory, ignore_errors=True)
