@@ -14,6 +14,7 @@ from pathlib import Path
 from agentmon.daemon.cgroups import find_v2
 
 _STORAGE = '[storage]\ndriver = "overlay"\ngraphroot = "{0}/storage"\nrunroot = "{0}/run"\n'
+_STORAGE += '[storage.options.overlay]\nskip_mount_home = "true"\n'  # else it comes and goes with the commands
 _CONFIG = """[containers]
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 [engine]
@@ -42,8 +43,7 @@ class Podman:
             "CONTAINERS_CONF": str(directory / "containers.conf"),
         }
         self._parent = f"agentmon-test-podman-{os.getpid()}"
-        (find_v2() / self._parent).mkdir()  # with the mount that the first command makes: there before any test
-        self("ps")
+        (find_v2() / self._parent).mkdir()
 
     def __call__(self, *argv: str, check: bool = True) -> str:
         done = subprocess.run(
@@ -69,5 +69,4 @@ class Podman:
                     directory.rmdir()
         with contextlib.suppress(OSError):
             (Path("/sys/fs/cgroup") / self._parent).rmdir()
-        subprocess.run(["umount", self._directory / "storage/overlay"], check=False, capture_output=True)
         shutil.rmtree(self._directory, ignore_errors=True)
