@@ -1,4 +1,4 @@
-"""What the tests of BPF programs share beside `bpf_lab`: a bottle of their own."""
+"""What several files share beside `bpf_lab`: a bottle of the BPF programs' tests, a proxy worker of the proxy's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import proxy_rig
 from tests.support.bpf_lab import Bottle, Lab
+from tests.support.proxy_rig import Rig
+from tests.support.proxy_talk import fresh
 
 
 @pytest.fixture
@@ -27,3 +30,17 @@ def own_bpf_lab() -> Iterator[Lab]:
     with Lab() as made:
         made.programs.open(str(made.parent))
         yield made
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A proxy worker, a ledger and an upstream for all tests of a file."""
+    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
+    yield rig
+    rig.stop()
+
+
+@pytest.fixture
+def rig(running: Rig) -> Rig:
+    """The same with a fresh bottle, whose budget and past are its own; a file with other needs overrides this one."""
+    return fresh(running)

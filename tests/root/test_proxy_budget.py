@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.support import proxy_rig
 from tests.support.proxy_rig import Rig
-from tests.support.proxy_talk import ask, begin, closing, fresh, message, opening, read_all, read_until, sse
+from tests.support.proxy_talk import ask, begin, closing, message, opening, read_all, read_until, sse
 from tests.support.proxy_upstream import chunked, reply
 
 pytestmark = pytest.mark.root
 ROOM = 150  # for one request at its full bound, not for two
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
-    yield rig
-    rig.stop()
-
-
-@pytest.fixture
-def rig(running: Rig) -> Rig:
-    return fresh(running)
 
 
 def full(rig: Rig) -> tuple[threading.Event, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import ssl
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,6 @@ pytestmark = pytest.mark.root
 HOST = "x.example.org"
 KEY = "sk-planted-route-0815"
 ROUTE = wire.Route(HOST, auth_header="x-api-key", auth_credential="house")
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
-    yield rig
-    rig.stop()
 
 
 @pytest.fixture

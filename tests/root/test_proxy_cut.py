@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,22 +13,10 @@ import pytest
 from agentmon import wire
 from tests.support import proxy_rig
 from tests.support.proxy_rig import Rig
-from tests.support.proxy_talk import CLAUDE, SPENT, ask, begin, fresh, message, opening, read_all, read_until
+from tests.support.proxy_talk import CLAUDE, SPENT, ask, begin, message, opening, read_all, read_until
 from tests.support.proxy_upstream import chunked, reply
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
-    yield rig
-    rig.stop()
-
-
-@pytest.fixture
-def rig(running: Rig) -> Rig:
-    return fresh(running)
 
 
 def test_a_cut_ends_an_idle_stream_with_the_typed_error_at_once(rig: Rig) -> None:

@@ -8,7 +8,6 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,7 +22,6 @@ from tests.support.proxy_talk import (
     ask,
     begin,
     chat_stream,
-    fresh,
     last_row,
     message,
     opening,
@@ -33,18 +31,6 @@ from tests.support.proxy_talk import (
 from tests.support.proxy_upstream import chunked, reply
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
-    yield rig
-    rig.stop()
-
-
-@pytest.fixture
-def rig(running: Rig) -> Rig:
-    return fresh(running)
 
 
 def test_a_name_that_does_not_resolve_is_a_502_and_releases(rig: Rig) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ssl
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.support import proxy_rig
 from tests.support.proxy_rig import Rig
-from tests.support.proxy_talk import CLAUDE, DELTA, SPENT, ask, closing, fresh, opening
+from tests.support.proxy_talk import CLAUDE, DELTA, SPENT, ask, closing, opening
 from tests.support.proxy_upstream import chunked
 
 try:
@@ -23,18 +21,6 @@ except ModuleNotFoundError:  # for Python 3.11 the locked SDKs still bring httpx
 pytestmark = pytest.mark.root
 
 HTTP2 = sys.version_info >= (3, 12)  # older interpreters have an older mitmproxy, which is not given HTTP/2
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
-    yield rig
-    rig.stop()
-
-
-@pytest.fixture
-def rig(running: Rig) -> Rig:
-    return fresh(running)
 
 
 def h2_client(rig: Rig) -> httpx2.Client:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import h2.connection
@@ -12,27 +11,14 @@ import h2.errors
 import h2.events
 import pytest
 
-from tests.support import proxy_rig
 from tests.support.proxy_rig import Rig
-from tests.support.proxy_talk import CLAUDE, ask, closing, fresh, last_row, opening
+from tests.support.proxy_talk import CLAUDE, ask, closing, last_row, opening
 from tests.support.proxy_upstream import chunked
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(sys.version_info < (3, 12), reason="HTTP/2 is offered from Python 3.12 on"),
 ]
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
-    yield rig
-    rig.stop()
-
-
-@pytest.fixture
-def rig(running: Rig) -> Rig:
-    return fresh(running)
 
 
 def test_a_stream_reset_by_an_http2_client_is_one_estimate_and_its_neighbour_goes_on(rig: Rig) -> None:

@@ -9,7 +9,6 @@ import gzip
 import json
 import ssl
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,13 +35,6 @@ pytestmark = pytest.mark.root
 
 PROVIDERS = load()
 HOSTS = sorted({case.host or PROVIDERS[case.provider].hosts[0] for case in CASES.values()})
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
-    yield rig
-    rig.stop()
 
 
 @pytest.fixture

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support import proxy_rig
 from tests.support.proxy_rig import Rig
-from tests.support.proxy_talk import CLAUDE, OPENAI, ask, fresh, message, read_until
+from tests.support.proxy_talk import CLAUDE, OPENAI, ask, message, read_until
 from tests.support.proxy_upstream import reply
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
-    yield rig
-    rig.stop()
-
-
-@pytest.fixture
-def rig(running: Rig) -> Rig:
-    return fresh(running)
 
 
 def test_what_no_endpoint_covers_is_refused_and_told(rig: Rig) -> None:

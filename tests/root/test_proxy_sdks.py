@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,6 @@ pytestmark = pytest.mark.root
 
 SCRIPT = Path(proxy_rig.__file__).with_name("sdk_calls.py")
 SPENT = {"scope": "bottle", "name": "crate", "provider": "claude", "tokens": 5, "used": 6, "per": "run"}
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = proxy_rig.start(tmp_path)
-    rig.bottle()
-    yield rig
-    rig.stop()
 
 
 def launch(rig: Rig, *calls: str) -> subprocess.Popen[str]:
@@ -123,6 +114,7 @@ async def provider(seen: Any, writer: Any) -> None:
 
 
 def test_every_call_works_and_is_metered(rig: Rig) -> None:
+    before = len(rig.rows(0))
     rig.upstream.script = provider
     got = results(launch(rig, "claude_plain", "claude_stream", "chat_stream", "responses_stream"))
     assert got == [
@@ -131,7 +123,7 @@ def test_every_call_works_and_is_metered(rig: Rig) -> None:
         {"call": "chat_stream", "text": "hello", "usage_chunks": 0},
         {"call": "responses_stream", "text": "hello", "last": "response.completed"},
     ]
-    assert [row[:6] for row in rig.rows(4)] == [
+    assert [row[:6] for row in rig.rows(before + 4)[before:]] == [
         ("claude", "claude-x", 10, 0, 0, 5),
         ("claude", "claude-x", 12, 0, 0, 7),
         ("openai", "gpt-x", 9, 0, 0, 4),

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,10 @@ import pytest
 from agentmon import trust
 from tests.support import proxy_rig
 from tests.support.proxy_rig import Rig
-from tests.support.proxy_talk import CLAUDE, OPENAI, ask, begin, fresh, last_row, message, read_all
+from tests.support.proxy_talk import CLAUDE, OPENAI, ask, begin, last_row, message, read_all
 from tests.support.proxy_upstream import reply
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
-    yield rig
-    rig.stop()
-
-
-@pytest.fixture
-def rig(running: Rig) -> Rig:
-    return fresh(running)
 
 
 def test_an_exception_in_a_hook_closes_the_flow_and_is_reported(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from tests.support.proxy_talk import (
     begin,
     chat_stream,
     closing,
-    fresh,
     last_row,
     message,
     opening,
@@ -29,18 +27,6 @@ from tests.support.proxy_talk import (
 from tests.support.proxy_upstream import chunked, reply
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
-    yield rig
-    rig.stop()
-
-
-@pytest.fixture
-def rig(running: Rig) -> Rig:
-    return fresh(running)
 
 
 def test_a_plain_message_passes_unchanged_and_is_charged_from_the_wire(rig: Rig) -> None:
