@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import msgspec
@@ -19,10 +20,10 @@ import msgspec
 from agentmon import wire
 from agentmon.providers.anthropic_usage import MessageEvents, read_message
 from agentmon.providers.body import JsonBody
-from agentmon.providers.counting import tokens_of
 from agentmon.providers.declaration import Parser
 from agentmon.providers.eventstream import EventStreamReader, Headers
 from agentmon.providers.jsonread import Json, count, parse_object, table
+from agentmon.providers.stream import StreamParser
 
 _METRICS = "amazon-bedrock-invocationMetrics"
 _HEADER_COUNTS = {
@@ -48,34 +49,18 @@ def _row(counts: Json, ending: str, *, complete: bool, request_id: str) -> wire.
     )  # fmt: skip
 
 
-class _Framed:
-    """Base of the parsers of the binary stream."""
-
-    streams = False  # no event of ours may follow: it would have to be framed and is not SSE
+class _Binary(StreamParser):
+    """Reads AWS's event stream; no event of ours may follow in it: it would have to be framed and is not SSE."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
-        self._reader = EventStreamReader(self._message)
+        self._frames = EventStreamReader(self._message)
+        super().__init__(self._frames)
         self._id = headers.get("x-amzn-requestid", "")[:200]
         self._complete = self._failed = False
-        self._text_bytes = 0
-
-    def feed(self, data: bytes) -> None:
-        self._reader.feed(data)
-
-    def close(self) -> None:
-        """What has not ended counts as broken off."""
 
     @property
-    def overflowed(self) -> bool:
-        return self._reader.overflowed
-
-    @property
-    def output_seen(self) -> int:
-        return tokens_of(self._text_bytes)
-
-    @property
-    def _whole(self) -> bool:
-        return self._complete and not self._failed and not self._reader.damaged
+    def _sound(self) -> bool:
+        return not self._failed and not self._frames.damaged
 
     def _message(self, headers: Headers, payload: bytes) -> None:
         if headers.get(":message-type") != "event":
@@ -83,27 +68,28 @@ class _Framed:
             return
         self._event(headers.get(":event-type", ""), payload)
 
+    @abstractmethod
     def _event(self, name: str, payload: bytes) -> None:
-        raise NotImplementedError
+        """One message of type event."""
 
 
-class ConverseStream(_Framed):
+class ConverseStream(_Binary):
     def __init__(self, headers: Mapping[str, str]) -> None:
         super().__init__(headers)
         self._usage: Json = {}
 
     def _event(self, name: str, payload: bytes) -> None:
         if name == "contentBlockDelta":
-            self._text_bytes += max(0, len(payload) - _FRAME_BYTES)
+            self._text(payload, _FRAME_BYTES)
         elif name == "metadata":
             self._usage = table((parse_object(payload) or {}).get("usage")) or self._usage
             self._complete = bool(self._usage)
 
     def usage(self) -> wire.Usage | None:
-        return _row(self._usage, "s", complete=self._whole, request_id=self._id)
+        return _row(self._usage, "s", complete=self._complete and self._sound, request_id=self._id)
 
 
-class InvokeStream(_Framed):
+class InvokeStream(_Binary):
     def __init__(self, headers: Mapping[str, str]) -> None:
         super().__init__(headers)
         self._anthropic = MessageEvents()
@@ -124,24 +110,23 @@ class InvokeStream(_Framed):
     def usage(self) -> wire.Usage | None:
         said = self._anthropic.usage()
         if said is None:
-            return _row(self._metrics, "Count", complete=self._whole, request_id=self._id)
-        whole = said.complete and not self._failed and not self._reader.damaged
-        return msgspec.structs.replace(said, complete=whole)
+            return _row(self._metrics, "Count", complete=self._complete and self._sound, request_id=self._id)
+        return msgspec.structs.replace(said, complete=said.complete and self._sound)
 
 
-def _binary(headers: Mapping[str, str]) -> bool:
+def _is_binary(headers: Mapping[str, str]) -> bool:
     return "vnd.amazon.eventstream" in headers.get("content-type", "").lower()
 
 
 def converse_parser(headers: Mapping[str, str]) -> Parser:
-    if _binary(headers):
+    if _is_binary(headers):
         return ConverseStream(headers)
     request_id = headers.get("x-amzn-requestid", "")[:200]
     return JsonBody(lambda d: _row(table(d.get("usage")), "s", complete=True, request_id=request_id))
 
 
 def invoke_parser(headers: Mapping[str, str]) -> Parser:
-    if _binary(headers):
+    if _is_binary(headers):
         return InvokeStream(headers)
     counts = {name: int(headers[h][:15]) for h, name in _HEADER_COUNTS.items() if headers.get(h, "").isdecimal()}
     request_id = headers.get("x-amzn-requestid", "")[:200]

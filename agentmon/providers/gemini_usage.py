@@ -15,10 +15,9 @@ import msgspec
 
 from agentmon import wire
 from agentmon.providers.body import Choice, JsonBody
-from agentmon.providers.counting import tokens_of
 from agentmon.providers.json_array import ArrayReader
 from agentmon.providers.jsonread import Json, count, parse_object, rows, table, text
-from agentmon.providers.stream import SseParser
+from agentmon.providers.stream import SseParser, StreamParser
 
 _FRAME_BYTES = 120  # of a chunk around its text
 
@@ -98,31 +97,20 @@ class GeminiStream(SseParser):
         return self._chunks.usage(whole=self._chunks.finished)
 
 
-class GeminiArray:
+class GeminiArray(StreamParser):
     """One JSON array, sent element by element. No event of ours may follow in it."""
-
-    streams = False
 
     def __init__(self) -> None:
         self._chunks = Chunks()
-        self._reader = ArrayReader(self._chunks.chunk)
+        self._array = ArrayReader(self._element)
+        super().__init__(self._array)
 
-    def feed(self, data: bytes) -> None:
-        self._reader.feed(data)
-
-    def close(self) -> None:
-        """What has not ended counts as broken off."""
-
-    @property
-    def overflowed(self) -> bool:
-        return self._reader.overflowed
-
-    @property
-    def output_seen(self) -> int:
-        return tokens_of(self._chunks.text_bytes)
+    def _element(self, data: bytes) -> None:
+        self._chunks.chunk(data)
+        self._text_bytes = self._chunks.text_bytes
 
     def usage(self) -> wire.Usage | None:
-        return self._chunks.usage(whole=self._reader.ended and self._chunks.finished)
+        return self._chunks.usage(whole=self._array.ended and self._chunks.finished)
 
 
 def parser(headers: Mapping[str, str]) -> Choice:

@@ -23,6 +23,7 @@ from agentmon import wire
 from agentmon.providers import match
 from agentmon.providers.declaration import Metering
 from agentmon.providers.registry import load
+from agentmon.providers.stream import SseParser
 from agentmon.proxy.tap import Answer, Tap
 from tests.support.provider_cases import (
     CASES,
@@ -178,6 +179,13 @@ def test_odd_values_do_no_harm(case: Case, value: Any, key: int) -> None:
     usage = tap.close()
     assert not tap.failed
     assert usage is None or min(row(usage)) >= 0
+
+
+def test_a_parser_that_leaves_something_out_cannot_be_made() -> None:
+    for left_out in ({"usage"}, {"_event"}):
+        said = {name: lambda *_: None for name in {"usage", "_event"} - left_out}
+        with pytest.raises(TypeError, match=left_out.pop()):
+            type("Partial", (SseParser,), said)()
 
 
 # ── memory ──
