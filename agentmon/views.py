@@ -34,6 +34,11 @@ class View:
         return self.wire.slot
 
     @property
+    def tenant(self) -> tuple[int, str]:
+        """Who is charged for what is under way: the next bottle of the slot is another one."""
+        return self.wire.slot, self.wire.run
+
+    @property
     def mode(self) -> str:
         return self.wire.mode
 

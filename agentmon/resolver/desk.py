@@ -20,6 +20,7 @@ from agentmon.resolver.labels import Labels, Verdict
 from agentmon.resolver.rate import Bucket
 from agentmon.resolver.resolve import Resolve
 from agentmon.resolver.strip import Strip
+from agentmon.resolver.turns import Crowded
 from agentmon.views import View, Views
 
 SERVICE_TTL_S = 30
@@ -28,7 +29,7 @@ MAX_KEPT = 256  # kept replies of one bottle
 MAX_KEPT_BYTES = 320  # of a query whose reply is kept; the longest name with EDNS has 282
 QUERIES_PER_S = 100
 _UNREACHED: dict[type[Exception], str] = {  # as lookups.py says it
-    TimeoutError: "timeout", Unusable: "servfail", Uncommitted: "uncommitted",
+    TimeoutError: "timeout", Unusable: "servfail", Uncommitted: "uncommitted", Crowded: "limit",
 }  # fmt: skip
 
 Reply = bytes | None
@@ -141,7 +142,7 @@ class Desk:
     async def _ask(self, query: dns.Query, view: View, seat: _Seat, plan: Plan, udp: bool, port: int) -> bytes:
         seat.pending += 1
         try:
-            found = await self.resolve.find(query.name, query.rdtype)
+            found = await self.resolve.find(query.name, query.rdtype, view.tenant)
             if self.fenced is not None:
                 await self.fenced(view.slot)
             if view.mode == "observe":
@@ -158,7 +159,7 @@ class Desk:
             opened = await self._open(view, query.name, tuple(usable), found.ttl_s(self.now_ns()), plan.observed)
             addresses = [a for a in usable if a in opened]
             return dns.reply(query, dns.NOERROR, addresses, found.ttl_s(self.now_ns()), udp=udp)
-        except (TimeoutError, Unusable, Uncommitted) as error:
+        except (TimeoutError, Unusable, Uncommitted, Crowded) as error:
             reply = dns.reply(query, dns.SERVFAIL, udp=udp)
             if str(error) == ADDRESSES:  # commits.py has told it
                 return reply

@@ -17,6 +17,7 @@ from agentmon.views import View
 EVERY_S = 20.0
 FIRST_S = 2.0  # how long a direct name waits for the first round; what is slower is fenced when it comes
 MAX_NAMES = 64
+AT_ONCE = 8  # look-ups: the rest of the bottle's share of questions is its own
 
 
 def held_names(view: View) -> list[tuple[str, int]]:
@@ -66,7 +67,13 @@ class Fences:
                 return
 
     async def _watch(self, slot: int, names: list[tuple[str, int]], ready: asyncio.Event) -> None:
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def look(name: str, port: int) -> None:
+            async with places:
+                await self._look(wire.Lookup(0, slot, name, port))
+
         while True:
-            await asyncio.gather(*(self._look(wire.Lookup(0, slot, name, port)) for name, port in names))
+            await asyncio.gather(*(look(name, port) for name, port in names))
             ready.set()
             await asyncio.sleep(EVERY_S)

@@ -19,12 +19,15 @@ from agentmon.resolver.chain import Unusable
 from agentmon.resolver.commits import Commits, Uncommitted
 from agentmon.resolver.labels import Labels, Verdict
 from agentmon.resolver.resolve import Found, Resolve
+from agentmon.resolver.shares import Shares
 from agentmon.resolver.strip import Strip
+from agentmon.resolver.turns import Crowded
 from agentmon.service import serve_unix
 from agentmon.views import View, Views
 
 OTHER_FAMILY_S = 0.1  # how long addresses in hand wait for the other family's
-MAX_TASKS = 1024  # lookups of one connection under way
+MAX_LOOKUPS, MAX_LOOKUPS_EACH = 4096, 256  # under way, of all bottles and of one
+RESERVED, FEW = 1024, 16
 
 
 class Refusal(Exception):
@@ -40,21 +43,32 @@ class LookupDesk:
     reporter: Reporter
     labels: Labels
     now_ns: Callable[[], int]
+    _under_way: Shares = field(
+        default_factory=lambda: Shares(MAX_LOOKUPS, MAX_LOOKUPS_EACH, reserved=RESERVED, few=FEW)
+    )
 
     async def looked(self, question: wire.Lookup) -> wire.Looked:
         try:
-            addresses, ttl_s = await self._look(question)
+            addresses, ttl_s = await self._placed(question)
         except Refusal as e:
             return wire.Looked(question.id, error=str(e))
         return wire.Looked(question.id, addresses, ttl_s)
 
-    async def _look(self, question: wire.Lookup) -> tuple[tuple[str, ...], int]:
+    async def _placed(self, question: wire.Lookup) -> tuple[tuple[str, ...], int]:
         view = self.views.get(question.slot)
         if view is None or not permitted(view, question.name, question.port):
             raise Refusal("denied")
+        if not self._under_way.take(view.tenant):
+            raise Refusal("limit")
+        try:
+            return await self._look(question, view)
+        finally:
+            self._under_way.give(view.tenant)
+
+    async def _look(self, question: wire.Lookup, view: View) -> tuple[tuple[str, ...], int]:
         name = question.name.lower().rstrip(".")
         self._spend(view, name)
-        found = await self._both(name)
+        found = await self._both(name, view)
         usable = self._usable(view, name, question.port, [a for f in found for a in f.addresses])
         if not usable:
             exists = any(f.exists for f in found)
@@ -95,12 +109,13 @@ class LookupDesk:
             )
         return usable
 
-    async def _both(self, name: str) -> list[Found]:
+    async def _both(self, name: str, view: View) -> list[Found]:
         """Answers of both families, IPv4 first; one family in hand waits OTHER_FAMILY_S for the other.
 
-        :raises Refusal: timeout or servfail, when neither family got an answer.
+        :raises Refusal: timeout, servfail or limit, when neither family got an answer.
         """
-        tasks = [asyncio.ensure_future(self.resolve.find(name, rdtype)) for rdtype in (dns.A, dns.AAAA)]
+        finds = [self.resolve.find(name, rdtype, view.tenant) for rdtype in (dns.A, dns.AAAA)]
+        tasks = [asyncio.ensure_future(find) for find in finds]
         try:
             done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if pending:
@@ -114,9 +129,12 @@ class LookupDesk:
             return found
         errors = [t.exception() for t in tasks if t.done() and not t.cancelled()]
         for error in errors:
-            if not isinstance(error, TimeoutError | Unusable):
+            if not isinstance(error, TimeoutError | Unusable | Crowded):
                 raise error or AssertionError("a lookup without result")
-        raise Refusal("timeout" if any(isinstance(e, TimeoutError) for e in errors) else "servfail")
+        for kind, reason in ((Crowded, "limit"), (TimeoutError, "timeout")):
+            if any(isinstance(e, kind) for e in errors):
+                raise Refusal(reason)
+        raise Refusal("servfail")
 
 
 def _event(view: View, reason: str, **more: Any) -> Event:
@@ -147,19 +165,14 @@ class LookupServer:
             writer.close()
             return
         channel = Channel(reader, writer)
-        slots = asyncio.Semaphore(MAX_TASKS)
         with contextlib.suppress(wire.WireError):
             async for message in channel.messages():
                 if not isinstance(message, wire.Lookup):
                     break
-                await slots.acquire()
-                task = asyncio.ensure_future(self._answer(channel, message, slots))
+                task = asyncio.ensure_future(self._answer(channel, message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         channel.close()
 
-    async def _answer(self, channel: Channel, question: wire.Lookup, slots: asyncio.Semaphore) -> None:
-        try:
-            channel.send(await self.desk.looked(question))
-        finally:
-            slots.release()
+    async def _answer(self, channel: Channel, question: wire.Lookup) -> None:
+        channel.send(await self.desk.looked(question))

@@ -12,10 +12,12 @@ from typing import Any, cast
 
 from agentmon.addresses import Pool
 from agentmon.resolver.desk import Desk
+from agentmon.resolver.shares import Shares
 from agentmon.service import listen_tcp
 
 PORT = 53
-MAX_TASKS = 2048  # questions of all bottles that wait for upstream or the daemon
+MAX_TASKS, MAX_TASKS_EACH = 2048, 128  # datagrams that wait for upstream or the daemon, of all bottles and of one
+RESERVED, FEW = 512, 8
 MAX_CONNECTIONS = 8  # TCP, of one bottle
 MAX_TCP_BYTES = 4096  # of a query
 IDLE_S = 10.0
@@ -39,6 +41,7 @@ class Server:
         self._desk = desk
         self._pool = pool
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting = Shares(MAX_TASKS, MAX_TASKS_EACH, reserved=RESERVED, few=FEW)
         self._connections: Counter[int] = Counter()
 
     async def serve(self, sockets: list[socket.socket]) -> None:
@@ -59,12 +62,15 @@ class Server:
         if isinstance(result, bytes):
             send(result, source)
         elif result is not None:
-            if len(self._tasks) >= MAX_TASKS:
+            if not self._waiting.take(slot):
                 result.close()
                 return
 
             async def later() -> None:
-                send(await result, source)
+                try:
+                    send(await result, source)
+                finally:
+                    self._waiting.give(slot)
 
             task = asyncio.ensure_future(later())
             self._tasks.add(task)

@@ -108,6 +108,10 @@ class HostileDns:
         first = asked.name.partition(".")[0].partition("-")[0]
         MANNERS.get(first, honest)(self, asked, peer, plain if peer is None else send)
 
+    def count(self, manner: str) -> int:
+        """Questions for names of this manner so far."""
+        return sum(name.partition(".")[0].partition("-")[0] == manner for name in self.asked.copy())
+
     def wait(self, seconds: float) -> None:
         self._over.wait(seconds)
 
@@ -226,3 +230,8 @@ def flood(server: HostileDns, asked: Asked, *_: object) -> None:
     for number in range(1000):
         asked.send(number.to_bytes(2, "big") + asked.reply(address(EVIL))[2:12] + b"\0" * 40)
     asked.send(asked.reply(address(WEB)))
+
+
+@manner
+def silent(*_: object) -> None:
+    """Nothing, ever."""

@@ -183,13 +183,13 @@ def test_found_is_cached_until_it_expires() -> None:
         asked = Asked({"a": Chain((), 50, target="b"), "b": Chain(("203.0.113.1",), 10)})
         resolve = Resolve(asked, lambda: now)
         for _ in range(3):
-            found = await resolve.find("a", 1)
+            found = await resolve.find("a", 1, 16)
             assert (found.addresses, found.ttl_s(now), found.exists) == (("203.0.113.1",), 10, True)
         assert asked.asked == ["a", "b"]
         now += 9 * S + 1
-        assert (await resolve.find("a", 1)).ttl_s(now) == 0
+        assert (await resolve.find("a", 1, 16)).ttl_s(now) == 0
         now += S
-        await resolve.find("a", 1)
+        await resolve.find("a", 1, 16)
         assert asked.asked == ["a", "b"] * 2
 
     asyncio.run(body())
@@ -200,14 +200,14 @@ def test_one_question_at_a_time_and_one_who_leaves_hurts_nobody() -> None:
         asked = Asked({"a": Chain(("203.0.113.1",), 0)})
         asked.gate.clear()
         resolve = Resolve(asked, lambda: 0)
-        tasks = [asyncio.ensure_future(resolve.find("a", 1)) for _ in range(3)]
+        tasks = [asyncio.ensure_future(resolve.find("a", 1, 16)) for _ in range(3)]
         await asyncio.sleep(0)
         tasks[0].cancel()
         await asyncio.sleep(0)
         asked.gate.set()
         assert (await tasks[1]).addresses == (await tasks[2]).addresses == ("203.0.113.1",)
         assert asked.asked == ["a"]
-        await resolve.find("a", 1)  # TTL 0 is not kept
+        await resolve.find("a", 1, 16)  # TTL 0 is not kept
         assert asked.asked == ["a", "a"]
 
     asyncio.run(body())
@@ -219,14 +219,14 @@ def test_failures_are_not_kept_and_loops_end() -> None:
         resolve = Resolve(asked, lambda: 0)
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                await resolve.find("a", 1)
+                await resolve.find("a", 1, 16)
         assert asked.asked == ["a", "a"]
         with pytest.raises(Unusable):
-            await resolve.find("l", 1)
-        found = await resolve.find("n", 1)
+            await resolve.find("l", 1, 16)
+        found = await resolve.find("n", 1, 16)
         assert (found.exists, found.ttl_s(0)) == (False, 60)
         asked.chains["m"] = Chain(tuple(f"203.0.113.{i}" for i in range(1, 101)), 5)
-        assert len((await resolve.find("m", 1)).addresses) == MAX_ADDRESSES
+        assert len((await resolve.find("m", 1, 16)).addresses) == MAX_ADDRESSES
 
     asyncio.run(body())
 
