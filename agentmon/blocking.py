@@ -41,7 +41,7 @@ def peer_of(sock: socket.socket) -> Peer:
 
 _ANSWERS = (
     wire.Ack, wire.Committed, wire.Looked, wire.Granted, wire.Denied, wire.Settled,
-    wire.Done, wire.Failed, wire.Reply,
+    wire.Done, wire.Failed, wire.Reply, wire.Decided,
 )  # fmt: skip
 
 

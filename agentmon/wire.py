@@ -3,9 +3,11 @@
     frame = length (u32, big endian, of the payload) + payload (msgpack map with a "t" tag)
 
     daemon   ─ SetBottle DropBottle CutBottle ─▶ resolver, relay, proxy     ◀─ Ready Ack Report Commit ─
-    daemon   ─ SetCredentials ─▶ proxy                                      ◀─ Ack ─
+    daemon   ─ SetCredentials SetApprovals SetProviders ─▶ proxy            ◀─ Ack ─
+    proxy    ─ Propose Withdraw ─▶ daemon                                   ◀─ Decided ─
     proxy    ─ Reserve Settle Progress Release ─▶ ledger                    ◀─ Granted Denied Settled Done Failed ─
     daemon   ─ OpenRun CloseRun SetBudget Enforced Audit ─▶ ledger          ◀─ Crossed (unasked) ─
+    daemon   ─ Proposed Decide Undecided ─▶ ledger                          ◀─ Done Failed ─
     relay, proxy ─ Lookup ─▶ resolver                                       ◀─ Looked ─
     command line ─ Request ─▶ daemon                                        ◀─ Reply, Item… ─
 
@@ -90,6 +92,56 @@ class SetCredentials(Message, frozen=True):
 
     def __repr__(self) -> str:
         return f"SetCredentials(slot={self.slot}, names={sorted(self.values)})"
+
+
+class SetApprovals(Message, frozen=True):
+    """To the proxy only: what was approved in this run so far, as (host, Proposal.digest), and how long an answer to a
+    Propose may take."""
+
+    id: int
+    slot: int
+    run: str
+    approved: tuple[tuple[str, bytes], ...] = ()
+    wait_s: int = 300
+
+    def __repr__(self) -> str:
+        return f"SetApprovals(slot={self.slot}, approved={len(self.approved)})"
+
+
+class SetProviders(Message, frozen=True):
+    """To the proxy only: the settings' `providers:` as they are now. Requests under way keep what they began with."""
+
+    id: int
+    providers: dict[str, Any] = {}
+
+
+class Propose(Message, frozen=True):
+    """Proxy to daemon: may this leave? Fields as in agentmon.proxy.outbound.Proposal; answered by Decided, when
+    somebody has decided or nobody will. Who asks again while it waits shares the answer."""
+
+    id: int
+    slot: int
+    run: str
+    host: str
+    method: str
+    path: str
+    detector: str
+    where: str
+    context: str
+    digest: bytes
+
+
+class Withdraw(Message, frozen=True):
+    """Proxy to daemon: nobody waits for the answer to the Propose with this id any more. Not answered."""
+
+    id: int
+
+
+class Decided(Message, frozen=True):
+    """`decision`: a value of agentmon.proxy.outbound.Decision."""
+
+    id: int
+    decision: str
 
 
 class DropBottle(Message, frozen=True):
@@ -345,6 +397,39 @@ class Audit(Message, frozen=True):
     detail: dict[str, Any] = {}
 
 
+class Proposed(Message, frozen=True):
+    """Daemon to ledger: a row of approvals_v that waits. Answered by Done: its number. Never a value, only `context`."""
+
+    id: int
+    bottle: str
+    run: str
+    kind: str  # secret
+    host: str
+    method: str
+    path: str
+    detector: str
+    where: str
+    context: str
+
+
+class Decide(Message, frozen=True):
+    """Daemon to ledger: how a proposal ended. Answered by Done, or Failed where it has ended already."""
+
+    id: int
+    number: int
+    state: str  # approved | rejected | expired | withdrawn
+    uid: int | None = None  # None: nobody decided
+    reason: str = ""
+
+
+class Undecided(Message, frozen=True):
+    """Daemon to ledger: what waits of this run was asked of an earlier daemon and is withdrawn."""
+
+    id: int
+    run: str
+    reason: str
+
+
 class Totals(Message, frozen=True):
     """Daemon to ledger: used and held by scope and provider of a running bottle. Answered by Done: a list of dicts."""
 
@@ -377,9 +462,9 @@ class Item(Message, frozen=True):
 
 
 AnyMessage = (
-    SetBottle | SetCredentials | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed | Lookup | Looked
+    SetBottle | SetCredentials | SetApprovals | SetProviders | Propose | Withdraw | Decided | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed | Lookup | Looked
     | OpenRun | CloseRun | SetBudget | Reserve | Granted | Denied | Settle | Settled | Progress | Release
-    | Done | Failed | Crossed | Enforced | Audit | Totals | Request | Reply | Item
+    | Done | Failed | Crossed | Enforced | Audit | Proposed | Decide | Undecided | Totals | Request | Reply | Item
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -24,7 +24,7 @@ def sample(kind: type) -> wire.Message:
     def value(field: msgspec.structs.FieldInfo) -> object:
         if field.type in _SAMPLES:
             return _SAMPLES[field.type]
-        return {int: 3, str: "text", bool: True, typing.Any: [1]}.get(field.type) or typing.get_origin(field.type)()
+        return {int: 3, str: "text", bool: True, bytes: b"b", typing.Any: [1]}.get(field.type) or typing.get_origin(field.type)()
 
     message: wire.Message = kind(**{f.name: value(f) for f in msgspec.structs.fields(kind) if f.required})
     return message
