@@ -398,7 +398,7 @@ class Audit(Message, frozen=True):
 
 
 class Proposed(Message, frozen=True):
-    """Daemon to ledger: a row of approvals_v that waits. Answered by Done: its number. Never a value, only `context`."""
+    """Daemon to ledger: a row of approvals_v that waits, without the value. Answered by Done: its number."""
 
     id: int
     bottle: str
@@ -462,7 +462,8 @@ class Item(Message, frozen=True):
 
 
 AnyMessage = (
-    SetBottle | SetCredentials | SetApprovals | SetProviders | Propose | Withdraw | Decided | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed | Lookup | Looked
+    SetBottle | SetCredentials | SetApprovals | SetProviders | Propose | Withdraw | Decided
+    | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed | Lookup | Looked
     | OpenRun | CloseRun | SetBudget | Reserve | Granted | Denied | Settle | Settled | Progress | Release
     | Done | Failed | Crossed | Enforced | Audit | Proposed | Decide | Undecided | Totals | Request | Reply | Item
 )  # fmt: skip

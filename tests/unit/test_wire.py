@@ -24,7 +24,8 @@ def sample(kind: type) -> wire.Message:
     def value(field: msgspec.structs.FieldInfo) -> object:
         if field.type in _SAMPLES:
             return _SAMPLES[field.type]
-        return {int: 3, str: "text", bool: True, bytes: b"b", typing.Any: [1]}.get(field.type) or typing.get_origin(field.type)()
+        plain = {int: 3, str: "text", bool: True, bytes: b"b", typing.Any: [1]}
+        return plain.get(field.type) or typing.get_origin(field.type)()
 
     message: wire.Message = kind(**{f.name: value(f) for f in msgspec.structs.fields(kind) if f.required})
     return message
