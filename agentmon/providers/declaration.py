@@ -41,6 +41,42 @@ class Estimate:
     output: int
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Over a WebSocket, the client asks for a response. `event`: its own id of that message, "" if it gave none."""
+
+    event: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one message of the provider means. `kind`: begun | text | ended | spoken | error.
+
+    `number`: of the response ("" where it is not told); `usage`: of one that ended with it, or of speech written down;
+    `tokens`: of text that came; `event`: of the client's message that an error is about.
+    """
+
+    kind: str
+    number: str = ""
+    usage: wire.Usage | None = None
+    tokens: int = 0
+    event: str = ""
+
+
+class SocketParser(Protocol):
+    """Reads both sides of one WebSocket, whole text messages; no method raises, what is kept is bounded."""
+
+    def asked(self, data: bytes) -> Asked | None:
+        """A message of the client; None where it asks for no response."""
+
+    def begun(self) -> Estimate:
+        """Of a response that the server begins by itself."""
+
+    def said(self, data: bytes) -> Said | None:
+        """A message of the provider; None where it says nothing that costs."""
+
+
 class Parser(Protocol):
     """Reads one response body. feed() never raises and never keeps more than one event (capped) plus 64 KiB.
 
@@ -75,6 +111,17 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Socket:
+    """A path where WebSockets are spoken whose messages tell usage; all others of a metered host are refused.
+
+    `parser`: the model that the handshake names ("" if it names none) → reader of one socket's messages.
+    """
+
+    path: str  # as an Endpoint's
+    parser: Callable[[str], SocketParser]
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """How a provider's own command-line client runs in a private HOME: paths it reads and writes, variables."""
 
@@ -96,6 +143,7 @@ class Provider:
     error_body: Callable[[dict[str, object]], bytes] | None = None  # typed in-stream error event, SSE bytes
     count_tokens: Callable[[Request], int] = count_tokens  # input of a request, at most; before it is sent
     signing: Signing = Signing.UNSIGNED
+    sockets: tuple[Socket, ...] = ()
 
 
 def free(method: str, *paths: str) -> tuple[Endpoint, ...]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import unquote
 
-from agentmon.providers.declaration import Endpoint, Metering, Provider
+from agentmon.providers.declaration import Endpoint, Metering, Provider, Socket
 
 # Asking whether a host is there costs nothing: clients do it before their first request.
 BODYLESS = (Endpoint("HEAD", "/", Metering.FREE), Endpoint("HEAD", "/**", Metering.FREE))
@@ -92,3 +92,8 @@ def endpoint(provider: Provider, method: str, path: str) -> Endpoint | None:
         if candidate.method in {"*", method} and path_matches(candidate.path, path):
             return candidate
     return None
+
+
+def socket(provider: Provider, path: str) -> Socket | None:
+    """The WebSocket that a normalised path is; None: nothing is known that tells its usage, so refused."""
+    return next((known for known in provider.sockets if path_matches(known.path, path)), None)

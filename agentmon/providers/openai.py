@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 
 from agentmon.providers import openai_usage
-from agentmon.providers.declaration import Client, Convention, Endpoint, Metering, Provider, free, refused
+from agentmon.providers.declaration import Client, Convention, Endpoint, Metering, Provider, Socket, free, refused
 from agentmon.providers.estimate import bound
 from agentmon.providers.include_usage import include_usage
 from agentmon.providers.match import BODYLESS
 from agentmon.providers.request import Request
+from agentmon.providers.sockets import Responses
 
 _BACKGROUND_OUTPUT = 128_000  # the most that models put out
 _IMAGE_OUTPUT = 16_384  # of one picture in the highest quality
@@ -98,6 +99,7 @@ PROVIDER = Provider(
     ),
     client=_CLIENT,
     error_body=error_event,
+    sockets=(Socket("/v1/realtime", Responses), Socket("/v1/responses", Responses)),
 )
 
 CODEX = Provider(
@@ -112,4 +114,5 @@ CODEX = Provider(
     also=("auth.openai.com",),
     client=_CLIENT,
     error_body=error_event,
+    sockets=(Socket("/backend-api/codex/responses", Responses),),
 )

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentmon import wire
+from agentmon.providers.declaration import Said
 from agentmon.providers.sockets import Responses
 from tests.support.provider_cases import LIE, R_USAGE
 
@@ -21,6 +23,12 @@ DONE_USAGE = {
 
 def said(kind: str, **more: Any) -> bytes:
     return json.dumps({"type": kind, "event_id": "e"} | more).encode()
+
+
+def row(socket: Responses, message: bytes) -> wire.Usage | None:
+    """The usage that this message of the provider tells."""
+    heard = socket.said(message)
+    return heard.usage if heard is not None else None
 
 
 def done(number: int, kind: str = "response.done", usage: Any = DONE_USAGE) -> bytes:
@@ -37,34 +45,37 @@ def test_each_response_of_a_realtime_session_is_a_row() -> None:
         said("conversation.item.created", item={"usage": DONE_USAGE}),
         b"\x00\x01 sound",
     ]
-    assert [socket.message(m) for m in quiet] == [None] * len(quiet) and socket.open == {"resp_1"}
-    rows = [socket.message(done(n)) for n in (1, 2, 1, 3)]
-    assert [row and row.request_id for row in rows] == ["resp_1", "resp_2", None, "resp_3"]
+    heard = [socket.said(m) for m in quiet]
+    assert [h and (h.kind, h.number) for h in heard] == [
+        None, ("begun", "resp_1"), ("text", ""), ("text", ""), None, None,
+    ]  # fmt: skip
+    rows = [row(socket, done(n)) for n in (1, 2, 1, 3)]
+    assert [r and r.request_id for r in rows] == ["resp_1", "resp_2", None, "resp_3"]
     first = rows[0]
-    assert first is not None and socket.open == set()
+    assert first is not None
     assert (first.model, first.input, first.cache_read, first.output, first.complete) == ("rt-1", 40, 10, 7, True)
 
 
 @pytest.mark.parametrize("end", ["completed", "incomplete", "failed"])
 def test_codex_ends_its_responses_as_the_stream_does(end: str) -> None:
-    row = Responses().message(said(f"response.{end}", response={"id": "r", "model": "m", "usage": R_USAGE}))
-    assert row is not None and (row.model, row.request_id) == ("m", "r")
-    assert (row.input, row.cache_read, row.cache_write_5m, row.cache_write_1h) == (25, 10, 10, 5)
+    found = row(Responses(), said(f"response.{end}", response={"id": "r", "model": "m", "usage": R_USAGE}))
+    assert found is not None and (found.model, found.request_id) == ("m", "r")
+    assert (found.input, found.cache_read, found.cache_write_5m, found.cache_write_1h) == (25, 10, 10, 5)
 
 
 def test_a_response_without_usage_is_told_when_it_comes_again_with_it() -> None:
     socket = Responses()
-    assert socket.message(done(1, usage=None)) is None
-    assert socket.message(done(1)) is not None
+    assert row(socket, done(1, usage=None)) is None
+    assert row(socket, done(1)) is not None
 
 
 def test_what_is_remembered_is_bounded() -> None:
     socket = Responses()
     for n in range(5_000):
-        socket.message(said("response.created", response={"id": f"resp_{n}"}))
-        assert socket.message(done(n + 10_000)) is not None
-    assert len(socket.open) <= 512 and len(socket._told) <= 512
-    assert socket.message(b'{"type": "response.done", "x": "' + b"x" * (16 << 20) + b'"}') is None
+        row(socket, said("response.created", response={"id": f"resp_{n}"}))
+        assert row(socket, done(n + 10_000)) is not None
+    assert len(socket._told) <= 512
+    assert row(socket, b'{"type": "response.done", "x": "' + b"x" * (16 << 20) + b'"}') is None
     assert socket.overflowed
 
 
@@ -74,5 +85,35 @@ def test_what_is_remembered_is_bounded() -> None:
     max_leaves=8,
 ).map(lambda v: json.dumps(v).encode())))  # fmt: skip
 def test_no_message_raises(message: bytes) -> None:
-    Responses().message(b'"response.' + message)
-    Responses().message(message)
+    socket = Responses()
+    for data in (message, b'"response.' + message, b"response.create" + message):
+        socket.said(data)
+        socket.asked(data)
+    assert socket.begun().input >= 0
+
+
+def test_a_response_is_asked_for_with_all_that_was_said_before() -> None:
+    socket = Responses("rt-1")
+    assert socket.asked(said("conversation.item.create", item={"text": "x" * 2_700})) is None
+    assert socket.asked(said("input_audio_buffer.append", audio="A" * 64_000)) is None
+    first = socket.asked(said("response.create", response={"max_output_tokens": 77}))
+    assert first is not None and first.event == "e" and first.estimate.model == "rt-1"
+    assert first.estimate.output == 77 and 900 < first.estimate.input < 1_200
+    assert socket.said(done(1)) is not None
+    second = socket.asked(said("response.create", model="codex-1", previous_response_id="resp_1"))
+    assert second is not None and second.estimate.model == "codex-1" and second.estimate.input > 57
+    assert second.estimate.output == 4096
+    assert socket.asked(said("session.update", note="response.create")) is None  # only its type counts
+    assert socket.begun().input >= 57
+
+
+def test_speech_written_down_is_a_row_of_its_own_and_an_error_names_what_it_is_about() -> None:
+    socket = Responses()
+    spoken = said(
+        "conversation.item.input_audio_transcription.completed", item_id="i", content_index=0, transcript=LIE,
+        usage={"type": "duration", "seconds": 3.2},
+    )  # fmt: skip
+    found = row(socket, spoken)
+    assert found is not None and (found.input, found.output) == (40, 0)
+    assert socket.said(spoken) is None
+    assert socket.said(said("error", error={"event_id": "mine"})) == Said("error", event="mine")
