@@ -16,11 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.internet import ca, links, sinks, web, world
-from tests.internet.anthropic_api import Anthropic
+from tests.internet import ca, links, model_apis, sinks, web, world
 from tests.internet.dns_server import DnsServer
 from tests.internet.http1 import HttpServer
-from tests.internet.openai_api import OpenAI
 from tests.internet.served import Books
 
 _WAIT_FOR_OTHERS_S = 300
@@ -46,9 +44,8 @@ async def serve(directory: Path, signals: Signals) -> None:
     loop = asyncio.get_running_loop()
     signals.end = lambda: loop.call_soon_threadsafe(stop.set)
     books, dns_server = Books(), DnsServer()
-    anthropic, openai = Anthropic(books), OpenAI(books)
-    apps = dict.fromkeys(world.ANTHROPIC, anthropic) | dict.fromkeys(world.OPENAI, openai)
-    http = HttpServer(apps, web.site)
+    apps = model_apis.apps(books)
+    http = HttpServer({address: apps[name] for name, pair in world.APIS.items() for address in pair}, web.site)
     authority = ca.Authority(directory)
     tls = ca.server_context(authority)
     for port in world.TLS_PORTS:

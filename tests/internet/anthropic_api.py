@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.internet.http1 import Request, Response
 from tests.internet.script import Script, script
-from tests.internet.served import Books, Served, new_id
+from tests.internet.served import SOON, Books, Served, new_id
 
 _FIELDS = {
     "model", "messages", "max_tokens", "system", "stream", "temperature", "top_p", "top_k", "stop_sequences",
@@ -53,34 +53,49 @@ class Anthropic:
                     raise Refusal(404, "Not found")
         except Refusal as refusal:
             self._books.refused.append({"api": "anthropic", "status": refusal.status, "message": refusal.message})
-            await response.json(refusal.status, _error(refusal.status, refusal.message, headers["request-id"]), headers)
+            await response.json(
+                refusal.status, _error(refusal.status, refusal.message, headers["request-id"]), headers | SOON
+            )
 
     async def _messages(self, body: dict[str, Any], key: str, response: Response, headers: dict[str, str]) -> None:
         plan = script(body["model"], body["max_tokens"])
-        if plan.status != 200:
+        if self._books.fails(body["model"], plan):
             raise Refusal(plan.status, "scripted")
+        if plan.tool and not body.get("tools"):
+            raise Refusal(400, "scripted to call a tool, and the request has none")
+        said = _tool(body, plan) if plan.tool else _text(plan)
         stream = body.get("stream", False)
         call = self._books.open("msg_01", "anthropic", key, body["model"], plan, stream=stream)
         if stream:
             await response.start(
                 200, headers | {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
             )
-            await _stream(plan, call, response)
+            await _stream(plan, said, call, response)
             await response.end()
+            call.complete = not plan.error
         else:
             await response.pause(plan.pace * plan.chunks / 1000)
             call.output = plan.output
-            text = "".join(plan.text(i) for i in range(plan.chunks))
             message = _message(call, plan) | {
-                "content": [{"type": "text", "text": text}],
+                "content": [said],
                 "stop_reason": _stop_reason(plan),
                 "usage": _usage(plan, plan.output),
             }
             await response.json(200, message, headers)
-        call.complete = True
+            call.complete = True
 
 
-async def _stream(plan: Script, call: Served, response: Response) -> None:
+def _text(plan: Script) -> dict[str, Any]:
+    return {"type": "text", "text": "".join(plan.text(i) for i in range(plan.chunks))}
+
+
+def _tool(body: dict[str, Any], plan: Script) -> dict[str, Any]:
+    """A call of the request's first tool, with what looks like usage in its input."""
+    lie = {"said": [plan.text(i) for i in range(plan.chunks)], "usage": {"input_tokens": 9_999}}
+    return {"type": "tool_use", "id": new_id("toolu_01"), "name": body["tools"][0]["name"], "input": lie}
+
+
+async def _stream(plan: Script, said: dict[str, Any], call: Served, response: Response) -> None:
     async def event(kind: str, **data: Any) -> None:
         await response.data(
             f"event: {kind}\ndata: {json.dumps({'type': kind} | data, ensure_ascii=False)}\n\n".encode()
@@ -88,7 +103,8 @@ async def _stream(plan: Script, call: Served, response: Response) -> None:
 
     call.output = 1  # what message_start says, a placeholder
     await event("message_start", message=_message(call, plan) | {"usage": _usage(plan, 1)})
-    await event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    empty = {"text": ""} if said["type"] == "text" else {"input": {}}
+    await event("content_block_start", index=0, content_block=said | empty)
     await event("ping")
     for i in range(plan.chunks):
         await response.pause(plan.pace / 1000)
@@ -97,13 +113,20 @@ async def _stream(plan: Script, call: Served, response: Response) -> None:
         if plan.error and i == plan.error:
             await event("error", error={"type": "overloaded_error", "message": "Overloaded"})
             return
-        await event("content_block_delta", index=0, delta={"type": "text_delta", "text": plan.text(i)})
+        await event("content_block_delta", index=0, delta=_delta(plan, said, i))
         call.output = max(1, plan.output_at(i + 1))
     await event("content_block_stop", index=0)
     delta = {"stop_reason": _stop_reason(plan), "stop_sequence": None}
     await event("message_delta", delta=delta, usage=_usage(plan, plan.output))
     call.output = plan.output
     await event("message_stop")
+
+
+def _delta(plan: Script, said: dict[str, Any], number: int) -> dict[str, Any]:
+    """Number `number` of the pieces of what is said; a tool's input is cut anywhere."""
+    if said["type"] == "text":
+        return {"type": "text_delta", "text": plan.text(number)}
+    return {"type": "input_json_delta", "partial_json": plan.piece(json.dumps(said["input"]), number)}
 
 
 def _authenticate(request: Request) -> str:
@@ -201,7 +224,9 @@ def _usage(plan: Script, output: int) -> dict[str, Any]:
 
 
 def _stop_reason(plan: Script) -> str:
-    return "max_tokens" if plan.limited else "end_turn"
+    if plan.limited:
+        return "max_tokens"
+    return "tool_use" if plan.tool else "end_turn"
 
 
 def _error(status: int, message: str, request_id: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Bedrock:
         converse = verb.startswith("converse")
         limit = body.get("inferenceConfig", {}).get("maxTokens") if converse else body.get("max_tokens")
         plan = script(model, limit)
-        if plan.status != 200:
+        if self._books.fails(model, plan):
             raise Refusal(plan.status, "ThrottlingException", "scripted")
         if verb == "count-tokens":
             await response.json(200, {"inputTokens": plan.input})

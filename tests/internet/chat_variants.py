@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.internet.http1 import Request, Response
 from tests.internet.script import Script, script
-from tests.internet.served import Books, Served
+from tests.internet.served import SOON, Books, Served
 
 _AZURE = re.compile(r"/openai/deployments/([^/]+)/chat/completions")
 _PATHS = {"openrouter": "/api/v1/chat/completions", "mistral": "/v1/chat/completions"}
@@ -34,6 +34,10 @@ class ChatVariant:
             await response.json(refusal, {"error": {"message": "refused", "code": refusal}})
             return
         plan = script(model, body.get("max_tokens"))
+        if self._books.fails(model, plan):
+            self._books.refused.append({"api": self._name, "status": plan.status, "message": "scripted"})
+            await response.json(plan.status, {"error": {"message": "scripted", "code": plan.status}}, SOON)
+            return
         call = self._books.open("chat-", self._name, "key", model, plan, stream=bool(body.get("stream")))
         if body.get("stream"):
             await response.start(200, {"content-type": "text/event-stream"})

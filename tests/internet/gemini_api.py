@@ -54,7 +54,7 @@ class Gemini:
         if not model.startswith("gemini-"):
             raise Refusal(404, f"models/{model} is not found for API version v1beta.")
         plan = script(model, body.get("generationConfig", {}).get("maxOutputTokens"))
-        if plan.status != 200:
+        if self._books.fails(model, plan):
             raise Refusal(plan.status, "scripted")
         if verb == "countTokens":
             await response.json(200, {"totalTokens": plan.input + plan.cache_read})

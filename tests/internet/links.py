@@ -21,7 +21,7 @@ _CLONE_NEWNET = 0x40000000
 _LOCK = "\0amnet-world"
 _FALLBACK_METRIC = 65000
 
-_OPEN = (world.DNS, world.WEB, world.DIRECT, world.ANTHROPIC, world.OPENAI)
+_OPEN = (world.DNS, world.WEB, world.DIRECT, *world.APIS.values())
 
 # Packets to forbidden hosts are counted before anything answers; ports without a server of their own end in the sink.
 _RULES = f"""

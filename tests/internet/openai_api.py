@@ -9,7 +9,7 @@ from tests.internet import openai_chat, openai_responses
 from tests.internet.http1 import Request, Response
 from tests.internet.openai_refusal import Refusal
 from tests.internet.script import script
-from tests.internet.served import Books, new_id
+from tests.internet.served import SOON, Books, new_id
 
 _MODELS = ("gpt-", "o1", "o3", "o4", "codex-", "text-embedding-")
 
@@ -39,7 +39,7 @@ class OpenAI:
                     raise Refusal(404, f"Invalid URL ({request.method} {path})")
         except Refusal as refusal:
             self._books.refused.append({"api": "openai", "status": refusal.status, "message": refusal.message})
-            await response.json(refusal.status, refusal.body(), headers)
+            await response.json(refusal.status, refusal.body(), headers | SOON)
 
     async def _embeddings(self, body: dict[str, Any], key: str, response: Response, headers: dict[str, str]) -> None:
         if "input" not in body:

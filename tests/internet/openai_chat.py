@@ -9,7 +9,7 @@ from typing import Any
 from tests.internet.http1 import Response
 from tests.internet.openai_refusal import Refusal, missing
 from tests.internet.script import Script, script
-from tests.internet.served import Books, Served
+from tests.internet.served import Books, Served, new_id
 
 _FIELDS = {
     "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n",
@@ -24,8 +24,9 @@ async def answer(body: dict[str, Any], key: str, books: Books, response: Respons
     """:raises Refusal: what the real service would not take."""
     _check(body)
     plan = script(body["model"], body.get("max_completion_tokens", body.get("max_tokens")))
-    if plan.status != 200:
+    if books.fails(body["model"], plan):
         raise Refusal(plan.status, "scripted")
+    called = tool_of(body["tools"][0]["function"] if body.get("tools") else None, plan)
     stream = bool(body.get("stream"))
     call = books.open("chatcmpl-", "openai", key, body["model"], plan, stream=stream)
     if stream:
@@ -33,20 +34,38 @@ async def answer(body: dict[str, Any], key: str, books: Books, response: Respons
             200, headers | {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         )
         include = bool((body.get("stream_options") or {}).get("include_usage"))
-        await _stream(plan, call, response, include_usage=include)
+        await _stream(plan, called, call, response, include_usage=include)
         await response.end()
+        call.complete = not plan.error
     else:
         await response.pause(plan.pace * plan.chunks / 1000)
         call.output = plan.output
         text = "".join(plan.text(i) for i in range(plan.chunks))
         message = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        if called:
+            message |= {"content": None, "tool_calls": [called]}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(plan)}
         whole = _frame(call, "chat.completion") | {"choices": [choice], "usage": _usage(plan, plan.output)}
         await response.json(200, whole, headers)
-    call.complete = True
+        call.complete = True
 
 
-async def _stream(plan: Script, call: Served, response: Response, *, include_usage: bool) -> None:
+def tool_of(declared: dict[str, Any] | None, plan: Script) -> dict[str, Any]:
+    """The call of the request's first tool, with what looks like usage in its arguments; empty where none is scripted.
+
+    :raises Refusal: a call is scripted and no tool declared.
+    """
+    if not plan.tool:
+        return {}
+    if declared is None:
+        raise Refusal(400, "scripted to call a tool, and the request has none")
+    said = json.dumps({"said": [plan.text(i) for i in range(plan.chunks)], "usage": {"completion_tokens": 9_999}})
+    return {"id": new_id("call_"), "type": "function", "function": {"name": declared["name"], "arguments": said}}
+
+
+async def _stream(
+    plan: Script, called: dict[str, Any], call: Served, response: Response, *, include_usage: bool
+) -> None:
     frame = _frame(call, "chat.completion.chunk")
     tail = {"usage": None} if include_usage else {}
 
@@ -55,6 +74,8 @@ async def _stream(plan: Script, call: Served, response: Response, *, include_usa
         await _data(response, frame | {"choices": [choice]} | tail)
 
     await chunk({"role": "assistant", "content": "", "refusal": None})
+    if called:
+        await chunk({"tool_calls": [{"index": 0} | called | {"function": called["function"] | {"arguments": ""}}]})
     for i in range(plan.chunks):
         await response.pause(plan.pace / 1000)
         if plan.drop and i == plan.drop:
@@ -64,7 +85,11 @@ async def _stream(plan: Script, call: Served, response: Response, *, include_usa
                 response, {"error": {"message": "scripted", "type": "server_error", "param": None, "code": None}}
             )
             return
-        await chunk({"content": plan.text(i)})
+        if called:
+            said = plan.piece(called["function"]["arguments"], i)
+            await chunk({"tool_calls": [{"index": 0, "function": {"arguments": said}}]})
+        else:
+            await chunk({"content": plan.text(i)})
         call.output = plan.output_at(i + 1)
     await chunk({}, _finish(plan))
     if include_usage:
@@ -127,4 +152,6 @@ def _usage(plan: Script, output: int) -> dict[str, Any]:
 
 
 def _finish(plan: Script) -> str:
-    return "length" if plan.limited else "stop"
+    if plan.limited:
+        return "length"
+    return "tool_calls" if plan.tool else "stop"

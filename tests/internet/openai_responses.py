@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from tests.internet.http1 import Response
+from tests.internet.openai_chat import tool_of
 from tests.internet.openai_refusal import Refusal, missing, unknown
 from tests.internet.script import Script, script
 from tests.internet.served import Books, Served, new_id
@@ -24,24 +25,26 @@ async def answer(body: dict[str, Any], key: str, books: Books, response: Respons
     """:raises Refusal: what the real service would not take."""
     _check(body)
     plan = script(body["model"], body.get("max_output_tokens"))
-    if plan.status != 200:
+    if books.fails(body["model"], plan):
         raise Refusal(plan.status, "scripted")
+    called = tool_of(body["tools"][0] if body.get("tools") else None, plan)
     stream = bool(body.get("stream"))
     call = books.open("resp_", "openai", key, body["model"], plan, stream=stream)
     if stream:
         await response.start(
             200, headers | {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         )
-        await _stream(plan, call, response)
+        await _stream(plan, called, call, response)
         await response.end()
+        call.complete = not plan.error
     else:
         await response.pause(plan.pace * plan.chunks / 1000)
         call.output = plan.output
-        await response.json(200, _finished(call, plan, new_id("msg_")), headers)
-    call.complete = True
+        await response.json(200, _finished(call, plan, _said(called, new_id("msg_"), plan)), headers)
+        call.complete = True
 
 
-async def _stream(plan: Script, call: Served, response: Response) -> None:
+async def _stream(plan: Script, called: dict[str, Any], call: Served, response: Response) -> None:
     number = 0
 
     async def event(kind: str, **data: Any) -> None:
@@ -50,12 +53,14 @@ async def _stream(plan: Script, call: Served, response: Response) -> None:
         await response.data(f"event: {kind}\ndata: {json.dumps(value, ensure_ascii=False)}\n\n".encode())
         number += 1
 
-    item_id = new_id("msg_")
-    where = {"item_id": item_id, "output_index": 0, "content_index": 0}
+    item = _said(called, new_id("msg_"), plan)
+    begun = {"status": "in_progress"} | ({"arguments": ""} if called else {"content": []})
+    where = {"item_id": item["id"], "output_index": 0} | ({} if called else {"content_index": 0})
     await event("response.created", response=_response(call, "in_progress"))
     await event("response.in_progress", response=_response(call, "in_progress"))
-    await event("response.output_item.added", output_index=0, item=_item(item_id, "in_progress", []))
-    await event("response.content_part.added", **where, part=_part(""))
+    await event("response.output_item.added", output_index=0, item=item | begun)
+    if not called:
+        await event("response.content_part.added", **where, part=_part(""))
     for i in range(plan.chunks):
         await response.pause(plan.pace / 1000)
         if plan.drop and i == plan.drop:
@@ -64,13 +69,18 @@ async def _stream(plan: Script, call: Served, response: Response) -> None:
             failed = _response(call, "failed") | {"error": {"code": "server_error", "message": "scripted"}}
             await event("response.failed", response=failed)
             return
-        await event("response.output_text.delta", **where, delta=plan.text(i), logprobs=[])
+        if called:
+            await event("response.function_call_arguments.delta", **where, delta=plan.piece(item["arguments"], i))
+        else:
+            await event("response.output_text.delta", **where, delta=plan.text(i), logprobs=[])
         call.output = plan.output_at(i + 1)
-    text = _text(plan)
-    await event("response.output_text.done", **where, text=text, logprobs=[])
-    await event("response.content_part.done", **where, part=_part(text))
-    await event("response.output_item.done", output_index=0, item=_item(item_id, "completed", [_part(text)]))
-    whole = _finished(call, plan, item_id)
+    if called:
+        await event("response.function_call_arguments.done", **where, **{k: item[k] for k in ("name", "arguments")})
+    else:
+        await event("response.output_text.done", **where, text=_text(plan), logprobs=[])
+        await event("response.content_part.done", **where, part=_part(_text(plan)))
+    await event("response.output_item.done", output_index=0, item=item)
+    whole = _finished(call, plan, item)
     await event(f"response.{whole['status']}", response=whole)
 
 
@@ -117,11 +127,11 @@ def _response(call: Served, status: str) -> dict[str, Any]:
     }
 
 
-def _finished(call: Served, plan: Script, item_id: str) -> dict[str, Any]:
+def _finished(call: Served, plan: Script, item: dict[str, Any]) -> dict[str, Any]:
     status = "incomplete" if plan.limited else "completed"
     return _response(call, status) | {
         "incomplete_details": {"reason": "max_output_tokens"} if plan.limited else None,
-        "output": [_item(item_id, status, [_part(_text(plan))])],
+        "output": [item],
         "usage": {
             "input_tokens": plan.input + plan.cache_read,
             "input_tokens_details": {"cached_tokens": plan.cache_read},
@@ -132,8 +142,13 @@ def _finished(call: Served, plan: Script, item_id: str) -> dict[str, Any]:
     }
 
 
-def _item(item_id: str, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"id": item_id, "type": "message", "status": status, "content": content, "role": "assistant"}
+def _said(called: dict[str, Any], item_id: str, plan: Script) -> dict[str, Any]:
+    """The one item of the output: the call of a tool, or a message."""
+    if called:
+        call = {"type": "function_call", "call_id": called["id"], "status": "completed"}
+        return call | called["function"] | {"id": item_id.replace("msg_", "fc_")}
+    status = "incomplete" if plan.limited else "completed"
+    return {"id": item_id, "type": "message", "status": status, "content": [_part(_text(plan))], "role": "assistant"}
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@
     chunks              deltas of a stream (default 8)          pace     milliseconds before each (default 0)
     status              the HTTP status that every call gets    drop     the connection is reset after so many deltas
     error               an error event after so many deltas     fake     text that looks like usage
+    times               only the first so many calls of this model get `status`
+    tool                the answer calls the first of the request's tools, instead of saying something
 
 The output never exceeds the request's own limit; then the response says that the limit stopped it.
 """
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 
 _WORD = re.compile(r"-([a-z]+)(\d+)(?=-|$)")
 _PART = {"in": "input", "read": "cache_read", "write": "cache_write", "out": "output"}
-_PLAIN = ("chunks", "pace", "status", "drop", "error", "fake")
+_PLAIN = ("chunks", "pace", "status", "drop", "error", "fake", "times", "tool")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Script:
     drop: int = 0
     error: int = 0
     fake: int = 0
+    times: int = 0
+    tool: int = 0
     limited: bool = False  # the request's own limit was lower than `output`
 
     def output_at(self, delta: int) -> int:
@@ -40,6 +44,11 @@ class Script:
         if self.fake:
             return '"usage": {"input_tokens": 999999, "output_tokens": 999999}'
         return f"word{delta} – ✓ 🙂 "
+
+    def piece(self, whole: str, delta: int) -> str:
+        """What delta number `delta` brings of `whole`, cut anywhere."""
+        step = len(whole) // self.chunks
+        return whole[delta * step : None if delta == self.chunks - 1 else (delta + 1) * step]
 
 
 def script(model: str, limit: int | None) -> Script:

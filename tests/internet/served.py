@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tests.internet.script import Script
+
+SOON = {"retry-after-ms": "20"}  # with a refusal: clients that try again wait no longer
 
 
 @dataclass
@@ -29,11 +32,17 @@ class Served:
 class Books:
     calls: list[Served] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)  # requests answered by an error, never billed
+    _turns: Counter[str] = field(default_factory=Counter)
 
     def open(self, prefix: str, api: str, key: str, model: str, plan: Script, *, stream: bool) -> Served:
         call = Served(new_id(prefix), api, key[-4:], model, stream, plan.input, plan.cache_read, plan.cache_write)
         self.calls.append(call)
         return call
+
+    def fails(self, model: str, plan: Script) -> bool:
+        """Whether this call of `model` gets the status of its script."""
+        self._turns[model] += 1
+        return plan.status != 200 and not 0 < plan.times < self._turns[model]
 
     def as_json(self) -> dict[str, Any]:
         return {"calls": [asdict(call) for call in self.calls], "refused": self.refused}

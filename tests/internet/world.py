@@ -18,8 +18,13 @@ HOST4, HOST6 = "198.51.100.1", "2001:db8:1::1"
 DNS = ("198.51.100.53", "2001:db8:1::53")
 WEB = ("198.51.100.10", "2001:db8:1::10")
 DIRECT = ("198.51.100.11", "2001:db8:1::11")
-ANTHROPIC = ("198.51.100.20", "2001:db8:1::20")
-OPENAI = ("198.51.100.21", "2001:db8:1::21")
+APIS = {  # the providers: what answers there is in model_apis.py; an address for each, as they share none
+    name: (f"198.51.100.{number}", f"2001:db8:1::{number}")
+    for number, name in enumerate(
+        ("claude", "openai", "codex", "gemini", "azure", "openrouter", "mistral", "vertex", "bedrock"), start=20
+    )
+}
+ANTHROPIC, OPENAI = APIS["claude"], APIS["openai"]
 FORBIDDEN = ("203.0.113.10", "2001:db8:2::10")
 
 OPEN_NETS = ("198.51.100.0/24", "2001:db8:1::/64")
@@ -50,6 +55,13 @@ class Name:
 NAMES: dict[str, Name] = {
     "api.anthropic.com": Name(ANTHROPIC),
     "api.openai.com": Name(OPENAI),
+    "chatgpt.com": Name(APIS["codex"]),
+    "generativelanguage.googleapis.com": Name(APIS["gemini"]),
+    "mine.openai.azure.com": Name(APIS["azure"]),
+    "openrouter.ai": Name(APIS["openrouter"]),
+    "api.mistral.ai": Name(APIS["mistral"]),
+    "us-east5-aiplatform.googleapis.com": Name(APIS["vertex"]),
+    "bedrock-runtime.us-east-1.amazonaws.com": Name(APIS["bedrock"]),
     "www.allowed.example": Name(WEB),
     "other.allowed.example": Name(WEB),  # shares its address with www: SNI and Host tell them apart
     "direct.allowed.example": Name(DIRECT),

@@ -32,7 +32,7 @@ def net() -> Iterator[Internet]:
 
 
 def post(net: Internet, host: str, path: str, headers: dict[str, str], body: Any) -> tuple[int, bytes]:
-    address = {"api.anthropic.com": world.ANTHROPIC, "api.openai.com": world.OPENAI}[host][0]
+    address = world.NAMES[host].addresses[0]
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     context = ssl.create_default_context(cafile=net.ca)
     with socket.create_connection((address, 443), 5) as plain, context.wrap_socket(plain, server_hostname=host) as tls:
@@ -60,6 +60,23 @@ def test_names_resolve_and_are_counted(net: Internet, name: str, kind: str, last
     before = net.queries(name.lower())
     assert str(ask(net, name, kind).answer[-1][0]) == last
     assert net.queries(name.lower()) == before + 1
+
+
+@pytest.mark.parametrize("api", world.APIS)
+def test_a_provider_answers_at_its_real_name_and_refuses_who_has_no_key(net: Internet, api: str) -> None:
+    (host,) = (name for name, entry in world.NAMES.items() if entry.addresses == world.APIS[api])
+    assert str(ask(net, host, "A").answer[0][0]) == world.APIS[api][0]
+    paths = {
+        "claude": "/v1/messages", "openai": "/v1/responses", "codex": "/backend-api/codex/responses",
+        "gemini": "/v1beta/models/gemini-x:generateContent", "mistral": "/v1/chat/completions",
+        "azure": "/openai/deployments/x/chat/completions?api-version=2024-10-21",
+        "openrouter": "/api/v1/chat/completions", "bedrock": "/model/m/converse",
+        "vertex": "/v1/projects/p/locations/l/publishers/google/models/gemini-x:generateContent",
+    }  # fmt: skip
+    billed = len(net.served())
+    status, body = post(net, host, paths[api], {}, {"messages": []})
+    assert status in (401, 403) and json.loads(body), (status, body)
+    assert len(net.served()) == billed
 
 
 def test_other_answers(net: Internet) -> None:

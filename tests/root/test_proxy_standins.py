@@ -10,11 +10,7 @@ from typing import Any
 import pytest
 
 from agentmon.providers.registry import load
-from tests.internet.anthropic_api import Anthropic
-from tests.internet.bedrock_api import Bedrock
-from tests.internet.chat_variants import ChatVariant
-from tests.internet.gemini_api import Gemini
-from tests.internet.openai_api import OpenAI
+from tests.internet.model_apis import apps
 from tests.internet.served import Books
 from tests.support import proxy_rig
 from tests.support.proxy_rig import Response, Rig
@@ -25,14 +21,17 @@ pytestmark = pytest.mark.root
 HOSTS = {
     "claude": "api.anthropic.com",
     "openai": "api.openai.com",
+    "codex": "chatgpt.com",
     "gemini": "generativelanguage.googleapis.com",
     "azure": "mine.openai.azure.com",
     "openrouter": "openrouter.ai",
     "mistral": "api.mistral.ai",
+    "vertex": "us-x1-aiplatform.googleapis.com",
     "bedrock": "bedrock-runtime.us-x-1.amazonaws.com",
 }
 KEYS = {
     "claude": {"x-api-key": "k", "anthropic-version": "2023-06-01"},
+    "codex": {"authorization": "Bearer k", "chatgpt-account-id": "a"},
     "gemini": {"x-goog-api-key": "k"},
     "azure": {"api-key": "k"},
     "bedrock": {
@@ -47,12 +46,19 @@ INVOKE = SAY | {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 99}
 WORDS = "scripted-in300-read40-out80-chunks6"
 G = f"/v1beta/models/gemini-{WORDS}"
 B = f"/model/anthropic.claude-{WORDS}"
+V = "/v1/projects/p/locations/us-x1/publishers"
+RAW = SAY | {"anthropic_version": "vertex-2023-10-16", "max_tokens": 99}
 CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("claude", "/v1/messages", SAY | {"model": f"claude-{WORDS}-write7", "max_tokens": 99, "stream": True}),
     ("claude", "/v1/messages", SAY | {"model": f"claude-{WORDS}-write7", "max_tokens": 99}),
     ("openai", "/v1/chat/completions", SAY | {"model": f"gpt-{WORDS}", "stream": True}),
     ("openai", "/v1/responses", {"model": f"gpt-{WORDS}", "input": "hi", "stream": True}),
     ("openai", "/v1/embeddings", {"model": f"text-embedding-{WORDS}", "input": "hi"}),
+    ("codex", "/backend-api/codex/responses", {"model": f"gpt-{WORDS}", "input": "hi", "stream": True}),
+    ("vertex", f"{V}/anthropic/models/claude-{WORDS}:rawPredict", RAW),
+    ("vertex", f"{V}/anthropic/models/claude-{WORDS}-write7:streamRawPredict", RAW | {"stream": True}),
+    ("vertex", f"{V}/google/models/gemini-{WORDS}:generateContent", CONTENTS),
+    ("vertex", f"{V}/google/models/gemini-{WORDS}:streamGenerateContent?alt=sse", CONTENTS),
     ("gemini", f"{G}:generateContent", CONTENTS),
     ("gemini", f"{G}:streamGenerateContent?alt=sse", CONTENTS),
     ("gemini", f"{G}:streamGenerateContent", CONTENTS),
@@ -76,11 +82,8 @@ def books() -> Books:
 @pytest.fixture(scope="module")
 def rig(books: Books, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     rig = proxy_rig.start(tmp_path_factory.mktemp("proxy"))
-    apps = {
-        "claude": Anthropic(books), "openai": OpenAI(books), "gemini": Gemini(books), "bedrock": Bedrock(books),
-        **{name: ChatVariant(name, books) for name in ("azure", "openrouter", "mistral")},
-    }  # fmt: skip
-    rig.upstream.script = played({HOSTS[name]: app for name, app in apps.items()})
+    answers = apps(books)
+    rig.upstream.script = played({host: answers[name] for name, host in HOSTS.items()})
     inspected = tuple(host for provider in load().values() for host in provider.hosts)
     rig.bottle(*(f"{host}:443" for host in HOSTS.values()), inspected=inspected, budget=1 << 40)
     yield rig
