@@ -1,4 +1,4 @@
-"""How much of a budget a request takes while it is in flight: pure rules, and the sizes that answers have had so far.
+"""How much of a budget a request takes while it is in flight: pure rules.
 
     full = by its own bound      likely = by the size that 99 of 100 answers of the model stayed below; else full
     room for likely, and all in flight at their full sizes overspend by SLACK at most → likely
@@ -11,16 +11,12 @@ So however many are in flight, a budget is overspent by SLACK or one last reques
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from agentmon.ledger.state import Gauge
 
 SLACK_PERMILLE = 100
 GONE_NS = 2_000_000_000  # four times the longest that exchange.py lets pass between two askings
-_MODELS = 256  # kept; a job may name any number of them
-_ENOUGH = 50  # answers, before their sizes say something
-_FADE = 1000  # answers, after which the older half counts half
-_STEPS = 4  # sizes a doubling: a bound is at most a quarter too large
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,64 +76,3 @@ class Queue:
             self._waiters[who] = decided.gauge, now_ns
         elif self._waiters:
             self._waiters.pop(who, None)
-
-
-@dataclass(slots=True)
-class _Sizes:
-    """A histogram: how many answers had a size of each step."""
-
-    steps: dict[int, int] = field(default_factory=dict)
-    count: int = 0
-
-    def add(self, tokens: int) -> None:
-        step = _step(tokens)
-        self.steps[step] = self.steps.get(step, 0) + 1
-        self.count += 1
-        if self.count >= _FADE:
-            self.steps = {at: n // 2 for at, n in self.steps.items() if n > 1}
-            self.count = sum(self.steps.values())
-
-    def bound(self) -> int | None:
-        if self.count < _ENOUGH:
-            return None
-        above = self.count // 100
-        for step in sorted(self.steps, reverse=True):
-            above -= self.steps[step]
-            if above < 0:
-                return _top(step)
-        return None
-
-
-class Learned:
-    """Sizes of output by (provider, model). Memory only: a new ledger process holds full sizes at first."""
-
-    def __init__(self) -> None:
-        self._models: dict[tuple[str, str], _Sizes] = {}
-
-    def add(self, provider: str, model: str, output: int) -> None:
-        """An answer of `output` tokens that the provider told completely."""
-        sizes = self._models.pop((provider, model), None) or _Sizes()
-        self._models[provider, model] = sizes  # the one that was not seen for longest goes first
-        if len(self._models) > _MODELS:
-            del self._models[next(iter(self._models))]
-        sizes.add(output)
-
-    def likely(self, provider: str, model: str, output: int) -> int:
-        """Tokens that an answer will hardly exceed; at most `output`, which is the request's own bound."""
-        sizes = self._models.get((provider, model))
-        bound = sizes.bound() if sizes is not None else None
-        return output if bound is None else min(bound, output)
-
-
-def _step(tokens: int) -> int:
-    """The number of the step that `tokens` lies in: _STEPS to each doubling."""
-    doubling = max(tokens, _STEPS).bit_length() - _STEPS.bit_length()
-    return doubling * _STEPS + (max(tokens, 0) >> doubling)
-
-
-def _top(step: int) -> int:
-    """The largest number of tokens in a step."""
-    if step < _STEPS:
-        return step
-    doubling, part = divmod(step, _STEPS)
-    return ((part + _STEPS + 1) << (doubling - 1)) - 1

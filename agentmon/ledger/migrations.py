@@ -17,9 +17,9 @@ import apsw
 from agentmon import errors
 from agentmon.ledger.transaction import transaction
 
-_SCHEMA, _RETENTION, _ESTIMATES = (  # now: the ledger may not read them later
+_SCHEMA, _RETENTION, _ESTIMATES, _SIZES = (  # now: the ledger may not read them later
     Path(__file__).with_name(name).read_text(encoding="utf-8")
-    for name in ("schema.sql", "retention.sql", "estimates.sql")
+    for name in ("schema.sql", "retention.sql", "estimates.sql", "sizes.sql")
 )
 APPLICATION_ID = 0x61676D6C  # "agml" in the file header, for file(1) and against a wrong path
 
@@ -67,11 +67,16 @@ def _estimates(db: apsw.Connection) -> None:
     db.execute(_ESTIMATES)
 
 
+def _sizes(db: apsw.Connection) -> None:
+    db.execute(_SIZES)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "first schema", _first),
     Migration(2, "rows of record cannot be replaced", _no_replacing),
     Migration(3, "old usage is kept as sums", _retention),
     Migration(4, "estimates beside what was counted", _estimates),
+    Migration(5, "sizes of answers", _sizes),
 )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from agentmon import wire
 from agentmon.ledger.budget import Weights, room
+from agentmon.ledger.sizes import Key, Steps
 
 TotalKey = tuple[str, str, str, str, str]  # scope, name, provider or "*", per, window
 PoolKey = tuple[str, str, str, str]  # scope, name, provider or "*", run or ""
@@ -155,13 +156,14 @@ class Changes:
     gone_holds: list[int] = field(default_factory=list)
     accounts: dict[int, Account] = field(default_factory=dict)  # by id(); their totals are written
     next_hold: int = 0  # 0: unchanged
+    sizes: dict[Key, Steps | None] = field(default_factory=dict)  # histograms; None: forgotten
 
     def totals(self) -> Iterable[Total]:
         return {id(t): t for account in self.accounts.values() for t in account.totals}.values()
 
     def empty(self) -> bool:
         held = self.new_holds or self.gone_holds or self.next_hold
-        return not (self.statements or self.usage or self.accounts or held)
+        return not (self.statements or self.usage or self.accounts or held or self.sizes)
 
 
 class Lookup(Protocol):
@@ -183,3 +185,4 @@ class Snapshot:
     holds: tuple[Hold, ...]
     next_run: int
     next_hold: int
+    sizes: tuple[tuple[Key, Steps], ...] = ()  # of answers; see sizes.Learned

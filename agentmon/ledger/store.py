@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from agentmon import errors, wire
 from agentmon.ledger import migrations, retention
 from agentmon.ledger.book import HOLD_BLOCK, Asked, Book
 from agentmon.ledger.budget import Weights
+from agentmon.ledger.sizes import Key, Steps
 from agentmon.ledger.state import Changes, Defined, Hold, Now, Owner, Place, Row, Run, Snapshot, TotalKey
 from agentmon.ledger.transaction import transaction
 
@@ -239,6 +240,10 @@ def _write(db: apsw.Connection, changes: Changes) -> None:
         db.executemany(_HOLD, [_hold_row(hold) for hold in changes.new_holds.values()])
     if changes.next_hold:
         db.execute("UPDATE meta SET value = ? WHERE name = 'next_hold'", (changes.next_hold,))
+    for key, steps in changes.sizes.items():
+        db.execute("DELETE FROM answer_sizes WHERE (provider, model) = (?, ?)", key)
+        if steps is not None:  # behind all others: rows are read in the order of their last use
+            db.execute("INSERT INTO answer_sizes VALUES (NULL, ?, ?, ?)", (*key, json.dumps(steps)))
 
 
 def _hold_row(h: Hold) -> tuple[Any, ...]:
@@ -276,7 +281,13 @@ def _snapshot(db: apsw.Connection) -> Snapshot:
         tuple(holds),
         int(db.execute("SELECT coalesce(max(id), 0) + 1 FROM runs").get),
         -(-given // HOLD_BLOCK) * HOLD_BLOCK,
+        tuple(_sizes(db)),
     )
+
+
+def _sizes(db: apsw.Connection) -> Iterator[tuple[Key, Steps]]:
+    for provider, model, steps in db.execute("SELECT provider, model, steps FROM answer_sizes ORDER BY id"):
+        yield (provider, model), {int(step): int(count) for step, count in json.loads(steps).items()}
 
 
 class _File:

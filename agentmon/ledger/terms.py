@@ -16,7 +16,8 @@ import msgspec
 
 from agentmon import wire
 from agentmon.ledger import budget
-from agentmon.ledger.admission import Learned, Queue
+from agentmon.ledger.admission import Queue
+from agentmon.ledger.sizes import Learned
 from agentmon.ledger.state import (
     Account,
     Changes,
@@ -65,7 +66,7 @@ class Terms:
         self._accounts: dict[tuple[int, str], Account] = {}
         self._totals: dict[TotalKey, Total] = {}
         self._pools: dict[PoolKey, Pool] = {}
-        self.learned = Learned()
+        self.learned = Learned(snapshot.sizes)
         self.queue = Queue()
         for hold in snapshot.holds:
             self.put_hold(hold)
@@ -80,6 +81,7 @@ class Terms:
 
     def take(self) -> tuple[Changes, list[wire.Crossed]]:
         """The batch's changes and crossings; the next batch starts with none."""
+        self.changes.sizes = self.learned.take()
         out = self.changes, self.crossed
         self.changes, self.crossed = Changes(), []
         self.settled_requests.clear()

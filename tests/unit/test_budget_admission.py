@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import apsw
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentmon import wire
 from agentmon.ledger import admission
-from agentmon.ledger.admission import GONE_NS, SLACK_PERMILLE, Learned
+from agentmon.ledger.admission import GONE_NS, SLACK_PERMILLE
+from agentmon.ledger.sizes import Learned
 from agentmon.ledger.state import Now
+from agentmon.ledger.store import LedgerTrouble, Store
 from bench.admission import LOADS, ME, WALL, empty_book, play
 from tests.support.ledger_book import Book
 from tests.support.ledger_rig import budget as of
@@ -106,6 +110,34 @@ def test_a_bound_in_use_ends_the_exposure(book: Book) -> None:
     assert book.reserve(1, 0, 5_500, "c").waits
     book.ask(wire.Settle, one.hold, usage(0, 4_000, "r"))
     assert book.reserve(1, 0, 5_500, "c").tokens == 4_095  # one of 61 was that long
+
+
+def test_what_was_learned_outlives_the_process(book: Book, tmp_path: Path) -> None:
+    learn(book, 100)
+    book.store.close()
+    book.store = Store(book.path)
+    book.open(1, scope("bottle", "b1", of("claude", 100_000)))
+    assert book.reserve(1, 0, 50_000, "k").tokens == 111
+
+
+def test_a_batch_that_fails_teaches_nothing(book: Book) -> None:
+    book.open(1)
+    holds = [book.reserve(1, 0, 5000, f"l{n}").hold for n in range(60)]
+    book.store._alter = fail = mock.Mock(side_effect=apsw.FullError)
+    with pytest.raises(LedgerTrouble):
+        book.all([(wire.Settle(1, hold, usage(0, 10, f"l{hold}")), ME) for hold in holds])
+    assert fail.called
+    book.store._alter = None
+    assert book.reserve(1, 0, 5000, "a").tokens == 5000
+
+
+def test_the_file_keeps_as_many_models_as_the_memory(book: Book) -> None:
+    book.open(1)
+    for n in range(300):
+        hold = book.ask(wire.Reserve, 1, "claude", f"made-up-{n}", 0, 1, f"k{n}")
+        book.ask(wire.Settle, hold.hold, usage(0, 1, f"k{n}"))
+    kept = [model for (model,) in book.reads("SELECT model FROM answer_sizes ORDER BY id")]
+    assert kept == [f"made-up-{n}" for n in range(44, 300)]
 
 
 def test_estimates_teach_nothing(book: Book) -> None:
