@@ -21,10 +21,12 @@ from netfilter import heal_links, heal_rules, render
 from netfilter.blockers import Blocker, blockers
 from netfilter.bottle import Pipe, bottle_pipe, now_ns
 from netfilter.changes import Difference, Kind, Place
+from netfilter.changing import whole_inside
 from netfilter.elements import Segments
 from netfilter.errors import KernelRefused
-from netfilter.host import HostNetfilter, _pipe, _whole_inside, service_pipe
+from netfilter.host import HostNetfilter, service_pipe
 from netfilter.language import FAMILY, TABLE, Command
+from netfilter.making import pipe_of
 from netfilter.netns import namespaces
 from netfilter.spec import BottleNet, BottleRules, Holding, Learned, Mode
 from netfilter.watch import Watch, Watcher, own_pid
@@ -62,7 +64,7 @@ class HealingNetfilter(HostNetfilter):
             if self._host is not None:
                 self._expect(None, service_pipe(self._host))
             for slot, bottle in self._bottles.items():
-                self._expect(slot, _pipe(bottle.net))
+                self._expect(slot, pipe_of(bottle.net))
         return self._watcher
 
     def _expect(self, slot: int | None, pipe: Pipe) -> None:
@@ -108,12 +110,12 @@ class HealingNetfilter(HostNetfilter):
     def attach_bottle(self, net: BottleNet, namespace: str, inode: int) -> Holding:
         attach = super().attach_bottle
         held = self._with_table(lambda: attach(net, namespace, inode))
-        self._expect(net.slot, _pipe(net))
+        self._expect(net.slot, pipe_of(net))
         return held
 
     def adopt_bottle(self, net: BottleNet) -> None:
         super().adopt_bottle(net)
-        self._expect(net.slot, _pipe(net))
+        self._expect(net.slot, pipe_of(net))
 
     def delete_bottle(self, slot: int) -> None:
         self._ends.pop(slot, None)
@@ -209,7 +211,7 @@ class HealingNetfilter(HostNetfilter):
             return name  # there is no way in
 
         def rewrite() -> None:
-            _whole_inside(bottle, heal_rules.inner_table(bottle, now_ns()), f"restore the table of bottle {slot}")
+            whole_inside(bottle, heal_rules.inner_table(bottle, now_ns()), f"restore the table of bottle {slot}")
 
         return name | {
             Kind.RULES: (lambda: self._rules_differ(slot, Place.BOTTLE), rewrite),

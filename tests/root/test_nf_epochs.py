@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from netfilter import host
+from netfilter import changing
 from netfilter.spec import Direct, Mode
 from tests.support.nf_lab import OTHER4, OTHER6, POOL4, WEB4, WEB6, Lab, direct, learned, net, rules, until
 
@@ -163,13 +163,13 @@ def test_what_was_taken_back_does_not_pass_again_while_a_new_epoch_begins(
     good, bad = lab.connect("am-16", WEB4), lab.connect("am-16", doomed)
     assert echoes(bad)
     assert lab.run(lab.nf.put, rules(16, 2, only(WEB4)))
-    seen, between, remarking = lab.world.to(doomed), list[bool](), host.remarking
+    seen, between, remarking = lab.world.to(doomed), list[bool](), changing.remarking
 
     def remarking_slowly(*what: Any) -> Callable[[], int]:
         between.extend([echoes(good), echoes(bad)])
         return remarking(*what)
 
-    monkeypatch.setattr(host, "remarking", lambda *what: partial(lambda w: remarking_slowly(*w)(), what))
+    monkeypatch.setattr(changing, "remarking", lambda *what: partial(lambda w: remarking_slowly(*w)(), what))
     lab.run(lab.nf.put, replace(rules(16, 3, only(WEB4)), services=()))
     assert between[:2] == [True, False]
     assert lab.world.to(doomed) <= seen + 1  # the reset
