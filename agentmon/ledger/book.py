@@ -44,7 +44,7 @@ class Spent:
 
 Asked = (
     wire.Reserve | wire.Settle | wire.Progress | wire.Release | wire.OpenRun | wire.CloseRun | wire.SetBudget
-    | wire.Enforced | wire.Audit | wire.Totals | Sweep | Spent
+    | wire.Enforced | wire.Audit | wire.Proposed | wire.Decide | wire.Undecided | wire.Totals | Sweep | Spent
 )  # fmt: skip
 
 

@@ -17,9 +17,9 @@ import apsw
 from agentmon import errors
 from agentmon.ledger.transaction import transaction
 
-_SCHEMA, _RETENTION, _ESTIMATES, _SIZES = (  # now: the ledger may not read them later
+_SCHEMA, _RETENTION, _ESTIMATES, _SIZES, _APPROVALS = (  # now: the ledger may not read them later
     Path(__file__).with_name(name).read_text(encoding="utf-8")
-    for name in ("schema.sql", "retention.sql", "estimates.sql", "sizes.sql")
+    for name in ("schema.sql", "retention.sql", "estimates.sql", "sizes.sql", "approvals.sql")
 )
 APPLICATION_ID = 0x61676D6C  # "agml" in the file header, for file(1) and against a wrong path
 
@@ -71,12 +71,17 @@ def _sizes(db: apsw.Connection) -> None:
     db.execute(_SIZES)
 
 
+def _approvals(db: apsw.Connection) -> None:
+    db.execute(_APPROVALS)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "first schema", _first),
     Migration(2, "rows of record cannot be replaced", _no_replacing),
     Migration(3, "old usage is kept as sums", _retention),
     Migration(4, "estimates beside what was counted", _estimates),
     Migration(5, "sizes of answers", _sizes),
+    Migration(6, "approvals and their decisions are rows of record", _approvals),
 )
 
 

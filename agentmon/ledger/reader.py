@@ -19,7 +19,10 @@ from agentmon.ledger.check import Finding, findings
 from agentmon.ledger.store import LedgerTrouble, trouble
 
 BY = ("bottle", "agent", "provider", "model", "day")
-EXPORTS = {"usage": "usage_v", "folded": "usage_folded_v", "enforcement": "enforcement_v", "audit": "audit_v"}
+EXPORTS = {
+    "usage": "usage_v", "folded": "usage_folded_v", "enforcement": "enforcement_v", "audit": "audit_v",
+    "approvals": "approvals_v",
+}  # fmt: skip
 _CHUNK = 1000  # rows of one read transaction of export()
 
 _COUNTS = """sum("rows") AS "rows", sum(requests) AS requests, sum(input) AS input, sum(cache_read) AS cache_read,
@@ -116,6 +119,10 @@ class Reader:
 
     def enforcement(self, *, since_ns: int = 0, bottle: str = "") -> list[dict[str, Any]]:
         sql = "SELECT * FROM enforcement_v WHERE ts_ns >= ? AND (? = '' OR bottle = ?) ORDER BY id"
+        return self._dicts(sql, (since_ns, bottle, bottle))
+
+    def approvals(self, *, since_ns: int = 0, bottle: str = "") -> list[dict[str, Any]]:
+        sql = "SELECT * FROM approvals_v WHERE ts_ns >= ? AND (? = '' OR bottle = ?) ORDER BY id"
         return self._dicts(sql, (since_ns, bottle, bottle))
 
     def audit(self, *, since_ns: int = 0) -> list[dict[str, Any]]:

@@ -27,7 +27,10 @@ from agentmon.ledger.worker import Worker
 
 _UNANSWERED = 4096  # questions of one connection; above that it is not read
 _PROXY = (wire.Reserve, wire.Settle, wire.Progress, wire.Release, wire.Totals)
-_DAEMON = (*_PROXY, wire.OpenRun, wire.CloseRun, wire.SetBudget, wire.Enforced, wire.Audit)
+_DAEMON = (
+    *_PROXY, wire.OpenRun, wire.CloseRun, wire.SetBudget, wire.Enforced, wire.Audit,
+    wire.Proposed, wire.Decide, wire.Undecided,
+)  # fmt: skip
 _MAY_ASK: dict[str, tuple[type[Asked], ...]] = {"daemon": _DAEMON, "proxy": _PROXY, "nobody": ()}
 
 

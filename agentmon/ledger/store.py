@@ -41,6 +41,8 @@ _SQL = {
     "budget_put": "INSERT INTO budgets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
     "enforcement": "INSERT INTO enforcement VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
     "audit": "INSERT INTO audit VALUES (NULL, ?, ?, ?, ?, ?)",
+    "approval": "INSERT INTO approvals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "decision": "INSERT INTO decisions VALUES (?, ?, ?, ?, ?)",
 }
 _USAGE = "INSERT INTO usage VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _TOTAL = "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used"
@@ -322,6 +324,17 @@ class _File:
 
     def run_named(self, run: str) -> Run | None:
         return self._run("run = ?", run)
+
+    def last_approval(self) -> int:
+        return int(self._db.execute("SELECT coalesce(max(id), 0) FROM approvals").get)
+
+    def approval_state(self, number: int) -> str | None:
+        found: Any = self._db.execute("SELECT state FROM approvals_v WHERE id = ?", (number,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def undecided(self, run: str) -> tuple[int, ...]:
+        sql = "SELECT id FROM approvals WHERE run = ? AND id NOT IN (SELECT approval FROM decisions) ORDER BY id"
+        return tuple(id for (id,) in self._db.execute(sql, (run,)))
 
     def _run(self, where: str, value: int | str) -> Run | None:
         sql = f"SELECT id, run, slot, bottle, agent, weights FROM runs WHERE {where}"

@@ -17,6 +17,7 @@ import msgspec
 from agentmon import wire
 from agentmon.ledger import budget
 from agentmon.ledger.admission import Queue
+from agentmon.ledger.approvals import Proposals
 from agentmon.ledger.sizes import Learned
 from agentmon.ledger.state import (
     Account,
@@ -68,6 +69,7 @@ class Terms:
         self._pools: dict[PoolKey, Pool] = {}
         self.learned = Learned(snapshot.sizes)
         self.queue = Queue()
+        self.proposals = Proposals(lookup)
         for hold in snapshot.holds:
             self.put_hold(hold)
 
@@ -78,6 +80,7 @@ class Terms:
             self._forget_accounts()
             self._totals.clear()
         self.now = now
+        self.proposals.begin()
 
     def take(self) -> tuple[Changes, list[wire.Crossed]]:
         """The batch's changes and crossings; the next batch starts with none."""
@@ -281,6 +284,7 @@ class Terms:
             if scope in _RUN_SCOPES:
                 self.budgets.pop((scope, name, run.run), None)
         self.changes.statements.append(("run_close", (self.now.wall_ns, run.id)))
+        self.proposals.withdraw(run.run, "the bottle has ended", self.now, self.changes)
         self._forget_accounts()
 
     def _declare(self, place: Place, budgets: Iterable[wire.BudgetDef]) -> None:
@@ -341,6 +345,13 @@ class Terms:
                 return wire.Done(m.id)
             case wire.Audit():
                 self._audit(message.uid, message.action, message.target, message.detail)
+                return wire.Done(message.id)
+            case wire.Proposed():
+                return self.proposals.propose(message, self.now, self.changes)
+            case wire.Decide():
+                return self.proposals.decide(message, self.now, self.changes)
+            case wire.Undecided():
+                self.proposals.withdraw(message.run, message.reason, self.now, self.changes)
                 return wire.Done(message.id)
         return None
 

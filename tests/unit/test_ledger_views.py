@@ -28,8 +28,9 @@ PROMISED = {
         "bottle": "b1", "policy": "cutoff", "trigger": "budget", "by": "bottle:b1", "latency_ns": 11, "result": "cut",
     },
     "approvals_v": {
-        "id": 1, "bottle": "b1", "kind": "request", "subject": "POST x.example", "state": "approved", "uid": 0,
-        "reason": "looked at", "decided": "1970-01-01T00:00:02.000000003Z",
+        "id": 1, "bottle": "b1", "kind": "secret", "subject": "POST x.example", "state": "approved", "uid": 0,
+        "reason": "looked at", "host": "x.example", "method": "POST", "path": "/v1", "detector": "github-pat",
+        "place": "body", "context": "token: ***", "run": "run1",
     },
     "audit_v": {"uid": 1000, "action": "allow", "target": "b1", "detail": '{"rule": "x.example"}'},
 }  # fmt: skip
@@ -46,11 +47,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     book.reserve(1, 30, 10, "in flight")
     book.ask(wire.Enforced, 1, "b1", "run1", "cutoff", "budget", "bottle:b1", 11, "cut")
     book.ask(wire.Audit, 1000, "allow", "b1", {"rule": "x.example"})
+    asked = ("b1", "run1", "secret", "x.example", "POST", "/v1", "github-pat", "body", "token: ***")
+    assert book.ask(wire.Proposed, *asked).value == 1
+    book.ask(wire.Decide, 1, "approved", 0, "looked at")
     book.store.close()
-    db = apsw.Connection(book.path)
-    values = (10**9 + 5, "b1", "request", "POST x.example", "approved", 0, "looked at", 2 * 10**9 + 3)
-    db.execute("INSERT INTO approvals VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-    db.close()
     return book.path
 
 
