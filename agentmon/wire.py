@@ -362,7 +362,8 @@ class Failed(Message, frozen=True):
 
 
 class Crossed(Message, frozen=True):
-    """Ledger to daemon, unasked, in the commit that crossed: cut these bottles. `threshold` < 100 only informs."""
+    """Ledger to daemon, unasked, in the commit that crossed: cut these bottles. `threshold` < 100 only informs, and
+    `shadow` are bottles that are charged to a shadow budget: they are told of it and never cut."""
 
     slots: tuple[int, ...]
     scope: str
@@ -373,6 +374,7 @@ class Crossed(Message, frozen=True):
     used: int
     threshold: int = 100
     at_ns: int = 0  # CLOCK_MONOTONIC of the commit
+    shadow: tuple[int, ...] = ()
 
 
 class Enforced(Message, frozen=True):

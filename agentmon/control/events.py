@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from agentmon import wire
 from agentmon.control.state import Attached, Bottle, Job
@@ -65,7 +67,8 @@ class BudgetCrossed:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """cut, freeze, resume or kill by a person; `bottle` "" means all."""
+    """cut, freeze, resume or kill by a person; `bottle` "" means all. `standing`: for each slot that is to be resumed,
+    the budgets that decide for it and are spent now; without one, what is known is the budget that cut it."""
 
     request: int
     verb: str
@@ -73,6 +76,7 @@ class Operator:
     uid: int
     tokens: int = 0
     provider: str = ""
+    standing: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -130,6 +130,11 @@ def _crossed(host: Host, event: e.BudgetCrossed) -> Step:
     m = event.message
     spent = {"scope": m.scope, "name": m.name, "provider": m.provider, "tokens": m.tokens, "used": m.used, "per": m.per}
     actions: tuple[a.Action, ...] = ()
+    for slot in m.shadow:
+        if (bottle := host.bottles.get(slot)) is not None:
+            where = f"{m.threshold}% of {m.scope} {m.name}, a shadow budget"
+            where += ": it would have been cut" if m.threshold >= 100 else ""
+            actions += (_told(bottle, "threshold", "observed", where, {**spent, "shadow": True}),)
     for slot in m.slots:
         bottle = host.bottles.get(slot)
         if bottle is None:
@@ -185,6 +190,7 @@ def _operator_cut(host: Host, bottle: Bottle, event: e.Operator) -> Step:
     allowed = {Phase.RUNNING, Phase.CUT} if policy == "freeze" else {Phase.RUNNING}
     if bottle.phase not in allowed:
         return host, (_cannot(event, bottle),)
+    bottle = replace(bottle, held_by=event.uid)
     return _cut(host, bottle, policy, "operator", f"uid:{event.uid}", dict(bottle.spent or {}), 0)
 
 
@@ -194,25 +200,47 @@ def _operator_resume(host: Host, bottle: Bottle, event: e.Operator) -> Step:
     if bottle.lacks:
         hint = "end it (agentmon kill), and run it again with another policy or on another kernel"
         return host, (a.Fail(bottle.slot, event.request, "HostLacks", bottle.lacks, hint),)
-    if bottle.spent and bottle.spent.get("used", 0) >= max(event.tokens, 0) and event.tokens:
-        used = bottle.spent["used"]
-        return host, (
-            a.Fail(bottle.slot, event.request, "BadInput", f"{event.tokens} tokens are already spent: {used} were used",
-                   f"give more than that: agentmon resume {bottle.name} --budget {used * 2}"),
-        )  # fmt: skip
-    if bottle.spent and not event.tokens:
-        s = bottle.spent
-        return host, (
-            a.Fail(bottle.slot, event.request, "Refused",
-                   f"{s['scope']} {s['name']} spent its {s['provider']} budget: {s['used']} of {s['tokens']} tokens",
-                   f"agentmon resume {bottle.name} --budget {s['used'] * 2}"),
-        )  # fmt: skip
+    if bottle.held_by == 0 and event.uid != 0:
+        hint = f"sudo agentmon resume {bottle.name}"
+        return host, (a.Fail(bottle.slot, event.request, "Refused", "root stopped it: only root resumes it", hint),)
+    raised, refusal = _raised(bottle, event)
+    if refusal is not None:
+        return host, (refusal,)
     host = replace(host, epoch=host.epoch + 1)
-    provider = event.provider or (bottle.spent or {}).get("provider", "")
-    before, bottle = bottle, bottle.with_phase(Phase.RUNNING, spent=None, epoch=host.epoch)
+    before, bottle = bottle, bottle.with_phase(Phase.RUNNING, spent=None, held_by=-1, epoch=host.epoch)
     told = _told(bottle, "resume", "allowed", "operator", {"by": f"uid:{event.uid}", "tokens": event.tokens})
-    plan = plans.resume(before, bottle, tokens=event.tokens, provider=provider, uid=event.uid)
+    plan = plans.resume(before, bottle, raised, f"uid:{event.uid}")
     return host.put(bottle), (*plan, told)
+
+
+def _raised(bottle: Bottle, event: e.Operator) -> tuple[a.SetBudget | None, a.Fail | None]:
+    """The budget that is to be set before the bottle goes on, or why it cannot go on."""
+    known = [bottle.spent] if bottle.spent else []
+    spent = sorted(event.standing.get(bottle.slot, known), key=lambda s: not _is_cause(s, bottle))
+    target: Mapping[str, Any] | None = None
+    if event.tokens:
+        target = next((s for s in spent if event.provider in {"", s["provider"]}), None)
+        if target is not None and target["used"] >= event.tokens:
+            used = target["used"]
+            message = f"{event.tokens} tokens are already spent: {used} were used"
+            hint = f"give more than that: agentmon resume {bottle.name} --budget {used * 2}"
+            return None, a.Fail(bottle.slot, event.request, "BadInput", message, hint)
+    left = next((s for s in spent if s is not target), None)
+    if left is not None:
+        message = f"{left['scope']} {left['name']} spent its {left['provider']} budget"
+        message += f": {left['used']} of {left['tokens']} tokens"
+        hint = f"agentmon resume {bottle.name} --budget {left['provider']}={left['used'] * 2}"
+        if target is not None:
+            hint = f"agentmon budget set {left['scope']}:{left['name']} {left['provider']} {left['used'] * 2}"
+        return None, a.Fail(bottle.slot, event.request, "Refused", message, hint)
+    if not event.tokens:
+        return None, None
+    provider = event.provider or (target or {}).get("provider", "")
+    return a.SetBudget(bottle.slot, replace(bottle, spent=target), provider, event.tokens, event.uid), None
+
+
+def _is_cause(spent: Mapping[str, Any], bottle: Bottle) -> bool:
+    return all(spent[key] == (bottle.spent or {}).get(key) for key in ("scope", "name", "provider"))
 
 
 def _operator_kill(host: Host, bottle: Bottle, event: e.Operator) -> Step:

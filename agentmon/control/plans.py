@@ -93,18 +93,16 @@ def cut(
     return (*steps, a.Save(s, bottle))
 
 
-def resume(before: Bottle, bottle: Bottle, *, tokens: int, provider: str, uid: int) -> tuple[a.Action, ...]:
+def resume(before: Bottle, bottle: Bottle, raised: a.SetBudget | None, by: str) -> tuple[a.Action, ...]:
     """Budget first, so that the first call after it is admitted; then services, kernel, processes."""
     s = bottle.slot
-    steps: tuple[a.Action, ...] = (a.Mark(s, before),)
-    if tokens:
-        steps += (a.SetBudget(s, before, provider, tokens, uid),)
     return (
-        *steps,
+        a.Mark(s, before),
+        *((raised,) if raised is not None else ()),
         a.PushViews(s, bottle),
         a.ApplyRules(s, bottle),
         a.Thaw(s),
-        a.Enforced(s, bottle, "resume", "operator", f"uid:{uid}", "running"),
+        a.Enforced(s, bottle, "resume", "operator", by, "thawed"),
         a.Save(s, bottle),
     )
 

@@ -64,6 +64,7 @@ class Bottle:
     pid: int = 0  # of the launcher's outer process, 0 before it runs
     started_ns: int = 0  # CLOCK_REALTIME
     spent: Mapping[str, Any] | None = None  # the budget that cut it; {} when an operator did
+    held_by: int = -1  # uid of the operator who cut or froze it; -1: nobody did
     lacks: str = ""  # what this host cannot hold of its policy, found when it was adopted: it stays cut
     attached: Attached | None = None  # None: agentmon started it
 

@@ -7,7 +7,9 @@ from typing import Any
 from agentmon import wire
 from agentmon.control.state import Bottle
 from agentmon.daemon.services import Service
-from agentmon.errors import BadInput
+from agentmon.errors import BadInput, Refused
+
+OWN_SCOPES = frozenset({"agent", "bottle"})  # their budgets belong to one run: nobody else is charged there
 
 
 class LedgerLink:
@@ -41,11 +43,23 @@ class LedgerLink:
     async def totals(self, slot: int) -> list[dict[str, Any]]:
         return list(await self._call(wire.Totals(self._service.next_id(), slot)) or [])
 
+    async def spent(self, slot: int) -> list[dict[str, Any]]:
+        """The lines of totals() that decide for the bottle and are spent now."""
+        lines = await self.totals(slot)
+        return [line for line in lines if line["governs"] and line["used"] >= line["tokens"]]
+
     async def set_budget(self, bottle: Bottle, provider: str, tokens: int, uid: int) -> None:
-        """Raise (or set) the budget that governs the bottle: the scope that was spent, else the bottle's own."""
+        """Set the budget that was spent; else the bottle's own, or its agent's where that is what governs.
+
+        :raises Refused: others are charged there too, and `uid` is not root's.
+        """
         provider = provider or bottle.policy.provider
-        spent = bottle.spent or {}
+        spent = bottle.spent or await self._own(bottle.slot, provider)
         scope, name = str(spent.get("scope", "bottle")), str(spent.get("name", bottle.name))
+        if uid != 0 and scope not in OWN_SCOPES:
+            what = f"{scope} {name} spent its {spent['provider']} budget, {spent['used']} of {spent['tokens']} tokens"
+            hint = f"sudo agentmon resume {bottle.name} --budget {spent['provider']}={tokens}"
+            raise Refused(f"{what}: others are charged to it as well, and only root raises it", hint)
         if not provider:
             providers = sorted({b.provider for s in bottle.policy.scopes for b in s.budgets})
             if len(providers) != 1:
@@ -54,9 +68,16 @@ class LedgerLink:
                     f"agentmon resume {bottle.name} --budget PROVIDER={tokens}",
                 )
             provider = providers[0]
-        run = bottle.run if scope in {"agent", "bottle"} else ""
+        run = bottle.run if scope in OWN_SCOPES else ""
         budget = wire.BudgetDef(provider, tokens, str(spent.get("per", "run")))
         await self._call(wire.SetBudget(self._service.next_id(), scope, name, run, budget, uid))
+
+    async def _own(self, slot: int, provider: str) -> dict[str, Any]:
+        """The nearest of the budgets that are the bottle's alone and govern it; {} where there is none."""
+        for line in await self.totals(slot):
+            if line["scope"] in OWN_SCOPES and line["governs"] and line["provider"] == provider:
+                return line
+        return {}
 
     async def set_budget_at(self, scope: str, name: str, budget: wire.BudgetDef, uid: int) -> None:
         """Set the budget of one scope, whoever is charged to it. :raises AgentmonError: nobody is; not a scope."""

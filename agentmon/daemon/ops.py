@@ -178,12 +178,21 @@ class Ops:
         tokens, provider = requests.budget(args.get("budget"))
         number = self._d.clients.add(connection, request)
         uid = connection.peer.uid
-        done = self._d.runner.dispatch(e.Operator(number, request.op, name, uid, tokens, provider))
+        standing = await self._standing(name) if request.op == "resume" else {}
+        done = self._d.runner.dispatch(e.Operator(number, request.op, name, uid, tokens, provider, standing))
         if done is not None:
             await done
         result = self._d.clients.outcome(number)
         detail = {"budget": tokens, "result": result} if tokens else {"result": result}
         await self._audit(uid, request.op, name or "all", detail)
+
+    async def _standing(self, name: str) -> dict[int, list[dict[str, Any]]]:
+        """What the ledger says now: a budget may have been raised, or its window have ended, since it cut."""
+        found = {}
+        for bottle in tuple(self._d.host.bottles.values()):
+            if name in {"", bottle.name, str(bottle.slot)} and bottle.phase in {Phase.CUT, Phase.FROZEN}:
+                found[bottle.slot] = await self._d.ledger.spent(bottle.slot)
+        return found
 
     async def _rule(self, connection: Connection, request: wire.Request) -> None:
         bottle = self._bottle(str(request.args["bottle"]))

@@ -257,7 +257,7 @@ class Book(Terms):
                 continue
             crossed = self.crossed_of(gauge, provider, reached)
             if gauge.budget.shadow:
-                crossed = msgspec.structs.replace(crossed, slots=())
+                crossed = msgspec.structs.replace(crossed, slots=(), shadow=self.charged_to(gauge))
                 if reached == budget.CUTS:
                     self.shadow_row(run, gauge)
             elif not crossed.slots:

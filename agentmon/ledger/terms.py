@@ -197,15 +197,21 @@ class Terms:
     def crossed_of(self, gauge: Gauge, provider: str, threshold: int) -> wire.Crossed:
         """The message for a gauge, with the slots of all running bottles that it governs."""
         b = gauge.budget
-        per_run = gauge.total.key[4] if b.per == "run" else ""
         slots = sorted(
-            run.slot for run in self.slots.values()
-            if (gauge.scope, gauge.name) in run.scopes
-            and per_run in ("", run.run)
-            and gauge.run in ("", run.run)
-            and any(self._same(gauge, other) for p in {provider, b.provider} for other in self.governing(run, p))
+            run.slot for run in self._charged(gauge)
+            if any(self._same(gauge, other) for p in {provider, b.provider} for other in self.governing(run, p))
         )  # fmt: skip
         return wire.Crossed(tuple(slots), gauge.scope, gauge.name, b.provider, b.per, b.tokens, gauge.level, threshold)
+
+    def charged_to(self, gauge: Gauge) -> tuple[int, ...]:
+        """Slots of all running bottles whose usage counts there, whether or not it governs them."""
+        return tuple(sorted(run.slot for run in self._charged(gauge)))
+
+    def _charged(self, gauge: Gauge) -> Iterable[Run]:
+        per_run = gauge.total.key[4] if gauge.budget.per == "run" else ""
+        for run in self.slots.values():
+            if (gauge.scope, gauge.name) in run.scopes and per_run in ("", run.run) and gauge.run in ("", run.run):
+                yield run
 
     @staticmethod
     def _same(a: Gauge, b: Gauge) -> bool:

@@ -84,7 +84,7 @@ def test_a_shadow_budget_records_at_every_scope_and_refuses_nothing(where: str, 
     book.spend(1, 85, "a")
     book.spend(1, 85, "b")
     book.spend(1, 85, "c")
-    assert [(c.threshold, c.slots) for c in book.crossed] == [(80, ()), (100, ())]
+    assert [(c.threshold, c.slots, c.shadow) for c in book.crossed] == [(80, (), (1,)), (100, (), (1,))]
     name = at(where).name
     assert book.reads("""SELECT bottle, policy, "by", result FROM enforcement_v""") == [
         ("b1", "shadow", f"{where}:{name}", "would have been cut")

@@ -129,6 +129,16 @@ def test_threshold_only_informs() -> None:
     assert after == before and names(actions) == ["Emit"]
 
 
+def test_a_shadow_budget_is_told_and_cuts_nobody() -> None:
+    before = host(one=Phase.RUNNING)
+    for threshold, more in ((80, ""), (100, ": it would have been cut")):
+        crossed = wire.Crossed((), "host", "host", "claude", "day", 100, 120, threshold=threshold, shadow=(16, 17))
+        after, (told,) = step(before, e.BudgetCrossed(crossed))
+        assert after == before and isinstance(told, a.Emit)
+        assert (told.event["kind"], told.event["verdict"]) == ("threshold", "observed")
+        assert told.event["reason"] == f"{threshold}% of host host, a shadow budget{more}"
+
+
 def cut_by_budget() -> Host:
     crossed = wire.Crossed((16,), "bottle", "one", "claude", "run", 100, 120)
     return step(host(one=Phase.RUNNING), e.BudgetCrossed(crossed))[0]
@@ -136,10 +146,40 @@ def cut_by_budget() -> Host:
 
 def test_resume_needs_more_than_was_used() -> None:
     before = cut_by_budget()
-    for tokens, words in ((0, "spent its claude budget: 120 of 100"), (110, "already spent: 120")):
+    for tokens, words, more in (
+        (0, "spent its claude budget: 120 of 100", "claude=240"), (110, "already spent: 120", "240"),
+    ):  # fmt: skip
         after, (fail,) = step(before, e.Operator(3, "resume", "one", 0, tokens))
-        assert isinstance(fail, a.Fail) and words in fail.message and "--budget 240" in fail.hint
+        assert isinstance(fail, a.Fail) and words in fail.message and f"--budget {more}" in fail.hint
         assert after == before
+
+
+def test_resume_goes_by_what_is_spent_now() -> None:
+    """Raised by `budget set` meanwhile, or another window: nothing more is asked for. And the other way round."""
+    before = cut_by_budget()
+    after, actions = step(before, e.Operator(3, "resume", "one", 0, standing={16: ()}))
+    assert after.bottles[16].phase is Phase.RUNNING and "SetBudget" not in names(actions)
+    own = dict(before.bottles[16].spent or {}, used=130)
+    other = {"scope": "ceiling", "name": "host", "provider": "*", "tokens": 50, "used": 130, "per": "day"}
+    both = {16: (other, own)}
+    _, (fail,) = step(before, e.Operator(3, "resume", "one", 0, 125, standing={16: (own,)}))
+    assert isinstance(fail, a.Fail) and "125 tokens are already spent: 130" in fail.message
+    _, (fail,) = step(before, e.Operator(3, "resume", "one", 0, 500, standing=both))
+    assert isinstance(fail, a.Fail) and "ceiling host spent its * budget: 130 of 50" in fail.message
+    assert fail.hint == "agentmon budget set ceiling:host * 260"
+    _, actions = step(before, e.Operator(3, "resume", "one", 0, 500, standing={16: (own,)}))
+    raised = actions[1]
+    assert isinstance(raised, a.SetBudget) and raised.bottle.spent == own and raised.tokens == 500
+
+
+def test_what_root_stopped_only_root_resumes() -> None:
+    for verb in ("cut", "freeze"):
+        before, _ = step(host(one=Phase.RUNNING), e.Operator(3, verb, "one", 0))
+        _, (fail,) = step(before, e.Operator(4, "resume", "one", 1000))
+        assert isinstance(fail, a.Fail) and (fail.error, fail.hint) == ("Refused", "sudo agentmon resume one")
+        assert step(before, e.Operator(4, "resume", "one", 0))[0].bottles[16].held_by == -1
+        before, _ = step(host(one=Phase.RUNNING), e.Operator(3, verb, "one", 1000))
+        assert step(before, e.Operator(4, "resume", "one", 1000))[0].bottles[16].phase is Phase.RUNNING
 
 
 def test_resume_opens_services_before_the_kernel_with_a_new_epoch() -> None:
