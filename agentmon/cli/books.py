@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,27 @@ def stored_events(bottle: str, kind: str, since_ns: int) -> Iterator[dict[str, A
     """
     for _, event in events_store.read(str(paths.EVENTS), bottle=bottle, kind=kind, since_ns=since_ns):
         yield events.to_dict(event)
+
+
+def audit_rows(since_ns: int) -> list[dict[str, Any]]:
+    """Rows of audit_v, oldest first, with `detail` as an object and `user`, the name of the uid on this host.
+
+    :raises AgentmonError: there is no ledger that this user can read.
+    """
+    names: dict[int, str] = {}
+    rows = report.audit(since_ns=since_ns)
+    for row in rows:
+        uid = int(row["uid"])
+        row["user"] = names.get(uid) or names.setdefault(uid, _user(uid))
+        row["detail"] = json.loads(row["detail"])
+    return rows
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def budget_rows() -> list[dict[str, Any]]:

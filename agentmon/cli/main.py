@@ -36,6 +36,7 @@ _COMMANDS = {  # name: (module in agentmon.cli, its attribute, what it does)
     "budget": ("budget", "budget", "Show and set budgets."),
     "policy": ("policy", "policy", "Check, explain and compare policies."),
     "audit-native": ("audit_native", "audit_native", "List native code that could connect behind the guard's back."),
+    "audit": ("audit", "audit", "Show who changed what, when."),
     "ledger": ("ledger", "ledger", "Check, back up and export the ledger."),
     "setup": ("setup_docker", "setup", "Make agentmon get along with what else runs on this host."),
     "demo": ("demo", "demo", "Show all of it against a local internet."),

@@ -331,6 +331,8 @@ class Daemon:
                 await self.ledger.open(bottle)
             else:
                 await self._push(service, bottle)
+        if service.name == "ledger":
+            await self.ops.trail.flush()
 
     async def _push(self, service: Service, bottle: Bottle) -> None:
         view = self.kernel.compiled(bottle, mode_of(bottle)).view

@@ -20,9 +20,10 @@ from agentmon import wire
 from agentmon.control import events as e
 from agentmon.control.state import Bottle, Job, Phase
 from agentmon.daemon import attach, following, requests
+from agentmon.daemon.audit import AuditTrail
 from agentmon.daemon.clients import error_dict
 from agentmon.daemon.connection import Connection
-from agentmon.errors import AgentmonError, BadInput, Refused
+from agentmon.errors import AgentmonError, BadInput, HostLacks, Refused
 from agentmon.policy import explain
 from agentmon.policy.plain import to_plain
 
@@ -39,6 +40,7 @@ class Ops:
 
     def __init__(self, daemon: Daemon) -> None:
         self._d = daemon
+        self.trail = AuditTrail(lambda *row: daemon.ledger.audit(*row), daemon.log.add)
         self._handlers: dict[str, Handler] = {
             "run": self._run, "reattach": self._reattach, "signal": self._signal,
             "ps": self._ps, "status": self._status,
@@ -76,13 +78,16 @@ class Ops:
                 )
             await handler(connection, request)
         except AgentmonError as error:
-            fault = error_dict(error.kind, error.message, error.hint)
-            connection.send(wire.Reply(request.id, None, fault))
+            await self._turn_down(connection, request, error)
         except (TypeError, KeyError, ValueError) as error:  # a request of the wrong shape
-            fault = error_dict("BadInput", f"request {request.op!r} is malformed: {error!r}", "")
-            connection.send(wire.Reply(request.id, None, fault))
+            wrong = BadInput(f"request {request.op!r} is malformed: {error!r}")
+            await self._turn_down(connection, request, wrong)
         except OSError as error:
-            connection.send(wire.Reply(request.id, None, error_dict("HostLacks", str(error), "")))
+            await self._turn_down(connection, request, HostLacks(str(error)))
+
+    async def _turn_down(self, connection: Connection, request: wire.Request, error: AgentmonError) -> None:
+        connection.send(wire.Reply(request.id, None, error_dict(error.kind, error.message, error.hint)))
+        await self.trail.refused(connection.peer.uid, request, error)
 
     def _authorise(self, connection: Connection, request: wire.Request) -> None:
         """:raises Refused: says who could, or how it could be granted."""
@@ -137,7 +142,9 @@ class Ops:
         policy = requests.policy(request.args, self._d.settings, self._d.providers, connection.peer, features)
         job = requests.job(request.args, connection.peer)
         number = self._d.clients.add(connection, request)
-        self._d.runner.dispatch(e.RunRequested(number, policy, job, uuid.uuid4().hex, time.time_ns()))
+        done = self._d.runner.dispatch(e.RunRequested(number, policy, job, uuid.uuid4().hex, time.time_ns()))
+        if done is not None:
+            await done
         await self._audit(
             connection.peer.uid,
             "run",
@@ -207,7 +214,7 @@ class Ops:
         await self._audit(uid, request.op, bottle.name, {"rule": text, "result": result})
 
     async def _audit(self, uid: int, action: str, target: str, detail: dict[str, Any]) -> None:
-        await self._d.ledger.audit(uid, action, target, detail)
+        await self.trail.done(uid, action, target, detail)
 
     # ── looking ──
 
@@ -280,5 +287,6 @@ class Ops:
         connection.send(wire.Reply(request.id, said))
 
     async def _shutdown(self, connection: Connection, request: wire.Request) -> None:
+        await self._audit(connection.peer.uid, "shutdown", "daemon", {"keep": bool(request.args.get("keep", False))})
         connection.send(wire.Reply(request.id, {}))
         self._d.stop(keep=bool(request.args.get("keep", False)))
