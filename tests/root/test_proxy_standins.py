@@ -13,65 +13,11 @@ from agentmon.providers.registry import load
 from tests.internet.model_apis import apps
 from tests.internet.served import Books
 from tests.support import proxy_rig
+from tests.support.provider_calls import CALLS, CONTENTS, HOSTS, WORDS, B, G, headers_of, row_of
 from tests.support.proxy_rig import Response, Rig
 from tests.support.standin import played
 
 pytestmark = pytest.mark.root
-
-HOSTS = {
-    "claude": "api.anthropic.com",
-    "openai": "api.openai.com",
-    "codex": "chatgpt.com",
-    "gemini": "generativelanguage.googleapis.com",
-    "azure": "mine.openai.azure.com",
-    "openrouter": "openrouter.ai",
-    "mistral": "api.mistral.ai",
-    "vertex": "us-x1-aiplatform.googleapis.com",
-    "bedrock": "bedrock-runtime.us-x-1.amazonaws.com",
-}
-KEYS = {
-    "claude": {"x-api-key": "k", "anthropic-version": "2023-06-01"},
-    "codex": {"authorization": "Bearer k", "chatgpt-account-id": "a"},
-    "gemini": {"x-goog-api-key": "k"},
-    "azure": {"api-key": "k"},
-    "bedrock": {
-        "accept-encoding": "gzip, deflate", "x-amz-date": "20260101T000000Z",
-        "authorization": "AWS4-HMAC-SHA256 Credential=AK/x, SignedHeaders=accept-encoding;host, Signature=0a",
-    },
-}  # fmt: skip
-SAY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
-CONTENTS = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
-CONVERSE = {"messages": [{"role": "user", "content": [{"text": "hi"}]}], "inferenceConfig": {"maxTokens": 99}}
-INVOKE = SAY | {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 99}
-WORDS = "scripted-in300-read40-out80-chunks6"
-G = f"/v1beta/models/gemini-{WORDS}"
-B = f"/model/anthropic.claude-{WORDS}"
-V = "/v1/projects/p/locations/us-x1/publishers"
-RAW = SAY | {"anthropic_version": "vertex-2023-10-16", "max_tokens": 99}
-CALLS: list[tuple[str, str, dict[str, Any]]] = [
-    ("claude", "/v1/messages", SAY | {"model": f"claude-{WORDS}-write7", "max_tokens": 99, "stream": True}),
-    ("claude", "/v1/messages", SAY | {"model": f"claude-{WORDS}-write7", "max_tokens": 99}),
-    ("openai", "/v1/chat/completions", SAY | {"model": f"gpt-{WORDS}", "stream": True}),
-    ("openai", "/v1/responses", {"model": f"gpt-{WORDS}", "input": "hi", "stream": True}),
-    ("openai", "/v1/embeddings", {"model": f"text-embedding-{WORDS}", "input": "hi"}),
-    ("codex", "/backend-api/codex/responses", {"model": f"gpt-{WORDS}", "input": "hi", "stream": True}),
-    ("vertex", f"{V}/anthropic/models/claude-{WORDS}:rawPredict", RAW),
-    ("vertex", f"{V}/anthropic/models/claude-{WORDS}-write7:streamRawPredict", RAW | {"stream": True}),
-    ("vertex", f"{V}/google/models/gemini-{WORDS}:generateContent", CONTENTS),
-    ("vertex", f"{V}/google/models/gemini-{WORDS}:streamGenerateContent?alt=sse", CONTENTS),
-    ("gemini", f"{G}:generateContent", CONTENTS),
-    ("gemini", f"{G}:streamGenerateContent?alt=sse", CONTENTS),
-    ("gemini", f"{G}:streamGenerateContent", CONTENTS),
-    ("gemini", f"{G}-fake1:streamGenerateContent", CONTENTS),
-    ("azure", f"/openai/deployments/{WORDS}/chat/completions?api-version=2024-10-21", SAY | {"stream": True}),
-    ("openrouter", "/api/v1/chat/completions", SAY | {"model": f"x/{WORDS}", "stream": True}),
-    ("mistral", "/v1/chat/completions", SAY | {"model": f"mistral-{WORDS}", "stream": True}),
-    ("mistral", "/v1/chat/completions", SAY | {"model": f"mistral-{WORDS}"}),
-    ("bedrock", f"{B}/converse", CONVERSE),
-    ("bedrock", f"{B}-write7/converse-stream", CONVERSE),
-    ("bedrock", f"{B}-write7-fake1/invoke-with-response-stream", INVOKE),
-    ("bedrock", f"{B}/invoke", INVOKE),
-]
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +37,7 @@ def rig(books: Books, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]
 
 
 def call(rig: Rig, provider: str, path: str, body: dict[str, Any], sock: Any = None) -> Response:
-    headers = KEYS.get(provider, {"authorization": "Bearer k"})
-    return rig.request(HOSTS[provider], path, json.dumps(body).encode(), headers=headers, sock=sock)
+    return rig.request(HOSTS[provider], path, json.dumps(body).encode(), headers=headers_of(provider), sock=sock)
 
 
 @pytest.mark.parametrize(("provider", "path", "body"), CALLS, ids=[f"{p} {t[-24:]}" for p, t, _ in CALLS])
@@ -104,14 +49,7 @@ def test_what_the_provider_bills_is_what_the_ledger_has(
     assert response.status == 200 and not response.broken, response.body
     rows = rig.rows(before + 1)
     assert len(rows) == before + 1 and len(books.calls) == served + 1
-    billed = books.calls[-1]
-    cached = billed.cache_read
-    wanted = (provider, billed.model, billed.input, cached, billed.cache_write, billed.output, "wire", 1)
-    if path.endswith("/embeddings"):
-        wanted = (*wanted[:3], 0, 0, 0, *wanted[6:])
-    elif "converse" in path:
-        wanted = (wanted[0], path.split("/")[2], *wanted[2:])
-    assert rows[-1] == wanted
+    assert rows[-1] == row_of(provider, path, books.calls[-1])
     assert rig.nothing_held()
 
 

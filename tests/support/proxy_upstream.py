@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 NAMES = (
     "api.anthropic.com", "api.openai.com", "chatgpt.com", "*.example.org", "generativelanguage.googleapis.com",
     "cloudcode-pa.googleapis.com", "us-x1-aiplatform.googleapis.com", "mine.openai.azure.com", "openrouter.ai",
-    "api.mistral.ai", "bedrock-runtime.us-x-1.amazonaws.com",
+    "api.mistral.ai", "bedrock-runtime.us-x-1.amazonaws.com", "bedrock-runtime.us-east-1.amazonaws.com",
+    "us-east5-aiplatform.googleapis.com",
 )  # fmt: skip
 
 
