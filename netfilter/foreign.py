@@ -41,7 +41,7 @@ class ForeignPipe(Pipe):
 
     def _inner_requests(self, number: int) -> Sequence[Request]:
         sysctl.write(f"ipv6/conf/{self.inner}/disable_ipv6", "0")  # engines switch it off where a network has no IPv6
-        requests = [links.up(1), links.no_link_local(number)]
+        requests = [links.no_link_local(number)]  # lo is theirs, up or down
         requests += [links.address(number, a) for a in self.addresses]
         requests.append(links.up(number))
         requests += [links.neighbour(number, gateway, self.mac_host) for gateway in self.gateways]

@@ -89,6 +89,11 @@ def noise() -> Part:
     return equal(_ICMP6_TYPE, choice(map(word, _NOISE)))
 
 
+def neighbours() -> Part:
+    """What IPv6 finds a neighbour's hardware address with, as ARP does for IPv4 past these tables."""
+    return equal(_ICMP6_TYPE, choice(map(word, ("nd-neighbor-solicit", "nd-neighbor-advert"))))
+
+
 def shared_noise() -> Part:
     """The same by the host table's own set. nf_tables finds sets by walking a list of all of a table's, so bottles
     share what is the same for all."""

@@ -1,6 +1,6 @@
 """The rules inside a namespace that others made, and those that shut its own ways out on the host. Pure.
 
-output ─ lo accept │ not our address: refuse ─▶ judge         its own packets
+output ─ lo accept │ not our address: refuse ─▶ judge         its own packets; IPv6 neighbours by its own devices
 forward ─ answers │ ─▶ judge                                  of containers inside it
 input ─ lo, answers by our device; nothing else               dns ─ port 53 goes to our resolver
 judge ─ not by our device: refuse, then as in render_bottle.inner_chain
@@ -31,7 +31,7 @@ from netfilter.language import (
     table,
     word,
 )
-from netfilter.render import FILTER, REFUSE, noise, refusal
+from netfilter.render import FILTER, REFUSE, neighbours, noise, refusal
 from netfilter.spec import BottleNet, BottleRules
 
 JUDGE = "judge"
@@ -59,6 +59,7 @@ def inner_closed(net: BottleNet) -> list[Part]:
         base_chain("forward", "filter", "forward", FILTER, "drop"),
         base_chain("input", "filter", "input", FILTER, "drop"),
         rule("output", loop_out, ACCEPT),
+        rule("output", differs(meta("oifname"), ours), neighbours(), ACCEPT),
         rule("output", noise(), DROP),
         *(rule("output", bad, goto(REFUSE)) for bad in _not_its_address(net)),
         rule("output", goto(JUDGE)),
@@ -66,6 +67,7 @@ def inner_closed(net: BottleNet) -> list[Part]:
         rule("forward", goto(JUDGE)),
         rule("input", loop_in, ACCEPT),
         rule("input", *answers),
+        rule("input", differs(meta("iifname"), ours), neighbours(), ACCEPT),
     ]
     for name, hook, away in (("dns", "output", meta("oifname")), ("dns_in", "prerouting", meta("iifname"))):
         commands.append(base_chain(name, "nat", hook, _DESTINATION_NAT, "accept"))

@@ -16,13 +16,13 @@ from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 
 from netfilter.netns.wire import ACK, HEADER, NETFILTER, REQUEST, Netlink, Request, attribute, attributes, message
 from netfilter.spec import EPOCH_MASK, Address
-from netfilter.verdict import Flow
+from netfilter.verdict import PROTOCOLS, Flow
 
 _SUBSYSTEM = 1 << 8
 _NEW, _GET, _DELETE, _STATS = (_SUBSYSTEM | number for number in (0, 1, 2, 5))
 _ENTRIES = 1  # CTA_STATS_GLOBAL_ENTRIES
 _TUPLE_ORIG, _MARK, _ID, _MARK_MASK = 1, 8, 12, 21
-_IP, _PROTO = 1, 2
+_IP, _PROTO, _NESTED = 1, 2, 0x8000
 _SOURCE = {4: 1, 6: 3}
 _DESTINATION = {4: 2, 6: 4}
 _NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
@@ -66,20 +66,32 @@ class Conntrack:
         request = message(nfct_msg, _STATS, 0, "count conntrack entries", nfgen_family=0)
         return int.from_bytes(attributes(self._wire.ask(request), _NFGEN.size).get(_ENTRIES, b""), "big")
 
+    def _key(self, entry: Entry) -> bytes:
+        """The tuple by which this table finds the flow."""
+        return entry.key
+
     def remark(self, marked: Iterable[tuple[Entry, int]]) -> int:
         """Give each entry its new mark; how many lived long enough."""
-        return self._wire.run([_marking(entry, mark) for entry, mark in marked])
+        return self._wire.run([_marking(entry, self._key(entry), mark) for entry, mark in marked])
 
     def delete(self, entries: Iterable[Entry]) -> int:
         """How many were still there."""
-        return self._wire.run([_request(_DELETE, e, attribute(_ID, e.ident), "delete") for e in entries])
+        return self._wire.run([_request(_DELETE, e, self._key(e), attribute(_ID, e.ident), "delete") for e in entries])
 
     def delete_same(self, entries: Iterable[Entry]) -> int:
-        """Delete by tuple what another namespace's table has: a bottle's own table has the same, without NAT."""
-        return self._wire.run([_request(_DELETE, e, b"", "delete") for e in entries])
+        """Delete by tuple what another namespace's table has."""
+        return self._wire.run([_request(_DELETE, e, self._key(e), b"", "delete") for e in entries])
 
     def close(self) -> None:
         self._wire.close()
+
+
+class InnerConntrack(Conntrack):
+    """A bottle's own table, asked for flows of the host's. An engine in there may translate where a flow comes from or
+    goes to; its answers come in as they leave the host, so they name it on both sides."""
+
+    def _key(self, entry: Entry) -> bytes:
+        return _answers(entry)
 
 
 def _listing(source: Address) -> Request:
@@ -93,13 +105,25 @@ def _listing(source: Address) -> Request:
     )
 
 
-def _marking(entry: Entry, mark: int) -> Request:
+def _answers(entry: Entry) -> bytes:
+    """The tuple of the other direction, which the kernel finds a flow by just as well."""
+    flow = entry.flow
+    if flow.proto not in PROTOCOLS:  # without ports: the same in both tables as far as anybody translates it
+        return entry.key
+    version, number = flow.source.version, attribute(_NUMBER, bytes((flow.proto,)))
+    ip = attribute(_SOURCE[version], flow.destination.packed) + attribute(_DESTINATION[version], flow.source.packed)
+    ports = attribute(_SOURCE_PORT, flow.destination_port.to_bytes(2, "big"))
+    ports += attribute(_DESTINATION_PORT, flow.source_port.to_bytes(2, "big"))
+    return attribute(_TUPLE_ORIG | _NESTED, attribute(_IP | _NESTED, ip) + attribute(_PROTO | _NESTED, number + ports))
+
+
+def _marking(entry: Entry, key: bytes, mark: int) -> Request:
     rest = attribute(_MARK, struct.pack(">I", mark)) + attribute(_MARK_MASK, struct.pack(">I", 0xFFFF_FFFF))
-    return _request(_NEW, entry, rest, "re-mark")
+    return _request(_NEW, entry, key, rest, "re-mark")
 
 
-def _request(kind: int, entry: Entry, rest: bytes, verb: str) -> Request:
-    body = _NFGEN.pack(_FAMILY[entry.flow.source.version], 0, 0) + entry.key + rest
+def _request(kind: int, entry: Entry, key: bytes, rest: bytes, verb: str) -> Request:
+    body = _NFGEN.pack(_FAMILY[entry.flow.source.version], 0, 0) + key + rest
     data = HEADER.pack(HEADER.size + len(body), kind, REQUEST | ACK, 0, 0) + body
     return Request(f"{verb} conntrack entry {entry.flow}", data, (errno.ENOENT,))
 
@@ -120,4 +144,4 @@ def _entry(body: bytes) -> Entry | None:
         int.from_bytes(proto.get(_DESTINATION_PORT, b""), "big"),
         int.from_bytes(top.get(_MARK, b""), "big"),
     )
-    return Entry(flow, attribute(_TUPLE_ORIG | 0x8000, top[_TUPLE_ORIG]), top.get(_ID, b""))
+    return Entry(flow, attribute(_TUPLE_ORIG | _NESTED, top[_TUPLE_ORIG]), top.get(_ID, b""))
