@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from netfilter.elements import Segments
 from netfilter.language import TABLE
 from netfilter.netns import links, namespaces, sysctl
-from netfilter.netns.conntrack import Conntrack
+from netfilter.netns.conntrack import InnerConntrack
 from netfilter.netns.sockets import Sockets
 from netfilter.netns.wire import ROUTE, Netlink, Request, out_of_the_way
 from netfilter.nfnetlink import Elements
@@ -34,7 +34,7 @@ class Inner:
     def __init__(self) -> None:
         self._space = out_of_the_way(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         self.elements = Elements(TABLE)
-        self.conntrack = Conntrack()
+        self.conntrack = InnerConntrack()
         self.sockets = Sockets()
 
     @property
@@ -55,6 +55,7 @@ class Bottle:
     rules: BottleRules | None = None
     judge: Judge | None = None
     untouched: bool = False  # made by us and never open: nothing can have passed
+    led: bool = True  # its device leads to its chain; until that has rules it leads nowhere
     asked: int = -1  # epoch of the last change: the chain names `rules.epoch`, what went since then is in `region`
     epochs: int = 0  # how many it has had here
     chain: tuple[Mode, tuple[Endpoint, ...]] | None = None  # what its chain was written for
@@ -68,7 +69,11 @@ class Bottle:
     def made(cls, net: BottleNet, inner: Inner) -> Bottle:
         """One that has just been made, closed."""
         rules = BottleRules(net.slot, 0, Mode.CLOSED)
-        return cls(net, inner, rules, untouched=True, static=static(rules))
+        return cls(net, inner, rules, untouched=True, led=False, static=static(rules))
+
+    def mode(self) -> Mode:
+        """What is asked of the host's side now."""
+        return Mode.CLOSED if self.rules is None else self.rules.mode
 
     def took(self, plan: Planned) -> None:
         """A change is in force."""
@@ -81,7 +86,7 @@ class Bottle:
         self.static, self.segments = plan.static, plan.segments
         self.region, self.unsure = plan.region, plan.unsure
         if plan.rewrites:
-            self.chain = (plan.rules.mode, plan.rules.services)
+            self.chain, self.led = (plan.rules.mode, plan.rules.services), True
         if plan.renumbers:
             self.epochs += 1
         if plan.fresh and plan.renumbers:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from netfilter.batch import Members, attribute, nested
-from netfilter.language import TABLE, Command
+from netfilter.language import TABLE, Command, Part
 
 NEWTABLE, DELTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE = 0, 2, 3, 5, 6, 8
 NEWSET, DELSET, NEWSETELEM, DELSETELEM, NEWOBJ, DELOBJ = 9, 11, 12, 14, 18, 20
@@ -87,12 +88,31 @@ def compiled(commands: Iterable[Command]) -> list[Message]:
     for place, command in enumerate(commands, 1):
         if isinstance(command, Members):
             found += _members(command)
-        else:
-            ((verb, what),) = command.json.items()
-            ((kind, fields),) = what.items()
-            messages = _Rule(place).messages(fields) if kind == "rule" else _COMMANDS[verb, kind](fields)
-            found += [m._replace(family=NETDEV) for m in messages] if fields["family"] == "netdev" else messages
+            continue
+        messages = _COMPILED.get(command.text)
+        if messages is None:
+            messages = _messages(command, place)
+            if len(messages) == 1:  # a set without a name has a number that says where in a transaction it stands
+                _remember(command.text, messages)
+        found += messages
     return found
+
+
+_COMPILED: dict[str, list[Message]] = {}  # by text: what is said in a bottle is nearly the same in all of them
+_MOST_COMPILED = 4096
+
+
+def _remember(text: str, messages: list[Message]) -> None:
+    if len(_COMPILED) >= _MOST_COMPILED:
+        _COMPILED.clear()
+    _COMPILED[text] = messages
+
+
+def _messages(command: Part, place: int) -> list[Message]:
+    ((verb, what),) = command.json.items()
+    ((kind, fields),) = what.items()
+    messages = _Rule(place).messages(fields) if kind == "rule" else _COMMANDS[verb, kind](fields)
+    return [m._replace(family=NETDEV) for m in messages] if fields["family"] == "netdev" else messages
 
 
 def _members(command: Members) -> Iterator[Message]:
@@ -179,9 +199,18 @@ def _no_counter(fields: dict[str, Any]) -> list[Message]:
 
 
 def _devices(fields: dict[str, Any]) -> bytes:
-    """Elements of a set of device names."""
-    elements = (nested(1, nested(1, attribute(1, _packed("ifname", name)))) for name in fields["elem"])
-    return _of(fields) + nested(_ELEMENTS, b"".join(elements))
+    """Elements of a set of device names, or of a map from them to verdicts."""
+    return _of(fields) + nested(_ELEMENTS, b"".join(nested(1, _device(member)) for member in fields["elem"]))
+
+
+def _device(member: Any) -> bytes:
+    name, verdict = member if isinstance(member, list) else (member, None)
+    key = nested(1, attribute(1, _packed("ifname", name)))
+    if verdict is None:
+        return key
+    ((word, said),) = verdict.items()
+    code = attribute(1, struct.pack(">i", {"drop": _DROP, "goto": _GOTO}[word]))
+    return key + nested(2, nested(2, code + (string(2, said["target"]) if said else b"")))
 
 
 _COMMANDS: dict[tuple[str, str], Callable[[dict[str, Any]], list[Message]]] = {
@@ -195,6 +224,11 @@ _COMMANDS: dict[tuple[str, str], Callable[[dict[str, Any]], list[Message]]] = {
 
 
 # ── rules ──
+
+
+@lru_cache(1 << 13)
+def _expression(name: str, attributes: tuple[bytes, ...]) -> bytes:
+    return nested(1, string(1, name) + nested(2, b"".join(attributes)))
 
 
 class _Rule:
@@ -218,7 +252,7 @@ class _Rule:
         return [*self._sets, Message(NEWRULE, CREATE | APPEND, body)]
 
     def _say(self, name: str, *attributes: bytes) -> None:
-        self._code.append(nested(1, string(1, name) + nested(2, b"".join(attributes))))
+        self._code.append(_expression(name, attributes))
 
     def _must_be(self, key: str, value: int) -> None:
         if (key, value) in self._known:
@@ -386,11 +420,13 @@ def _packed(name: str, said: Any) -> bytes:
     return int(said).to_bytes(width, sys.byteorder if host_order else "big")
 
 
+@lru_cache(1 << 12)
 def number(kind: int, value: int) -> bytes:
     """An attribute of 32 bits in network order."""
     return attribute(kind, struct.pack(">I", value))
 
 
+@lru_cache(1 << 14)
 def string(kind: int, text: str) -> bytes:
     """An attribute of a C string."""
     return attribute(kind, text.encode() + b"\0")

@@ -15,7 +15,7 @@ from netfilter import plan, render
 from netfilter.bottle import Bottle
 from netfilter.elements import Segments
 from netfilter.errors import KernelRefused
-from netfilter.language import FAMILY, TABLE, Command, Part, device, elements, goto, leads_to, table
+from netfilter.language import FAMILY, TABLE, Command, Part, table
 from netfilter.netns import namespaces
 from netfilter.nft import Nft
 from netfilter.spec import HostSpec, Learned
@@ -34,7 +34,7 @@ def host_table(host: HostSpec, bottles: Iterable[Bottle], now_ns: int, more: Ite
     commands: list[Command] = [table("add"), table("delete"), *render.host_table(host)]
     for bottle in bottles:
         commands += plan.host_side(bottle, now_ns)
-        commands += elements("add", render.BOTTLES, [leads_to(device(bottle.net.veth), goto(f"b{bottle.net.slot}"))])
+        commands += plan.leading(bottle)
     return [*commands, *more]
 
 

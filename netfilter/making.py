@@ -99,7 +99,8 @@ class Making(Changing):
     def _lead(self, net: BottleNet) -> None:
         elements = self._edges().elements
         elements.take_device(render.CUT, net.veth)  # a cut that came after the last tenant's end
-        elements.lead(render.BOTTLES, net.veth, f"b{net.slot}", render_bottle.bottle_closed(net))
+        made = [*render_bottle.bottle_empty(net), *render_bottle.led_nowhere(net)]
+        elements.run(made, f"close {net.veth} on the host")
 
     def adopt_bottle(self, net: BottleNet) -> None:
         self._check_net(net)
@@ -111,7 +112,7 @@ class Making(Changing):
 
     def delete_bottle(self, slot: int) -> None:
         edges, name, veth = self._edges(), f"{self._prefix}-{slot}", f"{self._prefix}{slot}"
-        edges.elements.lead_elsewhere(render.BOTTLES, veth, render.REFUSE)
+        edges.elements.lead_to_drop(render.BOTTLES, veth)
         edges.conntrack.delete(self._remaining(slot))
         _quietly(edges.elements, render_bottle.bottle_deleted(slot))
         edges.route.run([links.delete(veth)])

@@ -29,7 +29,7 @@ _GETOBJ = 19
 _SUBSYSTEM = 10
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _KEY, _DATA, _VALUE = 1, 2, 1
-_VERDICT, _CODE, _CHAIN, _GOTO = 2, 1, 2, -4
+_VERDICT, _CODE, _DROP = 2, 1, 0
 _OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA, _COUNTER, _PACKETS = 2, 3, 4, 1, 2
 _IFNAMSIZ = 16
 _SNDBUFFORCE, _SOL_NETLINK, _CAP_ACK = 32, 270, 10
@@ -61,19 +61,12 @@ class Elements:
         """One device name into a set of them; fine if it is there."""
         self._transact([self._element(NEWSETELEM, set_name, _device(device))], f"add {device} to {set_name}")
 
-    def lead(self, map_name: str, device: str, chain: str, making: Iterable[Command] = ()) -> None:
-        """Packets that come in by a device go to a chain: its element in a verdict map.
+    def lead_to_drop(self, map_name: str, device: str) -> None:
+        """What comes in by a device that is led somewhere is dropped, in one step; one that is not led stays so.
 
-        :param making: commands that make the chain. One transaction for both: the kernel looks at every chain that is
-            led to once for each transaction that leads somewhere.
-        """
-        leading = self._element(NEWSETELEM, map_name, _leading(device, chain))
-        self._transact([*bytecode.compiled(making), leading], f"lead {device} to {chain}")
-
-    def lead_elsewhere(self, map_name: str, device: str, chain: str) -> None:
-        """The same for a device that is led somewhere already, in one step; one that is not stays so."""
-        steps = ((DELSETELEM, _device(device)), (NEWSETELEM, _leading(device, chain)))
-        self._if_there([self._element(kind, map_name, what) for kind, what in steps], f"lead {device} to {chain}")
+        Not to a chain: the kernel looks at every chain that is led to for each transaction that leads to one."""
+        steps = ((DELSETELEM, _device(device)), (NEWSETELEM, _dropped(device)))
+        self._if_there([self._element(kind, map_name, what) for kind, what in steps], f"drop what {device} brings")
 
     def lead_nowhere(self, map_name: str, device: str) -> None:
         """A device's element out of a verdict map; fine if it is not there."""
@@ -171,9 +164,8 @@ def _device(name: str, data: bytes = b"") -> bytes:
     return nested(1, _key(name.encode().ljust(_IFNAMSIZ, b"\0")) + data)
 
 
-def _leading(device: str, chain: str) -> bytes:
-    verdict = attribute(_CODE, struct.pack(">i", _GOTO)) + string(_CHAIN, chain)
-    return _device(device, nested(_DATA, nested(_VERDICT, verdict)))
+def _dropped(device: str) -> bytes:
+    return _device(device, nested(_DATA, nested(_VERDICT, attribute(_CODE, struct.pack(">i", _DROP)))))
 
 
 def _key(data: bytes) -> bytes:

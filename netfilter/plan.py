@@ -44,6 +44,7 @@ class Planned:
     closed: tuple[Learned, ...]  # addresses that open nothing any more, without their times
     net: BottleNet
     before: BottleRules | None
+    leads: bool  # the device's packets go to the chain from now on: it has rules for the first time
     sets: tuple[list[Command], list[Command]]  # inside, on the host
     regions: tuple[list[Command], list[Command]]  # set x of both; as long as an old epoch is named, x holds what it did
 
@@ -70,7 +71,8 @@ class Planned:
     def chain(self, also: Sequence[int] = ()) -> list[Part]:
         """The chain on the host, the cut's element where it changes."""
         if self.rewrites:
-            return render_bottle.bottle_chain(self.net, self.rules, self.before, also)
+            leading = render_bottle.led_anew(self.net, render_bottle.led(self.net)) if self.leads else []
+            return [*render_bottle.bottle_chain(self.net, self.rules, self.before, also), *leading]
         if self.before is not None and (self.before.mode is Mode.CUT) is not (self.rules.mode is Mode.CUT):
             return render_bottle.cut_element(self.net, self.rules.mode)
         return []
@@ -129,7 +131,7 @@ def planned(bottle: Bottle, rules: BottleRules, now_ns: int, *, anew: bool = Fal
     unsure = not renumbers and (bottle.unsure or (not fresh and bool(gone)))
     return Planned(
         rules, static, segments, region, renumbers, rewrites, fresh, unsure, (*forgotten, *lapsed), bottle.net, old,
-        (commands(None), commands(rules.slot)), (x(None), x(rules.slot)),
+        not bottle.led,         (commands(None), commands(rules.slot)), (x(None), x(rules.slot)),
     )  # fmt: skip
 
 
@@ -191,6 +193,8 @@ def whole(bottle: Bottle, learned: Iterable[Learned], now_ns: int) -> list[Comma
 def host_side(bottle: Bottle, now_ns: int) -> list[Command]:
     """A bottle's chain and sets in the host's table, from nothing to what is in force."""
     net, rules, slot = bottle.net, bottle.written(), bottle.net.slot
+    if not bottle.led:
+        return [*render_bottle.bottle_empty(net), *render_bottle.cut_element(net, bottle.mode())]
     commands: list[Command] = [*render_bottle.bottle_closed(net)]
     if rules is None or bottle.rules is None:
         return commands
@@ -203,7 +207,14 @@ def host_side(bottle: Bottle, now_ns: int) -> list[Command]:
 
 def host_side_again(bottle: Bottle, now_ns: int) -> list[Command]:
     """The same over whatever is there."""
-    return [*render_bottle.flushed("lrx", bottle.net.slot), *host_side(bottle, now_ns)]
+    net = bottle.net
+    shut = [] if bottle.led else render_bottle.led_anew(net, render_bottle.led_nowhere(net))
+    return [*shut, *render_bottle.flushed("lrx", net.slot), *host_side(bottle, now_ns)]
+
+
+def leading(bottle: Bottle) -> list[Part]:
+    """Where its device leads, into a map that has nothing of it."""
+    return render_bottle.led(bottle.net) if bottle.led else render_bottle.led_nowhere(bottle.net)
 
 
 def from_nothing(

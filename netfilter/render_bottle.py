@@ -35,6 +35,7 @@ from netfilter.language import (
     field,
     flush_set,
     goto,
+    leads_to,
     masked,
     meta,
     named,
@@ -47,6 +48,7 @@ from netfilter.language import (
     word,
 )
 from netfilter.render import (
+    BOTTLES,
     CUT,
     FAMILIES,
     FILTER,
@@ -88,16 +90,32 @@ def counter_name(slot: int, reason: str) -> str:
 # ── host side ────────────────────────────────────────────────────────────────
 
 
-def bottle_closed(net: BottleNet) -> list[Part]:
-    """Chain, counters and sets of a new bottle, closed. An element of BOTTLES then sends its packets there."""
+def bottle_empty(net: BottleNet) -> list[Part]:
+    """Chain, counters and sets of a bottle, no rule: nothing may lead there yet. The kernel looks at all rules of
+    a table for each transaction that adds one, so a new bottle has none before its first policy."""
     s = net.slot
-    return [
-        *(counter("add", counter_name(s, reason)) for reason in _COUNTERS),
-        *_sets(s),
-        chain("add", f"b{s}"),
-        chain("flush", f"b{s}"),
-        *(rule(f"b{s}", *parts) for parts in [*_spoof(net), [counted(counter_name(s, "closed")), goto(REFUSE)]]),
-    ]
+    counters = [counter("add", counter_name(s, reason)) for reason in _COUNTERS]
+    return [*counters, *_sets(s), chain("add", f"b{s}"), chain("flush", f"b{s}")]
+
+
+def bottle_closed(net: BottleNet) -> list[Part]:
+    """The same with rules that refuse everything. An element of BOTTLES then sends its packets there."""
+    return [*bottle_empty(net), *(rule(f"b{net.slot}", *parts) for parts in [*_spoof(net), *_closed(net)])]
+
+
+def led(net: BottleNet) -> list[Part]:
+    """What the bottle's device brings goes to its chain."""
+    return elements("add", BOTTLES, [leads_to(device(net.veth), goto(f"b{net.slot}"))])
+
+
+def led_nowhere(net: BottleNet) -> list[Part]:
+    """What it brings is dropped, whatever its chain says."""
+    return elements("add", BOTTLES, [leads_to(device(net.veth), DROP)])
+
+
+def led_anew(net: BottleNet, element: Sequence[Part]) -> list[Part]:
+    """`element`, one of the two above, in place of the other."""
+    return [*elements("delete", BOTTLES, [device(net.veth)]), *element]
 
 
 def bottle_chain(
