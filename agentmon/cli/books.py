@@ -35,6 +35,16 @@ def stored_events(bottle: str, kind: str, since_ns: int) -> Iterator[dict[str, A
         yield events.to_dict(event)
 
 
+def ended_approvals(bottle: str, since_ns: int) -> list[dict[str, Any]]:
+    """Rows of approvals_v that do not wait any more.
+
+    :raises AgentmonError: there is no ledger that this user can read.
+    """
+    with Reader(str(paths.LEDGER)) as reader:
+        rows = reader.approvals(since_ns=since_ns, bottle=bottle)
+    return [row for row in rows if row["state"] != "waiting"]
+
+
 def audit_rows(since_ns: int) -> list[dict[str, Any]]:
     """Rows of audit_v, oldest first, with `detail` as an object and `user`, the name of the uid on this host.
 

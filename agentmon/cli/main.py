@@ -33,6 +33,7 @@ _COMMANDS = {  # name: (module in agentmon.cli, its attribute, what it does)
     "kill": ("operator", "kill", "End a bottle and every process in it."),
     "allow": ("operator", "allow", "Add a rule to a running bottle."),
     "deny": ("operator", "deny", "Take something away from a running bottle."),
+    "approvals": ("approvals", "approvals", "Decide on what looks like a secret and waits."),
     "budget": ("budget", "budget", "Show and set budgets."),
     "policy": ("policy", "policy", "Check, explain and compare policies."),
     "audit-native": ("audit_native", "audit_native", "List native code that could connect behind the guard's back."),

@@ -33,6 +33,7 @@ from agentmon.control.state import Bottle, Host, Phase
 from agentmon.credentials import sources
 from agentmon.daemon import files, jobs, persist, specs
 from agentmon.daemon.applier import Applier
+from agentmon.daemon.approvals import Approvals
 from agentmon.daemon.attach_watch import AttachWatch
 from agentmon.daemon.cgroups import Tree
 from agentmon.daemon.clients import Clients
@@ -40,6 +41,7 @@ from agentmon.daemon.commits import Commits
 from agentmon.daemon.credentials import Credentials
 from agentmon.daemon.eventlog import EventLog
 from agentmon.daemon.healing import Healing
+from agentmon.daemon.hook import Hook
 from agentmon.daemon.kernel import Kernel, mode_of
 from agentmon.daemon.ledger_link import LedgerLink
 from agentmon.daemon.ops import Ops
@@ -97,6 +99,11 @@ class Daemon:
         self.credentials = Credentials(store, lambda: self.host.bottles, lambda: self.services["proxy"], self.log.add)
         self._reports = Reports(lambda: self.host.bottles, tree.processes, self.log.add)
         self.ledger: LedgerLink
+        self.approvals_hook = Hook("approvals: hook", lambda: self.settings.approvals_hook, self.log.add)
+        self.approvals = Approvals(
+            lambda: self.settings, lambda: self.host.bottles, lambda: self.ledger, self.log.add, self.spawn,
+            self.approvals_hook,
+        )  # fmt: skip
         self.sightings: Sightings | None = None
         self._loop: asyncio.AbstractEventLoop
         self.ops = Ops(self)
@@ -228,6 +235,7 @@ class Daemon:
             applying.add(
                 self.runner.dispatch(e.Adopted(bottle, *unbuilt.lacking(bottle.policy, self.kernel.bpf.features())))
             )
+            self.spawn(self.approvals.adopted(bottle), "adopted")
             self.log.add(Event("daemon", "observed", bottle=bottle.name, reason="adopted", layer="daemon"))
         await asyncio.gather(*(task for task in applying if task is not None))
         self.healing.look_at_everything()
@@ -253,6 +261,8 @@ class Daemon:
         self.keeping = held > 0
         if self.sightings is not None:
             await self._step("end the sightings", self.sightings.close())
+        self.approvals.close()
+        await self.approvals_hook.close()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -338,11 +348,13 @@ class Daemon:
         view = self.kernel.compiled(bottle, mode_of(bottle)).view
         if service.name == "proxy":
             await self.credentials.push(bottle)
+            await service.call(self.approvals.told(bottle, service.next_id()))
         await service.call(wire.SetBottle(service.next_id(), view))
         if bottle.phase in {Phase.CUT, Phase.FROZEN}:
             await service.call(wire.CutBottle(service.next_id(), bottle.slot, dict(bottle.spent or {})))
 
     def _on_down(self, service: Service) -> None:
+        self.approvals.lost()
         self.log.add(
             Event("daemon", "refused", layer="daemon", reason=f"the {service.name} has gone away",
                   hint="it is started again; until then what needs it is refused")
@@ -351,6 +363,10 @@ class Daemon:
     async def _on_message(self, service: Service, message: Any) -> None:
         if isinstance(message, wire.Commit):
             self.spawn(self._commit(service, message), "commit")
+        elif isinstance(message, wire.Propose) and service.channel is not None:
+            self.approvals.propose(service.channel, message)
+        elif isinstance(message, wire.Withdraw) and service.channel is not None:
+            self.approvals.withdraw(service.channel, message.id)
         elif isinstance(message, wire.Crossed):
             self.runner.dispatch(e.BudgetCrossed(message))
         elif isinstance(message, wire.Report):

@@ -103,6 +103,9 @@ class Applier:
         view = self._d.kernel.compiled(bottle, mode_of(bottle)).view
         if bottle.phase is Phase.STARTING or self._d.credentials.lacks(bottle):
             await self._d.credentials.push(bottle)
+        if self._d.approvals.lacks(bottle):
+            proxy = self._d.services["proxy"]
+            await proxy.call(self._d.approvals.told(bottle, proxy.next_id()))
         await asyncio.gather(*(self._push(name, view) for name in _VIEWED))
 
     async def _push(self, name: str, view: wire.BottleView) -> None:
@@ -170,6 +173,7 @@ class Applier:
     async def _close_streams(self, action: a.CloseStreams) -> None:
         """Ends streams, then records the enforcement: time from the crossing commit to the last closed stream."""
         slot, nft = action.slot, self._d.kernel.nft
+        self._d.approvals.stop(slot, "the bottle was cut")
         began_ns = action.crossed_ns or time.monotonic_ns()
         acks = asyncio.gather(
             *(self._cut_service(name, action) for name in ("proxy", "relay", "resolver")), return_exceptions=True
@@ -214,6 +218,8 @@ class Applier:
             await asyncio.sleep(0.001)
 
     async def _drop_views(self, action: a.DropViews) -> None:
+        if (bottle := self._d.host.bottles.get(action.slot)) is not None:
+            self._d.approvals.forget(action.slot, bottle.run)
         await self._d.collect(action.slot)
         await asyncio.gather(*(self._drop(name, action.slot) for name in _VIEWED))
 

@@ -90,5 +90,18 @@ class LedgerLink:
             )
         )
 
+    async def proposed(self, bottle: Bottle, asked: wire.Propose) -> int:
+        """Record a proposal; its number."""
+        m, id = asked, self._service.next_id()
+        texts = (m.host, m.method, m.path, m.detector, m.where, m.context)
+        return int(await self._call(wire.Proposed(id, bottle.name, bottle.run, "secret", *texts)))
+
+    async def decide(self, number: int, state: str, uid: int | None, reason: str) -> None:
+        await self._call(wire.Decide(self._service.next_id(), number, state, uid, reason))
+
+    async def undecided(self, run: str, reason: str) -> None:
+        """What an earlier daemon had asked of this run is withdrawn."""
+        await self._call(wire.Undecided(self._service.next_id(), run, reason))
+
     async def audit(self, uid: int, action: str, target: str, detail: dict[str, Any]) -> None:
         await self._call(wire.Audit(self._service.next_id(), uid, action, target, detail))

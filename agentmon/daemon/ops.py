@@ -23,6 +23,7 @@ from agentmon.daemon import attach, following, requests
 from agentmon.daemon.audit import AuditTrail
 from agentmon.daemon.clients import error_dict
 from agentmon.daemon.connection import Connection
+from agentmon.daemon.ops_approvals import ApprovalOps
 from agentmon.errors import AgentmonError, BadInput, HostLacks, Refused
 from agentmon.policy import explain
 from agentmon.policy.plain import to_plain
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from agentmon.daemon.app import Daemon
 
 Handler = Callable[[Connection, wire.Request], Awaitable[None]]
-_OPEN_TO_GROUP = frozenset({"run", "reattach", "signal", "ps", "status"})  # the socket is root's and group agentmon's
+_OPEN_TO_GROUP = frozenset(  # the socket is root's and group agentmon's
+    {"run", "reattach", "signal", "ps", "status", "approvals", "approve", "reject"}
+)
 _OWN = frozenset({"events", "cut", "freeze", "resume", "kill", "allow", "deny", "budget_show", "budget_set", "explain"})
 
 
@@ -41,6 +44,7 @@ class Ops:
     def __init__(self, daemon: Daemon) -> None:
         self._d = daemon
         self.trail = AuditTrail(lambda *row: daemon.ledger.audit(*row), daemon.log.add)
+        approvals = ApprovalOps(daemon)
         self._handlers: dict[str, Handler] = {
             "run": self._run, "reattach": self._reattach, "signal": self._signal,
             "ps": self._ps, "status": self._status,
@@ -48,6 +52,7 @@ class Ops:
             "kill": self._operator, "attach": self._attach, "detach": self._operator,
             "allow": self._rule, "deny": self._rule, "budget_show": self._budget_show,
             "budget_set": self._budget_set, "explain": self._explain, "shutdown": self._shutdown,
+            "approvals": approvals.list, "approve": approvals.decide, "reject": approvals.decide,
         }  # fmt: skip
 
     async def serve(self, sock: socket.socket) -> None:

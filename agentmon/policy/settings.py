@@ -32,6 +32,7 @@ class Grants:
 
     observe: bool = False  # run --observe
     raise_budget: bool = False  # --budget above what the host gives
+    approve: bool = False  # approvals approve and reject, for bottles of one's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Settings:
     log: str = "blocks"
     ledger: str = "sqlite:///" + str(paths.LEDGER)
     approvals_timeout_s: int = 300
+    approvals_hook: tuple[str, ...] = ()  # argv, run for each proposal
+    approvals_operator: bool = True  # somebody may answer; False: what would have to be asked is refused at once
     upstream_proxy: str | None = None
     upstream_dns: Mapping[str, tuple[Server, ...]] = field(default_factory=dict)
     upstream_ca: tuple[str, ...] = ()  # besides the system's
@@ -256,8 +259,8 @@ def _split(node: Node) -> tuple[str, ...]:
 
 
 def _grants(node: Node) -> Grants:
-    table = document.mapping(node, "observe, raise_budget")
-    document.check_keys(table, ("observe", "raise_budget"))
+    table = document.mapping(node, "observe, raise_budget, approve")
+    document.check_keys(table, ("observe", "raise_budget", "approve"))
     return Grants(**{key: document.boolean(value) for key, value in table.values.items()})
 
 
@@ -309,6 +312,17 @@ def _approvals_timeout(node: Node) -> int:
     return document.integer(node, least=1, most=86400, expected="seconds")
 
 
+def _approvals(node: Node) -> dict[str, Any]:
+    table = document.mapping(node, "hook, operator")
+    document.check_keys(table, ("hook", "operator"))
+    found: dict[str, Any] = {}
+    if (hook := values.optional(table, "hook")) is not None:
+        found["approvals_hook"] = _alert(hook)
+    if (operator := values.optional(table, "operator")) is not None:
+        found["approvals_operator"] = document.boolean(operator)
+    return found
+
+
 _READERS: Mapping[str, Callable[[Node], dict[str, Any]]] = {
     "budget": _one("budget", values.budgets),
     "ceiling": _one("ceiling", values.budgets),
@@ -318,6 +332,7 @@ _READERS: Mapping[str, Callable[[Node], dict[str, Any]]] = {
     "log": _one("log", lambda node: document.choice(node, LOGS)),
     "ledger": _one("ledger", _ledger),
     "approvals_timeout": _one("approvals_timeout_s", _approvals_timeout),
+    "approvals": _approvals,
     "upstream": _upstream,
     "retention": _retention,
     "alert": _one("alert", _alert),

@@ -78,7 +78,6 @@ def notices(settings: Settings) -> list[str]:
     plain = Settings()
     written = {
         "alert": settings.alert != plain.alert,
-        "approvals_timeout": settings.approvals_timeout_s != plain.approvals_timeout_s,
     }
     return [
         f"{settings.places[key].at() if key in settings.places else settings.source}: "

@@ -21,6 +21,7 @@ from agentmon.ledger.client import LedgerClient
 from agentmon.lookup import Lookups
 from agentmon.policy.rules import RuleError
 from agentmon.providers import registry
+from agentmon.proxy.approvals import Approvals
 from agentmon.proxy.bottles import Bottles
 from agentmon.proxy.edge import Hooks
 from agentmon.proxy.edge_server import Listener
@@ -77,6 +78,7 @@ class Worker:
         self.control = service.Control("proxy", control_socket, self.told)
         self.reporter = Reporter(self.control.report, self.control.report_of)
         self.bottles = Bottles(config.pool)
+        self.approvals = Approvals(self.control.daemon)
         self.accounts = Accounts(LedgerClient(config.ledger_socket), self._report)
         self.hooks = Hooks(
             self.bottles, registry.load(config.providers), Lookups(config.lookup_socket), self.accounts,
@@ -105,22 +107,34 @@ class Worker:
                 except RuleError as e:
                     return wire.Ack(message.id, error=f"rule of bottle {message.view.bottle}: {e.message}")
                 return wire.Ack(message.id)
-            case wire.SetCredentials():
-                try:
-                    self.bottles.give(message.slot, message.run, message.values)
-                except BadInput as e:
-                    return wire.Ack(message.id, error=f"a credential: {e.message}")
-                return wire.Ack(message.id)
+            case wire.SetCredentials() | wire.SetApprovals() | wire.SetProviders():
+                return wire.Ack(message.id, error=self._given(message))
             case wire.DropBottle():
+                self.approvals.drop(message.slot)
                 self.hooks.close(message.slot)
                 self.bottles.drop(message.slot)
                 self.reporter.drop(message.slot)
                 return wire.Ack(message.id)
             case wire.CutBottle():
                 self.bottles.cut(message.slot, message.spent)
+                self.approvals.end(message.slot)
                 closed, at_ns = await self.hooks.cut(message.slot)
                 return wire.Ack(message.id, closed=closed, at_ns=at_ns)
         return None
+
+    def _given(self, message: wire.SetCredentials | wire.SetApprovals | wire.SetProviders) -> str:
+        """Take what belongs beside the views; what is wrong with it, "" for nothing."""
+        try:
+            match message:
+                case wire.SetCredentials():
+                    self.bottles.give(message.slot, message.run, message.values)
+                case wire.SetApprovals():
+                    self.approvals.give(message.slot, message.run, message.approved, message.wait_s)
+                case wire.SetProviders():
+                    self.hooks.providers = registry.load(message.providers)
+        except BadInput as e:
+            return f"{type(message).__name__}: {e.message}"
+        return ""
 
     def _report(self, event: Event) -> None:
         """An event that is reported every time it happens."""

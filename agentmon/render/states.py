@@ -10,6 +10,8 @@ from agentmon.render.words import duration, listed, printable, tokens
 
 _Event = Mapping[str, Any]
 _HELD = {"cutoff": "cut", "freeze": "frozen", "kill": "ended"}
+_APPROVALS = {"waiting": "waits", "approved": "was approved", "rejected": "was rejected", "expired": "ran out of time",
+              "withdrawn": "was withdrawn"}  # fmt: skip
 _DAEMON = {"ready": "the daemon is ready", "adopted": "taken over from an earlier daemon"}
 
 
@@ -80,6 +82,19 @@ def _tamper(event: _Event) -> str:
     return f"{text} ({count} times)" if count > 1 else text
 
 
+def _approval(event: _Event) -> str:
+    """`proposal 3 waits: github-pat in body, POST api.example.com/v1`."""
+    detail, reason = _detail(event), str(event.get("reason") or "")
+    if "id" not in detail:
+        return reason_text(event)
+    text = f"proposal {detail['id']} {_APPROVALS.get(reason, reason_text(event))}"
+    if reason == "waiting":
+        place = f"{detail.get('detector')} in {detail.get('where')}"
+        text += f": {place}, {detail.get('method')} {event.get('host', '')}{detail.get('path')}"
+    said = str(detail.get("said") or detail.get("why") or "")
+    return f"{printable(text)}{_by(event)}" + (f": {printable(said)}" if said else "")
+
+
 def _daemon(event: _Event) -> str:
     reason = str(event.get("reason") or "")
     text = _DAEMON.get(reason) or reason_text(event) or "the daemon says nothing more"
@@ -131,5 +146,5 @@ def _after(event: _Event) -> str:
 
 _SENTENCES: dict[str, Callable[[_Event], str]] = {
     "cutoff": _held, "freeze": _held, "kill": _held, "resume": _resumed, "threshold": _threshold, "policy": _policy,
-    "usage": _usage, "lost": _lost, "daemon": _daemon, "tamper": _tamper,
+    "usage": _usage, "lost": _lost, "daemon": _daemon, "tamper": _tamper, "approval": _approval,
 }  # fmt: skip

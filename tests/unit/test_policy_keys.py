@@ -22,6 +22,7 @@ SETTINGS = {  # key: a value that is not its default
     "budget": "{claude: 5}", "ceiling": "{claude: 5}", "weights": "{input: 1}", "shutdown": "kill",
     "deny": "[x.example]",
     "log": "full", "ledger": "postgresql://h/x", "approvals_timeout": "7", "alert": "/bin/true",
+    "approvals": "{hook: [/bin/true], operator: false}",
     "upstream": "{proxy: 'http://p.example:3128', dns: [198.51.100.53], ca: /x.pem}", "grants": "{observe: true}",
     "credentials": "{k: {command: [/bin/true]}}",
     "retention": "{events: 1d, events_bytes: 1M, usage: 1d}", "providers": "{claude: {hosts: [c.example]}}",
@@ -40,7 +41,7 @@ ROUTE = {
     "scan_headers": "{except: [cookie]}", "git_fetch": "true",
 }  # fmt: skip
 NOT_BUILT = {"ledger", "outbound", "inbound", "scan_headers"}  # refused
-IGNORED = {"approvals_timeout", "alert"}  # told
+IGNORED = {"alert"}  # told
 READ_IN_POLICY = {"extends", "agents", "provider", "bottles_dir", "deny", "budget", "ceiling", "providers", "grants"}
 
 
