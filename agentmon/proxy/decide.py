@@ -13,7 +13,7 @@ from agentmon import wire
 from agentmon.credentials.secret import Secret
 from agentmon.policy.rules import RuleError, canonical_host
 from agentmon.providers import match
-from agentmon.providers.declaration import Endpoint, Metering, Provider
+from agentmon.providers.declaration import Endpoint, Metering, Provider, Socket
 from agentmon.proxy import bodies, git
 from agentmon.proxy.bottles import Bottle
 from agentmon.proxy.routed import Asked, Uncovered, choose
@@ -36,7 +36,25 @@ class Facts:
 
     @property
     def content_type(self) -> str:
-        return ", ".join(value for name, value in self.headers if name.lower() == "content-type")
+        return ", ".join(self._values("content-type"))
+
+    @property
+    def opens_socket(self) -> bool:
+        """Whether it asks for a WebSocket, and nothing else, as RFC 6455 section 4.1 says; without a body."""
+        tokens = {token.strip().lower() for value in self._values("connection") for token in value.split(",")}
+        bodies_told = [value for value in self._values("content-length") if value.strip() != "0"]
+        return (
+            self.upgrade.strip().lower() == "websocket"
+            and "upgrade" in tokens
+            and self.method == "GET"
+            and [value.strip() for value in self._values("sec-websocket-version")] == ["13"]
+            and len(self._values("sec-websocket-key")) == 1
+            and not bodies_told
+            and not self._values("transfer-encoding")
+        )
+
+    def _values(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key.lower() == name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +95,8 @@ class Allow:
     route: wire.Route | None = None
     secret: Secret | None = None
     lfs: bool = False  # its body says whether it may go: decide_body()
+    upgrades: bool = False  # it asks for a WebSocket
+    socket: Socket | None = None  # of a provider's host: how its messages are metered
 
     @property
     def metered(self) -> bool:
@@ -97,7 +117,7 @@ _HINTS = {
     "query": "the route's query: in the manifest says what has to be sent",
     "method": "add the method to the manifest's routes:",
     "credential": "put the credential on this host: docs/operations/secrets.md",
-    "upgrade": "no rule helps: the client has to use plain HTTP",
+    "upgrade": "no rule helps: only WebSockets (RFC 6455) pass",
     "plain": "the client has to use https",
     "git-push": "no rule helps: commits leave a bottle by its files",
     "git-fetch": "write git_fetch: true into the host's route in the manifest",
@@ -155,10 +175,11 @@ def _by_policy(bottle: Bottle, facts: Facts, host: str, path: str, provider: Pro
         message = f"{host}{path} is not allowed by this bottle's policy."
         hint = f"the operator can: agentmon allow {name} {host}:{facts.port}" if said.reason == "default" else ""
         return Refuse(403, bodies.egress_denied(message, host, hint), said.reason, host, path, rule)
-    if facts.upgrade:
-        message = f"Upgrading the connection ({facts.upgrade[:40]}) is not supported through agentmon; use plain HTTP."
+    if facts.upgrade and not facts.opens_socket:
+        message = f"Upgrading the connection ({facts.upgrade[:40]}) is not supported: only a WebSocket's handshake is."
         return Refuse(403, bodies.egress_denied(message, host), "upgrade", host, path, rule)
-    return _by_route(bottle, facts, Allow(host, path, provider, None, observed, rule))
+    allow = Allow(host, path, provider, None, observed, rule, upgrades=bool(facts.upgrade))
+    return _by_route(bottle, facts, allow)
 
 
 def _by_route(bottle: Bottle, facts: Facts, allow: Allow) -> Verdict:
@@ -207,6 +228,12 @@ def _by_provider(provider: Provider, facts: Facts, allow: Allow) -> Verdict:
         message = f"{host} is a metered host and is reached by https only."
         return Refuse(403, bodies.egress_denied(message, host), "plain", host, path, allow.rule)
     unclear = match.ambiguous(path) or match.overrides_method(facts.target)
+    if allow.upgrades:
+        known = None if unclear else match.socket(provider, path)
+        if known is None:
+            message = f"WebSockets at {path} of {host} cannot be metered by agentmon and are refused; use plain HTTP."
+            return Refuse(403, bodies.egress_denied(message, host), "endpoint", host, path, allow.rule)
+        return replace(allow, socket=known)
     endpoint = None if unclear else match.endpoint(provider, facts.method, path)
     if endpoint is None or endpoint.metering is Metering.REFUSED:
         message = f"{facts.method[:20]} {path} of {host} cannot be metered by agentmon and is refused."

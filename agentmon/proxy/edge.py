@@ -35,6 +35,7 @@ from agentmon.proxy.edge_connection import BODY_BYTES, Connection, kill
 from agentmon.proxy.edge_layers import Ending, Layer
 from agentmon.proxy.edge_live import Live, Refusal, answer, facts_of, without_length
 from agentmon.proxy.edge_tls import Tls
+from agentmon.proxy.edge_websocket import Sockets
 from agentmon.proxy.exchange import Accounts, Exchange, Whose
 from agentmon.proxy.sightings import Sightings
 from agentmon.proxy.tap import Answer, Tap
@@ -60,6 +61,7 @@ class Hooks:
     def __post_init__(self) -> None:
         self._keys = (f"{os.getpid():x}-{time.monotonic_ns():x}-{n}" for n in itertools.count(1))
         self._bad: dict[str, float] = {}  # address → when it may be tried again
+        self._sockets = Sockets(self.bottles, self.accounts, self.sightings, lambda: next(self._keys))
 
     # ── connections ──
 
@@ -183,6 +185,8 @@ class Hooks:
         elif isinstance(verdict, Allow):
             self.sightings.allowed(bottle, verdict, facts)
             _clean(flow.request, verdict)
+            if verdict.upgrades:
+                self._sockets.offered(flow.request, verdict)
             if not verdict.metered:
                 live.refusal = await self._route(connection, flow, verdict.host)
                 streams = flow.request.stream = live.refusal is None and not verdict.lfs
@@ -270,6 +274,8 @@ class Hooks:
         if live.ours:
             return
         live.status = flow.response.status_code
+        if live.status == 101 and not self._sockets.agreed(live):
+            raise UpstreamRefused("the server answered with another protocol than was asked for")
         flow.response.stream = True
         if live.exchange is not None:
             live.tap = flow.response.stream = self._tap(live, live.exchange, flow.response)
@@ -292,7 +298,7 @@ class Hooks:
 
     def on_response(self, connection: Connection, flow: http.HTTPFlow) -> None:
         live = self.live.get(flow.id)
-        if live is not None:
+        if live is not None and flow.websocket is None:
             if live.tap is not None:
                 live.tap.ended()
             self._finish(live)
@@ -301,9 +307,24 @@ class Hooks:
         if flow.id in self.live:
             self._finish(self.live[flow.id])
 
+    # ── WebSockets ──
+
+    def on_websocket_start(self, connection: Connection, flow: http.HTTPFlow) -> None:
+        self._sockets.start(self.live[flow.id])
+
+    async def on_websocket_message(self, connection: Connection, flow: http.HTTPFlow) -> None:
+        await self._sockets.message(self.live[flow.id])
+
+    async def on_websocket_end(self, connection: Connection, flow: http.HTTPFlow) -> None:
+        live = self.live[flow.id]
+        self._finish(live)
+        await self._sockets.end(live)
+
     def _finish(self, live: Live) -> None:
         self.live.pop(live.flow.id, None)
         live.body_came()
+        if live.meter is not None:
+            live.meter.close()
         if live.exchange is not None:
             usage = live.tap.close() if live.tap is not None else None
             seen = live.tap.output_seen if live.tap is not None else 0
@@ -335,6 +356,10 @@ class Hooks:
         """The bottle is gone: so are its connections."""
         for connection in list(self.connections.get(slot, ())):
             connection.abort()
+
+
+class UpstreamRefused(Exception):
+    """The server did what no rule permits; nothing of it reaches the client."""
 
 
 async def _wait(named: Awaitable[None]) -> None:

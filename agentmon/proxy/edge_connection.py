@@ -67,6 +67,8 @@ class Connection(LiveConnectionHandler):
         self._deciding = 0  # requests whose head is being decided; until then nothing more is read
         self._decided = asyncio.Event()
         self._decided.set()
+        self._free = asyncio.Event()  # nothing is read from either side while a message is being judged
+        self._free.set()
         self._deadline = asyncio.get_running_loop().call_later(HEAD_S, self._too_slow)
         self.max_conns = collections.defaultdict(lambda: asyncio.Semaphore(_UPSTREAM_STREAMS))
         self.layer = Entry(self.layer.context, tls=port == 443)
@@ -114,6 +116,7 @@ class Connection(LiveConnectionHandler):
 
     async def server_event(self, event: events.Event) -> None:
         if isinstance(event, events.DataReceived):
+            await self._free.wait()
             if event.connection is self.client:
                 await self._decided.wait()
                 self._allowance -= len(event.data)
@@ -141,6 +144,15 @@ class Connection(LiveConnectionHandler):
             self._deciding -= 1
             if not self._deciding:
                 self._decided.set()
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """While one message of a WebSocket is judged, those behind it stay where they are, in either direction."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
 
     def _too_slow(self) -> None:
         self.hooks.failed(self, "limit", f"no request within {HEAD_S:.0f} s")

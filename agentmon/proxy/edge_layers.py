@@ -28,6 +28,9 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
 
+from agentmon.proxy.edge_frames import Close, CloseSocket, SocketLayer
+
+_BROKEN_OFF = Close(1008, "ended by agentmon")
 _codes: Any = getattr(http_events, "ErrorCode", None)  # mitmproxy 11 has plain status codes instead
 _KILL: Any = _codes.KILL if _codes else status_codes.NO_RESPONSE
 _CANCEL: Any = _codes.CANCEL if _codes else status_codes.CLIENT_CLOSED_REQUEST
@@ -46,10 +49,12 @@ class Entry(layer.Layer):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a stream is to be ended: by a whole answer if none has begun, else by bytes; None: it is broken off."""
+    """How a stream is to be ended: by a whole answer if none has begun, else by bytes; None: it is broken off. A
+    WebSocket: by a close frame."""
 
     answer: http.Response | None
     tail: bytes | None
+    close: Close = _BROKEN_OFF
 
 
 @dataclass
@@ -96,6 +101,26 @@ class Stream(HttpStream):
                 if isinstance(command, SendHttp) and isinstance(command.event, RequestHeaders) and self._has_body:
                     _frame(command.event.request)
                 done = yield command
+
+    def flow_done(self) -> layer.CommandGenerator[None]:
+        """A WebSocket goes on in a layer that bounds its messages."""
+        if self.flow.websocket is None:
+            yield from super().flow_done()
+            return
+        self.child_layer = SocketLayer(self.context, self.flow)
+        self._handle_event = self.passthrough  # type: ignore[method-assign]
+        yield from self.child_layer.handle_event(events.Start())
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+
+    def passthrough(self, event: events.Event) -> layer.CommandGenerator[None]:
+        yield from super().passthrough(CloseSocket(event.ending.close) if isinstance(event, _Cut) else event)
+
+    @property
+    def in_hook(self) -> bool:
+        """Something of it is being judged just now."""
+        if isinstance(self.child_layer, SocketLayer) and self.child_layer.in_hook:
+            return True
+        return self._paused is not None and isinstance(self._paused.command, commands.StartHook)
 
     def cut(self, ending: Ending) -> layer.CommandGenerator[None]:
         """End this stream now. Bytes for the client first, then the upstream is given up, then the hooks are told."""
@@ -163,7 +188,7 @@ class Layer(HttpLayer):
             ending = event.ending(stream.flow) if hasattr(stream, "flow") else None
             if ending is None:
                 continue
-            if stream._paused is not None and isinstance(stream._paused.command, commands.StartHook):
+            if stream.in_hook:
                 event.waiting += 1
                 continue
             event.closed += 1

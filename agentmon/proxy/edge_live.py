@@ -10,8 +10,10 @@ from agentmon.proxy import bodies
 from agentmon.proxy.bottles import Bottle
 from agentmon.proxy.decide import Allow, Facts, Verdict
 from agentmon.proxy.edge_connection import Connection
+from agentmon.proxy.edge_frames import Close
 from agentmon.proxy.edge_layers import Ending
 from agentmon.proxy.exchange import Exchange
+from agentmon.proxy.sockets import SocketMeter
 from agentmon.proxy.tap import Tap
 
 Refusal = tuple[int, bodies.Error]
@@ -34,6 +36,7 @@ class Live:
     status: int | None = None  # of the upstream's answer
     streams: bool = False  # the request's body passes through
     buffers: bool = False  # it is being collected
+    meter: SocketMeter | None = None  # of a provider's WebSocket
 
     @property
     def host(self) -> str:
@@ -68,7 +71,7 @@ class Live:
         tail = None
         if self.tap is not None and self.tap.can_end_with_event and provider and provider.error_body:
             tail = self.tap.before_event() + provider.error_body(error)
-        return Ending(reply, tail)
+        return Ending(reply, tail, Close(1008, f"{error['type']}: {error['message']}"))
 
 
 def answer(status: int, error: bodies.Error) -> http.Response:
@@ -77,7 +80,7 @@ def answer(status: int, error: bodies.Error) -> http.Response:
 
 
 def facts_of(request: http.Request, connection: Connection) -> Facts:
-    upgrade = "" if request.is_http2 else request.headers.get("upgrade", "")
+    upgrade = request.headers.get("upgrade", "")
     hosts = tuple(request.headers.get_all("host"))
     headers = tuple(request.headers.items(multi=True))  # type: ignore[no-untyped-call]
     authority = request.authority

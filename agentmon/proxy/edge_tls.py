@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mitmproxy.ctx
-from mitmproxy import certs, options, tls, version
+from mitmproxy import certs, connection, options, tls, version
 from mitmproxy.addons import proxyserver, tlsconfig
 
 from agentmon import trust
@@ -30,7 +30,7 @@ def make_options(roots: Path) -> options.Options:
         http2=_version() >= _HTTP2_SAFE,
         http3=False,
         rawtcp=False,
-        websocket=False,
+        websocket=True,
         upstream_cert=False,
         validate_inbound_headers=True,
         ssl_verify_upstream_trusted_ca=str(roots),
@@ -61,4 +61,6 @@ class Tls:
     def start_server(self, data: tls.TlsData, host: str) -> None:
         """Offer and demand `host`, whatever address was dialled."""
         data.conn.sni = host
+        if data.context.client.alpn != b"h2" and isinstance(data.conn, connection.Server):
+            data.conn.alpn_offers = [b"http/1.1"]  # what an HTTP/1.1 client may ask for, a WebSocket, HTTP/2 has not
         self._config.tls_start_server(data)

@@ -52,6 +52,12 @@ def without_keys(target: str) -> str:
     return f"{path}?{rest}" if rest else path
 
 
+def without_protocol_keys(protocols: str) -> str:
+    """A WebSocket's subprotocols without those by which browsers send a key (OpenAI's realtime does)."""
+    kept = [name.strip() for name in protocols.split(",")]
+    return ", ".join(name for name in kept if name and "api-key" not in _plain(name))
+
+
 def header_value(route: wire.Route, secret: Secret) -> str:
     """What the route's header is set to: for authorization, a value without a scheme is a bearer token (RFC 6750)."""
     value = secret.reveal()

@@ -60,6 +60,14 @@ class Sightings:
         )  # fmt: skip
         return self._note_of(slot, source, event)
 
+    def socket_ended(self, slot: int, source: int, host: str, port: int, error: str) -> Awaitable[None] | None:
+        """A WebSocket was closed because a message was too large, or no message of the protocol."""
+        event = Event(
+            "websocket", "refused", reason="limit", layer="proxy", proto="tcp", host=host, port=port,
+            hint="the socket was closed", detail={"error": error[:300]},
+        )  # fmt: skip
+        return self._note_of(slot, source, event)
+
     def _note(self, slot: int, event: Event) -> None:
         full = self._of(slot, event)
         if full is not None:

@@ -57,7 +57,7 @@ _REASONS = {
     "path": "its path is not among the allowed ones, or ambiguous",
     "method": "its method is not among the allowed ones",
     "credential": "its route asks for a credential, which cannot be put in yet",
-    "upgrade": "upgraded connections are not supported",
+    "upgrade": "of upgraded connections only WebSockets are supported",
     "plain": "a metered host is reached by https only",
     "endpoint": "what this endpoint uses cannot be metered",
     "mitmproxy": "deciding about it failed",

@@ -99,7 +99,7 @@ def test_a_stranger_is_closed_without_a_word(rig: Rig) -> None:
 
 def test_an_upgrade_is_refused(rig: Rig) -> None:
     headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "x"}
-    response = rig.request(OPENAI, "/v1/responses", headers=headers)
+    response = rig.request(OPENAI, "/v1/embeddings", headers=headers)
     assert response.status == 403 and rig.upstream.seen == []
 
 

@@ -16,6 +16,7 @@ PRODUCT = ("agentmon", "netfilter", "ebpf")
 # Foreign module → the modules (prefixes) that may import it; everybody else may not.
 EDGES = {
     "mitmproxy": ("agentmon.proxy.edge",),
+    "wsproto": ("agentmon.proxy.edge",),
     "apsw": ("agentmon.ledger", "agentmon.daemon.eventlog"),  # events have a database of their own (DESIGN 8)
     "sqlite3": (),
     "click": ("agentmon.cli",),
