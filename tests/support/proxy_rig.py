@@ -90,6 +90,17 @@ class Lookups:
 
 
 @dataclass
+class Worker:
+    address: str
+    process: subprocess.Popen[bytes]
+    control: BlockingChannel
+
+    def stop(self) -> None:
+        self.control.close()
+        _end(self.process)
+
+
+@dataclass
 class Rig:
     directory: Path
     upstream: Upstream
@@ -183,9 +194,11 @@ class Rig:
         finally:
             self.control.sock.settimeout(None)
 
-    def connect(self, sni: str | None, port: int = 443, *, verify: bool = True, alpn: list[str] | None = None) -> Any:
-        """A client socket of the bottle's, after its handshake."""
-        sock = socket.create_connection((self.address, port), 10, (self.source, 0))
+    def connect(
+        self, sni: str | None, port: int = 443, *, verify: bool = True, alpn: list[str] | None = None, to: str = ""
+    ) -> Any:
+        """A client socket of the bottle's, after its handshake. `to`: another worker's address."""
+        sock = socket.create_connection((to or self.address, port), 10, (self.source, 0))
         sock.settimeout(10)
         if port == 80:
             return sock
@@ -222,6 +235,17 @@ class Rig:
         if own:
             sock.close()
         return response
+
+    def another_worker(self, number: int) -> Worker:
+        """One more worker beside the first, at 127.A.0.(4 + number), with the same ledger; it knows the bottle."""
+        config = json.loads((self.directory / "proxy.json").read_text())
+        address = f"{self.net}.0.{4 + number}"
+        own = {"socket": str(self.directory / f"proxy-{number}.sock"), "worker": number, "listen": [[address, 443]]}
+        process, control = _launch(self.directory, "agentmon.proxy", config | own)
+        assert isinstance(control.recv(), wire.Ready)
+        control.send(wire.SetBottle(control.next_id(), self.view))
+        assert control.recv().error == ""
+        return Worker(address, process, control)
 
     def stop(self) -> None:
         self.control.close()
@@ -292,6 +316,23 @@ def _wait(path: Path, process: subprocess.Popen[bytes], log: Path) -> BlockingCh
             time.sleep(0.01)
 
 
+def _launch(
+    directory: Path, module: str, config: dict[str, Any], prelude: str = ""
+) -> tuple[subprocess.Popen[bytes], BlockingChannel]:
+    """A service in a process of its own, once it listens; its files are named after its socket."""
+    code = f"{prelude}\nimport runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    name = Path(config["socket"]).stem
+    file, log = directory / f"{name}.json", directory / f"{name}.log"
+    file.write_text(json.dumps(config))
+    with log.open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=out, stderr=out)
+    try:
+        return process, _wait(Path(config["socket"]), process, log)
+    except BaseException:
+        _end(process)
+        raise
+
+
 def start(directory: Path, *, ledger: bool = True, prelude: str = "", user: str = "") -> Rig:
     """Everything up, no bottle yet. Needs root for the ports.
 
@@ -313,15 +354,9 @@ def _start(directory: Path, undo: contextlib.ExitStack, ledger: bool, prelude: s
     undo.callback(lookups.stop)
 
     def launch(module: str, config: dict[str, Any], prelude: str) -> tuple[subprocess.Popen[bytes], BlockingChannel]:
-        code = f"{prelude}\nimport runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
-        name = module.rpartition(".")[2]
-        (directory / f"{name}.json").write_text(json.dumps(config))
-        log = directory / f"{name}.log"
-        with log.open("wb") as out:
-            command = [sys.executable, "-c", code, str(directory / f"{name}.json")]
-            process = subprocess.Popen(command, stdout=out, stderr=out)
+        process, channel = _launch(directory, module, config, prelude)
         undo.callback(_end, process)
-        return process, _wait(Path(config["socket"]), process, log)
+        return process, channel
 
     books, book_process = None, None
     if ledger:
