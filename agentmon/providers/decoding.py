@@ -20,6 +20,8 @@ PIECE = 256 << 10
 MAX_BYTES = 64 << 20
 MAX_RATIO = 200
 _SLICE = 256  # handed at once to codecs that cannot limit their output: 4 bytes of zstd (an RLE block) can be 128 KiB
+_BROTLI_LIMITS = hasattr(brotli.Decompressor, "can_accept_more_data")  # 1.2; mitmproxy for Python 3.11 wants 1.1
+_BROTLI_SLICE = 4  # without: at most about two blocks (RFC 7932: 16 MiB each) of a bomb at once
 _UNDECIDED = 32 << 10  # bytes kept while it is not known whether they are of the coding
 _ZSTD_WINDOW = 8 << 20  # RFC 9659
 
@@ -80,12 +82,22 @@ class _Brotli:
         self._state = brotli.Decompressor()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        for at in range(0, len(data), _SLICE):
-            try:
-                piece = self._state.process(data[at : at + _SLICE])
-            except brotli.error as e:
-                raise Undecodable(str(e)) from e
+        try:
+            yield from self._limited(data) if _BROTLI_LIMITS else self._sliced(data)
+        except brotli.error as e:
+            raise Undecodable(str(e)) from e
+
+    def _limited(self, data: bytes) -> Iterator[bytes]:
+        while (piece := self._state.process(data, output_buffer_limit=PIECE)) or data:
             if piece:
+                yield piece
+            if self._state.can_accept_more_data():
+                return
+            data = b""
+
+    def _sliced(self, data: bytes) -> Iterator[bytes]:
+        for at in range(0, len(data), _BROTLI_SLICE):
+            if piece := self._state.process(data[at : at + _BROTLI_SLICE]):
                 yield piece
 
 
