@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -88,7 +89,9 @@ FREE = ("count", "wrong key", "status ", "again in vain")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with World(tmp_path_factory.mktemp("sdks")) as made:
+    directory = tmp_path_factory.mktemp("sdks")
+    (directory / "bottles").mkdir()
+    with World(directory, f"bottles_dir: {directory}/bottles\n") as made:
         made.start_daemon()
         yield made
 
@@ -186,3 +189,75 @@ def test_every_provider_at_its_own_name(world: World) -> None:
         columns = ("provider", "model", "input", "cache_read", "cache_write", "output", "source", "complete")
         assert tuple(charged[-1][c] for c in columns) == row_of(provider, path, Served(**served[-1])), path
     assert job.end()[0] == 0
+
+
+LOOPS = """
+import http.client, json, sys, threading, urllib.error, urllib.request
+def ask(model, **more):
+    body = {"model": model, "max_tokens": 400, "messages": [{"role": "user", "content": "hi"}]} | more
+    headers = {"x-api-key": "k", "anthropic-version": "2023-06-01", "content-type": "application/json"}
+    return urllib.request.Request("https://api.anthropic.com/v1/messages", json.dumps(body).encode(), headers)
+def stream():
+    with urllib.request.urlopen(ask("claude-scripted-in100-out300-chunks600-pace20", stream=True), timeout=20) as said:
+        print("begun", said.readline().decode().strip(), flush=True)
+        last = [line for line in said if line.startswith(b"data:")][-1]
+    print("ended", json.loads(last[5:])["error"]["type"], flush=True)
+side = threading.Thread(target=stream)
+side.start()
+tools = [{"name": "look", "input_schema": {"type": "object"}}]
+for line in sys.stdin:
+    try:
+        with urllib.request.urlopen(ask("claude-scripted-in200-out10-tool1", tools=tools), timeout=20) as said:
+            print(said.status, json.load(said)["stop_reason"], flush=True)
+    except urllib.error.HTTPError as error:
+        print(error.code, json.load(error)["error"]["type"], flush=True)
+    except (OSError, http.client.HTTPException):
+        print("broken", flush=True)
+"""
+
+
+def test_a_tool_loop_and_a_stream_are_cut_while_files_are_read_anew(world: World) -> None:
+    """METERING case 26: the cap is crossed in a loop of tools, with a stream beside it and reloads all the time."""
+    manifest = world.tmp / "bottles/loop.yml"
+
+    def reload(number: int) -> None:
+        route = f"{{host: www.allowed.example, methods: [{('GET', 'HEAD')[number % 2]}]}}"
+        manifest.write_text(f"allow: ['{HOSTS['claude']}:443', 'www.allowed.example:443']\nroutes: [{route}]\n")
+        assert world.daemon is not None
+        if number:
+            world.daemon.send_signal(signal.SIGHUP)
+
+    reload(0)
+    before, budget = len(world.counters()["served"]["calls"]), 3000
+    command = ("--", "python3", "-c", LOOPS)
+    job = world.run("--name", "loop", "--policy", str(manifest), "--budget", f"claude={budget}", *command)
+    assert job.line(30) == "begun event: message_start"
+    said: list[str] = []
+    ended: list[str] = []
+
+    def turn(number: int) -> None:
+        reload(number)
+        job.say("")
+        line = job.line(30)
+        if line.startswith("ended"):
+            ended.append(line)
+            line = job.line(30)
+        said.append(line)
+
+    for number in range(1, 41):
+        turn(number)
+        if said[-1].startswith("403"):
+            break
+    for number in range(41, 51):
+        turn(number)
+    assert (ended or [job.line(30)]) == ["ended budget_exhausted"]
+    assert set(said) - {"broken"} == {"200 tool_use", "403 budget_exhausted"}, said
+    assert said.count("broken") <= 1 and said[-10:] == ["403 budget_exhausted"] * 10, said  # by the cut itself
+    until(lambda: nothing_held(world, "loop"), 10, "a hold is left")
+    assert {row["bottle"]: row["phase"] for row in world.rows("ps")}["loop"] == "cut"
+    billed, charged = world.counters()["served"]["calls"][before:], rows(world, "loop")
+    assert {call["id"] for call in billed} == {row["request_id"] for row in charged} and len(billed) == len(charged)
+    assert sorted(row["complete"] for row in charged) == [0] + [1] * (len(charged) - 1)  # the stream that was cut
+    job.say("")
+    world.agentmon("kill", "loop")
+    job.end()
