@@ -16,6 +16,7 @@ demo: setup ## the whole of agentmon on this machine, without an API key or the 
 
 test: setup ## every test that this machine can run (root for most of them)
 	@scripts/setup.sh tests
+	@scripts/setup-firewalld.sh
 	@scripts/test.sh
 
 test-unit: setup ## the tests that need neither root nor network
