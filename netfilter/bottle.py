@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from netfilter.bytecode import Message
 from netfilter.elements import Segments
 from netfilter.language import TABLE
 from netfilter.netns import links, namespaces, sysctl
@@ -59,6 +60,7 @@ class Bottle:
     asked: int = -1  # epoch of the last change: the chain names `rules.epoch`, what went since then is in `region`
     epochs: int = 0  # how many it has had here
     chain: tuple[Mode, tuple[Endpoint, ...]] | None = None  # what its chain was written for
+    code: list[Message] | None = None  # the rules of its chain as they were sent
     static: Static | None = None  # elements of the rules in force
     region: Region = field(default_factory=Region)  # what was taken back since the epoch began
     unsure: bool = False  # something may have gone that `region` does not cover

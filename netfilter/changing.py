@@ -10,8 +10,9 @@ import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from netfilter import render, render_bottle
+from netfilter import bytecode, render, render_bottle
 from netfilter.bottle import Bottle, Inner, now_ns
+from netfilter.bytecode import Message
 from netfilter.errors import KernelRefused
 from netfilter.kept import Kept
 from netfilter.language import Command
@@ -51,7 +52,7 @@ class Changing(Kept):
         edges, rules, now = self._edges(), plan.rules, now_ns()
         learned = rules.learned if plan.fresh else (*rules.learned, *bottle.remembered())
         judge = Judge(replace(rules, learned=learned), self._own())
-        change, what = Transaction(), f"rules of bottle {rules.slot}"
+        change, what, sent = Transaction(), f"rules of bottle {rules.slot}", list[list[Message]]()
         living = listed(bottle, edges.conntrack) if plan.renumbers else []
         kept = carried(living, judge) if plan.renumbers else []
         also = sorted({c.entry.flow.mark & EPOCH_MASK for c in kept} - {0, rules.epoch})[:_EPOCHS_AT_ONCE]
@@ -64,16 +65,17 @@ class Changing(Kept):
         )
         change.add(
             what,
-            lambda: edges.elements.run(plan.outer(also), what),
+            lambda: sent.append(self._change_outside(plan, plan.outer_sets(also), also)),
             lambda: edges.elements.run(host_side_again(bottle, now), f"take the {what} back"),
         )
         for conntrack in (bottle.inner.conntrack, edges.conntrack) if kept else ():
             change.add("carry live flows over", remarking(conntrack, kept), marks_undone(conntrack, kept))
         if also:
             change.add(f"{what} inside, one epoch", lambda: self._judge_inside(bottle, plan))
-            change.add(f"{what}, one epoch", lambda: edges.elements.run(plan.outer_alone(), what))
+            change.add(f"{what}, one epoch", lambda: sent.append(self._change_outside(plan, plan.regions[1])))
         change.run()
         bottle.took(plan)
+        bottle.code = sent[-1] or bottle.code
         bottle.judge = judge
         bottle.note(rules.learned, now)
         if plan.renumbers and not bottle.untouched:
@@ -81,6 +83,13 @@ class Changing(Kept):
         owes = plan.owes and not bottle.untouched
         bottle.untouched = bottle.untouched and rules.mode is Mode.CLOSED
         return owes
+
+    def _change_outside(self, plan: Planned, first: Sequence[Command], also: Sequence[int] = ()) -> list[Message]:
+        """One transaction; the rules of the chain, where they are new."""
+        code = bytecode.compiled(plan.written(also))
+        messages = [*bytecode.compiled(first), *code, *bytecode.compiled(plan.switched())]
+        self._edges().elements.send(messages, f"rules of bottle {plan.rules.slot}")
+        return code
 
     def _judge_inside(self, bottle: Bottle, plan: Planned) -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from netfilter.spec import Address, Direct, Learned, Network, Proto
@@ -34,6 +34,10 @@ class Element(NamedTuple):
     @classmethod
     def of(cls, network: Network, proto: Proto, low: int, high: int) -> Element:
         return cls(network.version, int(network.network_address), network.prefixlen, proto, low, high)
+
+    @classmethod
+    def at(cls, address: Address, proto: Proto, low: int, high: int) -> Element:
+        return cls(address.version, int(address), WIDTH[address.version], proto, low, high)
 
     @property
     def network(self) -> Network:
@@ -146,7 +150,7 @@ class Segments:
                 continue
             for low, high in e.ports:
                 if low == high:
-                    element = Element.of(ip_network(e.address), e.proto, low, high)
+                    element = Element.at(e.address, e.proto, low, high)
                     exact[element] = max(e.timeout_s, exact.get(element, 0))
                 else:
                     end = now_ns + e.timeout_s * _NS
@@ -160,13 +164,12 @@ class Segments:
         self, change: Change, address: Address, proto: Proto, new: Sequence[tuple[int, int, int]], now_ns: int
     ) -> None:
         old = self._pieces.get((address, proto), [])
-        network = ip_network(address)
-        change.remove += [Element.of(network, proto, low, high) for low, high, _ in old]
+        change.remove += [Element.at(address, proto, low, high) for low, high, _ in old]
         pieces = pieced([*(p for p in old if p[2] > now_ns), *new])
         self._pieces[address, proto] = pieces
         for low, high, end in pieces:
             timeout = max(1, -(-(end - now_ns) // _NS))
-            change.add.append(Timed(Element.of(network, proto, low, high), timeout))
+            change.add.append(Timed(Element.at(address, proto, low, high), timeout))
 
 
 def pieced(spans: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

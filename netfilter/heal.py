@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from netfilter import heal_links, heal_rules, render
+from netfilter import again, heal_links, heal_rules, render
 from netfilter.blockers import Blocker, blockers
-from netfilter.bottle import Pipe, bottle_pipe, now_ns
+from netfilter.bottle import Bottle, Pipe, bottle_pipe, now_ns
+from netfilter.bytecode import Message
 from netfilter.changes import Difference, Kind, Place
 from netfilter.changing import whole_inside
 from netfilter.elements import Segments
@@ -255,20 +256,34 @@ class HealingNetfilter(HostNetfilter):
         return heal_rules.host_table(self._host, self._bottles.values(), now, more)
 
     def _rewrite_host(self) -> None:
-        """The whole table in one transaction: a packet meets the old one, none (closed), or the new one."""
+        """The table closed in one transaction, then bottles: a packet meets what was, nothing, or what is to be."""
         with contextlib.suppress(KernelRefused):  # gone: and so is what it had counted
             for slot in self._bottles:
                 self._counted.setdefault(slot, Counter()).update(super().refusals(slot))
+        assert self._host is not None
         edges, now = self._edges(), now_ns()
-        edges.nft.run(self._host_commands(), "restore the host table")
-        for bottle in self._bottles.values():
-            bottle.segments = Segments()
-            bottle.segments.change(bottle.still_learned(now), now)
+        dialled = heal_rules.dialled(self._dials.left(now), now)
+        more = [*dialled, *edges.forwarding.notes()]
+        bottles = list(self._bottles.values())
+        edges.nft.run(again.skeleton(self._host, bottles, more), "restore the host table")
+        try:
+            for at in range(0, len(bottles), again.AT_ONCE):
+                self._rewrite_bottles(bottles[at : at + again.AT_ONCE], now)
+        except KernelRefused as e:
+            if e.errno != errno.ENOENT:  # taken away again meanwhile, which is told again
+                raise
         for slot, bottle in self._bottles.items():
             if bottle.net.foreign is not None:
                 self.hold_again(slot)  # its own ways out are shut by chains of ours
         self._dialled = Segments()
         self._dialled.change(self._dials.left(now), now)
+
+    def _rewrite_bottles(self, bottles: Sequence[Bottle], now: int) -> None:
+        messages: list[Message] = []
+        for bottle in bottles:
+            bottle.segments = Segments()
+            messages += again.messages(bottle, bottle.segments.change(bottle.still_learned(now), now))
+        self._edges().elements.send(messages, "restore the chains of bottles")
 
     def _switches_differ(self) -> list[Difference]:
         paths = self._edges().forwarding.switched_off()

@@ -53,7 +53,10 @@ class Elements:
 
         :raises KernelRefused: with the kernel's errno for the first command that it refused.
         """
-        messages = bytecode.compiled(commands)
+        self.send(bytecode.compiled(commands), what)
+
+    def send(self, messages: Sequence[Message], what: str) -> None:
+        """The same of commands that have been compiled."""
         if messages:
             self._transact(messages, what)
 

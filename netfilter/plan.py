@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
 
 from netfilter import render_bottle, render_foreign, revoke
 from netfilter.batch import Members
@@ -58,7 +57,7 @@ class Planned:
 
     def outer(self, also: Sequence[int] = ()) -> list[Command]:
         """One transaction on the host."""
-        return [*self.sets[1], *([] if also else self.regions[1]), *self.chain(also)]
+        return [*self.outer_sets(also), *self.written(also), *self.switched()]
 
     def inner_alone(self) -> list[Command]:
         """The second transaction inside: the new epoch alone, and what was taken back before it forgotten."""
@@ -66,16 +65,22 @@ class Planned:
 
     def outer_alone(self) -> list[Command]:
         """The second transaction on the host."""
-        return [*self.regions[1], *self.chain()]
+        return [*self.regions[1], *self.written()]
 
-    def chain(self, also: Sequence[int] = ()) -> list[Part]:
-        """The chain on the host, the cut's element where it changes."""
-        if self.rewrites:
-            leading = render_bottle.led_anew(self.net, render_bottle.led(self.net)) if self.leads else []
-            return [*render_bottle.bottle_chain(self.net, self.rules, self.before, also), *leading]
-        if self.before is not None and (self.before.mode is Mode.CUT) is not (self.rules.mode is Mode.CUT):
-            return render_bottle.cut_element(self.net, self.rules.mode)
-        return []
+    def outer_sets(self, also: Sequence[int] = ()) -> list[Command]:
+        """Its first part: elements."""
+        return [*self.sets[1], *([] if also else self.regions[1])]
+
+    def written(self, also: Sequence[int] = ()) -> list[Part]:
+        """The chain on the host."""
+        return render_bottle.bottle_chain(self.net, self.rules, self.rules, also) if self.rewrites else []
+
+    def switched(self) -> list[Part]:
+        """The cut's element where it changes, and the device led to the chain for the first time."""
+        before = self.before
+        same = not self.rewrites if before is None else (before.mode is Mode.CUT) is (self.rules.mode is Mode.CUT)
+        cut = [] if same else render_bottle.cut_element(self.net, self.rules.mode)
+        return [*cut, *(render_bottle.led_anew(self.net, render_bottle.led(self.net)) if self.leads else [])]
 
     @property
     def owes(self) -> bool:
@@ -163,9 +168,7 @@ def _learned(
     if not fresh:
         segments = bottle.segments.copy()
         return segments, _Sets(segments.change(rules.learned, now_ns), "")
-    exact = tuple(
-        Element.of(ip_network(e.address), e.proto, low, high) for e in closing for low, high in e.ports if low == high
-    )
+    exact = tuple(Element.at(e.address, e.proto, low, high) for e in closing for low, high in e.ports if low == high)
     came = [e for e in rules.learned if _differs(e, bottle.learned, now_ns)]
     if any(low != high for e in closing for low, high in e.ports):
         segments = Segments()

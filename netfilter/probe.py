@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
 
 from netfilter import language, render
 from netfilter.errors import KernelRefused, Missing
@@ -46,6 +47,32 @@ def probe() -> tuple[Feature, ...]:
         return namespaces.in_thread(_fresh)
     except KernelRefused as e:
         raise Missing("network namespaces", f"run as root on a kernel with CONFIG_NET_NS ({e.strerror})") from e
+
+
+class BaseChain(NamedTuple):
+    """A chain that hangs on a hook; `table` with its family: "inet filter"."""
+
+    table: str
+    chain: str
+    kind: str  # filter | nat | route
+    hook: str
+    priority: int
+    policy: str  # accept | drop; "" where it has none
+
+
+def foreign_chains() -> list[BaseChain]:
+    """Base chains of every table that is not agentmon's, of this thread's namespace. Lists no set and no rule.
+
+    :raises Missing: no libnftables. :raises KernelRefused: without CAP_NET_ADMIN.
+    """
+    found = []
+    for entry in Nft().listing("list chains"):
+        chain = entry.get("chain", {})
+        if "hook" in chain and not chain["table"].startswith(language.TABLE):
+            table = f"{chain['family']} {chain['table']}"
+            priority, policy = int(chain.get("prio", 0)), chain.get("policy", "")
+            found.append(BaseChain(table, chain["name"], chain["type"], chain["hook"], priority, policy))
+    return found
 
 
 def require() -> None:

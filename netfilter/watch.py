@@ -33,6 +33,7 @@ _RECEIVE_BYTES = 1 << 20  # taken only as far as it is filled
 _HOST_TIMES = 32  # a table of many bottles that is deleted is told in many words
 _SUBSYSTEM, _FAMILIES = 10, {1, 5}  # NFPROTO_INET, NFPROTO_NETDEV
 _NEWGEN, _GETGEN = _SUBSYSTEM << 8 | 15, _SUBSYSTEM << 8 | 16
+_TURNS = {_NEWGEN, _SUBSYSTEM << 8, _SUBSYSTEM << 8 | 2}  # the end of a transaction; a table made, deleted
 _GEN_PID, _GEN_COMM = 2, 3
 # message → (what was done, the attribute that names the object, what it is)
 _DONE = {
@@ -44,8 +45,9 @@ _DONE = {
 _NETCONF_INDEX, _NETCONF_FORWARDING = 1, 2
 _INOTIFY = struct.Struct("=iIII")
 _IN_DELETED, _IN_FLAGS = 0x240, 0o2004000  # IN_DELETE | IN_MOVED_FROM; IN_NONBLOCK | IN_CLOEXEC
-_MAX_BUFFERED = 4096
 _AT_ONCE, _DRAINED = 512, 1 << 14  # datagrams of one look; the rest is there at the next one
+_HOST_AT_ONCE = 1 << 13  # a table of 1,000 bottles that is deleted
+_NAMED = 64  # parts of a transaction whose names are read
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -70,8 +72,12 @@ class _Told:
         self.table_gone = (noun == "table" and verb == "deleted") or (self.table_gone and noun != "table")
         name = found.get(attribute, b"").rstrip(b"\0").decode(errors="replace")
         words = {"rule": f"rule {verb} chain {name}", "element": f"element {verb} set {name}"}
-        if not name.startswith("__") and len(self.done) < _MAX_BUFFERED:  # not a rule's anonymous sets
+        if not name.startswith("__") and len(self.done) < _NAMED:  # not a rule's anonymous sets
             self.done.append(words.get(noun, f"{noun} {name or TABLE} {verb}"))
+
+    def much(self) -> bool:
+        """Whether one part more changes nothing of what is said."""
+        return len(self.done) >= _NAMED and not self.table_gone
 
     def describe(self) -> str:
         return f"table {TABLE} deleted" if self.table_gone else told(self.done)
@@ -120,7 +126,7 @@ class Watch:
         """Foreign transactions since the last call that touched our table."""
         changes = []
         try:
-            for kind, port, body in self._read(self.nft):
+            for kind, port, body in self._read(self.nft, _AT_ONCE if self._place is Place.BOTTLE else _HOST_AT_ONCE):
                 changes += self._transaction(slot, kind, port, body)
         except OSError as e:
             changes += self._overrun(self.nft, slot, e)
@@ -132,6 +138,8 @@ class Watch:
         return _messages(sock, at_most)
 
     def _transaction(self, slot: int | None, kind: int, port: int, body: bytes) -> list[Change]:
+        if kind not in _TURNS and (told_so_far := self._open.get(port)) is not None and told_so_far.much():
+            return []
         found = attributes(body, 4)
         if kind != _NEWGEN:
             if body[0] in _FAMILIES and found.get(1, b"").rstrip(b"\0") == TABLE.encode():
