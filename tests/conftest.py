@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -116,6 +117,24 @@ def nothing_left_at_the_end(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     found = leftovers.since(before, look=picture)
     assert not found, "left behind:\n" + "\n".join(found)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server that tests share, each with a database of its own (postgres_rig.Server.new)."""
+    from tests.support import postgres_rig
+
+    if postgres_rig.programs() is None:
+        pytest.skip("needs a PostgreSQL server: scripts/setup.sh tests, or apt-get install postgresql")
+    server = postgres_rig.Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["file", "postgres"])
+def ledger_url(request: pytest.FixtureRequest) -> str:
+    """Both stores of a ledger: "" for a file, else the URL of an empty database."""
+    return "" if request.param == "file" else str(request.getfixturevalue("postgres").new())
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import msgspec
 from agentmon import wire
 from agentmon.ledger import budget
 from agentmon.ledger.admission import Full, admit
-from agentmon.ledger.state import Account, Hold, Owner, Row, Run
+from agentmon.ledger.state import Account, Gauge, Hold, Owner, Row, Run
 from agentmon.ledger.terms import Terms
 
 _COUNTS = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning")
@@ -42,9 +42,15 @@ class Spent:
     """Ask for the Crossed of every budget that is spent now: for a daemon that was away when it happened."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """Another host has changed something; of use to a store that hosts share (postgres_store.py)."""
+
+
 Asked = (
     wire.Reserve | wire.Settle | wire.Progress | wire.Release | wire.OpenRun | wire.CloseRun | wire.SetBudget
     | wire.Enforced | wire.Audit | wire.Proposed | wire.Decide | wire.Undecided | wire.Totals | Sweep | Spent
+    | Refresh
 )  # fmt: skip
 
 
@@ -250,19 +256,20 @@ class Book(Terms):
 
     def _crossings(self, run: Run, provider: str, before: Iterable[int]) -> None:
         for gauge, was in zip(self.account(run, provider).gauges, before, strict=True):
-            if gauge.level == was:
-                continue
-            reached = budget.threshold(gauge.budget.tokens, was, gauge.level)
-            if not reached:
-                continue
-            crossed = self.crossed_of(gauge, provider, reached)
-            if gauge.budget.shadow:
-                crossed = msgspec.structs.replace(crossed, slots=(), shadow=self.charged_to(gauge))
-                if reached == budget.CUTS:
+            if (crossed := self.crossing(gauge, provider, was)) is not None:
+                self.crossed.append(crossed)
+                if gauge.budget.shadow and crossed.threshold == budget.CUTS:
                     self.shadow_row(run, gauge)
-            elif not crossed.slots:
-                continue
-            self.crossed.append(crossed)
+
+    def crossing(self, gauge: Gauge, provider: str, was: int) -> wire.Crossed | None:
+        """What to tell of a gauge whose level was `was`; None: nothing, or nobody here is concerned."""
+        reached = budget.threshold(gauge.budget.tokens, was, gauge.level) if gauge.level != was else 0
+        if not reached:
+            return None
+        crossed = self.crossed_of(gauge, provider, reached)
+        if gauge.budget.shadow:
+            return msgspec.structs.replace(crossed, slots=(), shadow=self.charged_to(gauge))
+        return crossed if crossed.slots else None
 
     _HANDLERS: ClassVar[dict[type, Callable[[Book, Any], wire.Message | None]]] = {
         wire.Settle: _settle, wire.Progress: _progress, wire.Release: _release, wire.OpenRun: _open,

@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import apsw
 
 from agentmon.ledger import migrations
-from agentmon.ledger.owner import alive
-from agentmon.ledger.state import Owner
+from agentmon.ledger.finding import SUMS, Finding, holds, totals
 
-_SUMS = """
-WITH rows AS (
-    SELECT run_id, provider, sum(weighted) AS used FROM usage GROUP BY 1, 2
-    UNION ALL SELECT run_id, provider, sum(weighted) FROM usage_folded GROUP BY 1, 2),
-charged AS (
-    SELECT s.scope, s.name, r.run, rows.provider, rows.used
-    FROM rows JOIN runs r ON r.id = rows.run_id JOIN run_scopes s ON s.run_id = rows.run_id),
-each AS (SELECT * FROM charged UNION ALL SELECT scope, name, run, '*', used FROM charged),
-periods (per) AS (VALUES ('run'), ('hour'), ('day'), ('week'), ('month')),
-said AS (
-    SELECT scope, name, provider, per, iif(per = 'run', run, '') AS run, sum(used) AS used
-    FROM each, periods GROUP BY 1, 2, 3, 4, 5),
-kept AS (
-    SELECT scope, name, provider, per, iif(per = 'run', "window", '') AS run, sum(used) AS used
-    FROM totals GROUP BY 1, 2, 3, 4, 5)
-SELECT scope, name, provider, per, run, coalesce(kept.used, 0) AS total, coalesce(said.used, 0) AS rows
-FROM said FULL OUTER JOIN kept USING (scope, name, provider, per, run)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at. `notes` are not wrong, but worth knowing."""
-
-    what: str
-    count: int
-    problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+__all__ = ["Finding", "findings"]
 
 
 def findings(db: apsw.Connection) -> Iterator[Finding]:
@@ -95,30 +67,13 @@ def _folded(db: apsw.Connection) -> Finding:
 
 
 def _totals(db: apsw.Connection) -> Finding:
-    """Each run's totals equal its rows; of the other windows the sum over all of them does, in whatever time zone."""
-    count, wrong = 0, []
-    for scope, name, provider, per, run, total, rows in db.execute(_SUMS):
-        count += 1
-        if total == rows:
-            continue
-        if per == "run":
-            wrong.append(f"total of {scope} {name}, {provider}, run {run} is {total}, its rows say {rows}")
-        else:
-            wrong.append(f"totals of {scope} {name}, {provider}, per {per} add up to {total}, their rows to {rows}")
-    return Finding("totals against their rows", count, tuple(sorted(wrong)))
+    return totals(db.execute(SUMS))
 
 
 def _holds(db: apsw.Connection) -> Finding:
     sql = """SELECT h.id, r.run, r.closed_ns IS NULL, h.boot, h.pid, h.start
              FROM holds h LEFT JOIN runs r ON r.id = h.run_id ORDER BY h.id"""
-    wrong, notes, count = [], [], 0
-    for hold, run, is_open, boot, pid, start in db.execute(sql):
-        count += 1
-        if not is_open:
-            wrong.append(f"hold {hold} belongs to run {run}, which has ended")
-        elif not alive(Owner(str(boot), int(str(pid)), int(str(start)))):
-            notes.append(f"hold {hold} of run {run}: process {pid} has ended; a running ledger charges its estimate")
-    return Finding("holds and their owners", count, tuple(wrong), tuple(notes))
+    return holds(db.execute(sql))
 
 
 _CHECKS: tuple[Callable[[apsw.Connection], Finding], ...] = (

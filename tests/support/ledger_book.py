@@ -1,4 +1,4 @@
-"""A ledger's store with short questions, for the tests of its single rules."""
+"""A ledger's store with short questions, for the tests of its single rules: of a file, or of a database."""
 
 from __future__ import annotations
 
@@ -8,19 +8,31 @@ from typing import Any
 import apsw
 
 from agentmon import wire
+from agentmon.ledger.keeper import Keeper
+from agentmon.ledger.reader import Reader
+from agentmon.ledger.reading import Reading
 from agentmon.ledger.state import Owner
 from agentmon.ledger.store import Store
 from tests.support.ledger_rig import START, A, usage
 
 
 class Book:
-    """A store with short questions."""
+    """A store with short questions. `url`: of a PostgreSQL database, which then is what it keeps its rows in."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, url: str = "") -> None:
         self.path = str(path / "ledger.db")
-        self.store = Store(self.path)
+        self.url = url
+        self.store: Keeper = self.another()
         self.now = START
         self.crossed: list[wire.Crossed] = []
+
+    def another(self) -> Keeper:
+        """A store of another process on this host."""
+        if not self.url:
+            return Store(self.path)
+        from tests.support.postgres_rig import shared_store
+
+        return shared_store(self.url, Path(self.path).with_name("outbox.db"))
 
     def ask(self, kind: type[Any], *fields: Any, owner: Owner = A, **named: Any) -> Any:
         return self.all([(kind(1, *fields, **named), owner)])[0]
@@ -49,5 +61,23 @@ class Book:
         lines = self.ask(wire.Totals, slot).value
         return next(line for line in lines if (line["scope"], line["provider"]) == (scope, provider))
 
+    def reader(self) -> Reading:
+        if not self.url:
+            return Reader(self.path)
+        from agentmon.ledger.postgres import Database
+        from agentmon.ledger.postgres_reader import SharedReader
+
+        return SharedReader(Database(self.url))
+
+    def problems(self) -> list[str]:
+        """What `ledger check` finds."""
+        with self.reader() as reader:
+            return reader.check()
+
     def reads(self, sql: str) -> list[Any]:
+        if self.url:
+            from agentmon.ledger.postgres import Database
+
+            with Database(self.url).connect() as db:
+                return db.execute(sql.encode()).fetchall()
         return apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READONLY).execute(sql).fetchall()

@@ -14,7 +14,7 @@ import apsw
 import pytest
 
 from agentmon import wire
-from agentmon.ledger import reader as reader_module
+from agentmon.ledger import reading
 from agentmon.ledger.owner import boot_id, owner_of
 from agentmon.ledger.reader import Reader
 from agentmon.ledger.state import Owner
@@ -115,7 +115,7 @@ def test_rows_are_exported_once_each_as_json_lines_and_as_csv(
 ) -> None:
     with Reader(book.path) as reader:
         rows = reader.rows()
-        monkeypatch.setattr(reader_module, "_CHUNK", 2)
+        monkeypatch.setattr(reading, "_CHUNK", 2)
         assert list(reader.export("usage")) == rows and len(rows) == 5
         later = rows[0]["ts_ns"] + 1
         assert list(reader.export("usage", since_ns=later)) == [row for row in rows if row["ts_ns"] >= later]

@@ -11,7 +11,6 @@ import pytest
 
 from agentmon import wire
 from agentmon.ledger.book import Spent, Sweep
-from agentmon.ledger.reader import Reader
 from agentmon.ledger.state import Now
 from tests.support.ledger_book import Book
 from tests.support.ledger_rig import HOUR_NS, A, B, scope, usage
@@ -19,8 +18,8 @@ from tests.support.ledger_rig import budget as of
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Any:
-    book = Book(tmp_path)
+def book(tmp_path: Path, ledger_url: str) -> Any:
+    book = Book(tmp_path, ledger_url)
     yield book
     book.store.close()
 
@@ -147,8 +146,7 @@ def test_the_truth_corrects_an_estimate(book: Book) -> None:
         ("estimate", 0, 100, 400, 500),
         ("reconciled", 1, -10, -380, -390),
     ]
-    with Reader(book.path) as reader:
-        assert reader.check() == []
+    assert book.problems() == []
 
 
 def test_an_estimate_takes_what_the_stream_reported_when_that_is_more(book: Book) -> None:
@@ -297,9 +295,11 @@ def test_one_question_that_breaks_does_not_break_its_batch(book: Book, capsys: p
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_file_changed_by_somebody_else_is_read_again(book: Book) -> None:
+def test_a_file_changed_by_somebody_else_is_read_again(tmp_path: Path) -> None:
+    book = Book(tmp_path)
     book.open(1, scope("bottle", "b1", of("claude", 100)))
     other = apsw.Connection(book.path)
     other.execute("UPDATE budgets SET tokens = 40")
     other.close()
     assert book.reserve(1, 100, 0, "a").tokens == 40
+    book.store.close()
