@@ -31,7 +31,6 @@ def _refuse_route(placed: PlacedRoute) -> None:
     route = placed.route
     wanted = {
         "outbound": (route.outbound, route.outbound in {"block", "redact"}),
-        "inbound": (route.inbound, route.inbound == "block"),
         "scan_headers": (f"except {', '.join(route.scan_headers_except)}", bool(route.scan_headers_except)),
     }
     for key, (value, written) in wanted.items():

@@ -125,7 +125,13 @@ class EventGate:
         self._change = change
         self._hold = hold
         self._pending = bytearray()
+        self._searched = 0  # of `_pending`: no terminator begins there
         self._passing = False  # inside an event that outgrew `hold`
+
+    @property
+    def pending_bytes(self) -> int:
+        """Of the event that has begun."""
+        return len(self._pending)
 
     def feed(self, data: bytes) -> bytes:
         """The bytes that may leave now."""
@@ -140,6 +146,7 @@ class EventGate:
             keep = 3  # a divided terminator still has to be recognised
             out += self._pending[:-keep]
             del self._pending[:-keep]
+            self._searched = 0
             self._passing = True
         return bytes(out)
 
@@ -147,6 +154,7 @@ class EventGate:
         """What is left when the stream ends, or a pause in it that cannot be told from the end."""
         raw = bytes(self._pending)
         self._pending.clear()
+        self._searched = 0
         if raw and not self._passing and (changed := self._change(raw)) != raw:
             return changed
         self._passing = bool(raw)
@@ -154,7 +162,9 @@ class EventGate:
 
     def _end(self) -> int | None:
         """Just behind the first complete event. A CR that ends the data may be half a CRLF: that waits."""
-        found = self._END.search(self._pending)
+        found = self._END.search(self._pending, self._searched)
         if found is None or (found.end() == len(self._pending) and self._pending[-1] == 0x0D):
+            self._searched = max(0, len(self._pending) - 4)
             return None
+        self._searched = 0
         return found.end()

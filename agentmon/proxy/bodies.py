@@ -51,6 +51,12 @@ def cut_off(spent: Mapping[str, Any], host: str, bottle: str) -> Error:
     return egress_denied("This bottle was cut off by its operator.", host, hint)
 
 
+def inbound_blocked(host: str, rule: str, says: str) -> Error:
+    """403: what the server answered was kept from the agent."""
+    message = f"The answer of {host} {says} ({rule}); it was not passed on."
+    return {"type": "inbound_blocked", "message": message, "host": host, "rule": rule}
+
+
 def ledger_unavailable() -> Error:
     """503: what cannot be recorded is not forwarded."""
     return {
@@ -62,6 +68,11 @@ def ledger_unavailable() -> Error:
 def upstream_failed(host: str, why: str) -> Error:
     """502: permitted, but the server could not be reached or did not prove its name."""
     return {"type": "upstream_unreachable", "message": f"{host}: {why}", "host": host}
+
+
+def event(error: Error) -> bytes:
+    """The contract's event in a stream of no provider's."""
+    return b"event: error\ndata: " + encode(error) + b"\n\n"
 
 
 def encode(error: Error) -> bytes:

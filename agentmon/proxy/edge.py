@@ -28,10 +28,11 @@ from agentmon.providers.decoding import decode_all
 from agentmon.providers.include_usage import without_usage
 from agentmon.providers.request import read as read_request
 from agentmon.providers.sse import EventGate
-from agentmon.proxy import bodies, inject, introspect
+from agentmon.proxy import bodies, edge_inbound, inject, introspect
 from agentmon.proxy.bottles import Bottles
 from agentmon.proxy.decide import Allow, Refuse, Tell, decide, decide_body
 from agentmon.proxy.edge_connection import BODY_BYTES, Connection, kill
+from agentmon.proxy.edge_inbound import Inbound
 from agentmon.proxy.edge_layers import Ending, Layer
 from agentmon.proxy.edge_live import Live, Refusal, answer, facts_of, without_length
 from agentmon.proxy.edge_tls import Tls
@@ -61,7 +62,8 @@ class Hooks:
     def __post_init__(self) -> None:
         self._keys = (f"{os.getpid():x}-{time.monotonic_ns():x}-{n}" for n in itertools.count(1))
         self._bad: dict[str, float] = {}  # address → when it may be tried again
-        self._sockets = Sockets(self.bottles, self.accounts, self.sightings, lambda: next(self._keys))
+        self._inbound = Inbound(self.sightings, self.accounts)
+        self._sockets = Sockets(self.bottles, self.accounts, self.sightings, self._inbound, lambda: next(self._keys))
 
     # ── connections ──
 
@@ -185,6 +187,7 @@ class Hooks:
         elif isinstance(verdict, Allow):
             self.sightings.allowed(bottle, verdict, facts)
             _clean(flow.request, verdict)
+            edge_inbound.asked(flow.request, verdict)
             if verdict.upgrades:
                 self._sockets.offered(flow.request, verdict)
             if not verdict.metered:
@@ -281,6 +284,7 @@ class Hooks:
             live.tap = flow.response.stream = self._tap(live, live.exchange, flow.response)
             if live.tap.may_change_length:
                 without_length(flow)
+        self._inbound.head(live)
         now = self.bottles.at(connection.slot)
         if now is None or now.cut:  # the cut came while this one could not be ended
             self.accounts.spawn(self._cut_late(connection))
@@ -299,6 +303,7 @@ class Hooks:
     def on_response(self, connection: Connection, flow: http.HTTPFlow) -> None:
         live = self.live.get(flow.id)
         if live is not None and flow.websocket is None:
+            self._inbound.whole(live)
             if live.tap is not None:
                 live.tap.ended()
             self._finish(live)

@@ -31,6 +31,7 @@ from mitmproxy.proxy.layers.tls import ClientTLSLayer
 from agentmon.proxy.edge_frames import Close, CloseSocket, SocketLayer
 
 _BROKEN_OFF = Close(1008, "ended by agentmon")
+_HELD = "agentmon held"  # key in flow.metadata
 _codes: Any = getattr(http_events, "ErrorCode", None)  # mitmproxy 11 has plain status codes instead
 _KILL: Any = _codes.KILL if _codes else status_codes.NO_RESPONSE
 _CANCEL: Any = _codes.CANCEL if _codes else status_codes.CLIENT_CLOSED_REQUEST
@@ -81,6 +82,14 @@ def _frame(request: http.Request) -> None:
         request.headers["transfer-encoding"] = "chunked"
 
 
+def hold_answer(flow: http.HTTPFlow, gate: Callable[[bytes], bytes | list[bytes]], limit_bytes: int) -> None:
+    """From the responseheaders hook: nothing of the answer goes on before it is whole, or longer than the limit; then
+    it goes on through `gate`."""
+    assert flow.response is not None
+    flow.response.stream = False
+    flow.metadata[_HELD] = gate, limit_bytes
+
+
 class Stream(HttpStream):
     """One request and its answer. `failure` makes the answer to an upstream that failed before it answered."""
 
@@ -101,6 +110,19 @@ class Stream(HttpStream):
                 if isinstance(command, SendHttp) and isinstance(command.event, RequestHeaders) and self._has_body:
                     _frame(command.event.request)
                 done = yield command
+
+    def state_consume_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """An answer that is held becomes a stream once it is too long for that."""
+        yield from super().state_consume_response_body(event)
+        gate, limit_bytes = self.flow.metadata.get(_HELD, (None, 0))
+        if gate is None or not isinstance(event, ResponseData) or len(self.response_body_buf) <= limit_bytes:
+            return
+        assert self.flow.response is not None
+        body = bytes(self.response_body_buf)
+        self.response_body_buf.clear()  # type: ignore[no-untyped-call]
+        self.flow.response.stream = gate
+        yield from self.start_response_stream()
+        yield from self.state_stream_response_body(ResponseData(self.stream_id, body))
 
     def flow_done(self) -> layer.CommandGenerator[None]:
         """A WebSocket goes on in a layer that bounds its messages."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from mitmproxy import http
 
+from agentmon.injection.watch import EventWatch
 from agentmon.proxy import bodies
 from agentmon.proxy.bottles import Bottle
 from agentmon.proxy.decide import Allow, Facts, Verdict
@@ -13,6 +15,7 @@ from agentmon.proxy.edge_connection import Connection
 from agentmon.proxy.edge_frames import Close
 from agentmon.proxy.edge_layers import Ending
 from agentmon.proxy.exchange import Exchange
+from agentmon.proxy.inbound import Held
 from agentmon.proxy.sockets import SocketMeter
 from agentmon.proxy.tap import Tap
 
@@ -37,6 +40,8 @@ class Live:
     streams: bool = False  # the request's body passes through
     buffers: bool = False  # it is being collected
     meter: SocketMeter | None = None  # of a provider's WebSocket
+    held: Held | None = None  # the answer is kept back until it is known to be harmless
+    messages: EventWatch = field(default_factory=EventWatch)  # of a WebSocket's server
 
     @property
     def host(self) -> str:
@@ -60,6 +65,15 @@ class Live:
         self.streams = self.buffers = False
         self.connection.allow()
 
+    @property
+    def _error_body(self) -> Callable[[bodies.Error], bytes] | None:
+        provider = self.verdict.provider if isinstance(self.verdict, Allow) else None
+        return provider.error_body if provider is not None else None
+
+    def error_event(self, error: bodies.Error) -> bytes:
+        """The error in an event stream: as the provider's clients know it, else the contract's."""
+        return (self._error_body or bodies.event)(error)
+
     def ending(self, bottle: Bottle) -> Ending | None:
         """How this request ends when its bottle is cut; None where it has its answer already."""
         if self.ours:
@@ -67,10 +81,9 @@ class Live:
         error = bodies.cut_off(bottle.spent, self.host, bottle.view.bottle)
         reply = answer(403, error)
         reply.headers["connection"] = "close"
-        provider = self.verdict.provider if isinstance(self.verdict, Allow) else None
         tail = None
-        if self.tap is not None and self.tap.can_end_with_event and provider and provider.error_body:
-            tail = self.tap.before_event() + provider.error_body(error)
+        if self.tap is not None and self.tap.can_end_with_event and self._error_body is not None:
+            tail = self.tap.before_event() + self._error_body(error)
         return Ending(reply, tail, Close(1008, f"{error['type']}: {error['message']}"))
 
 

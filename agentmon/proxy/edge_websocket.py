@@ -17,6 +17,7 @@ from agentmon.proxy import bodies, inject
 from agentmon.proxy.bottles import Bottles
 from agentmon.proxy.decide import Allow
 from agentmon.proxy.edge_frames import Close, close_after, close_with, deflates, ended_by
+from agentmon.proxy.edge_inbound import Inbound
 from agentmon.proxy.edge_live import Live, Refusal
 from agentmon.proxy.exchange import Accounts, Exchange, Whose
 from agentmon.proxy.sightings import Sightings
@@ -30,8 +31,11 @@ _PROTOCOL = "sec-websocket-protocol"
 class Sockets:
     """:param keys: the next unique key of a metered attempt."""
 
-    def __init__(self, bottles: Bottles, accounts: Accounts, sightings: Sightings, keys: Callable[[], str]) -> None:
+    def __init__(
+        self, bottles: Bottles, accounts: Accounts, sightings: Sightings, inbound: Inbound, keys: Callable[[], str]
+    ) -> None:
         self._bottles = bottles
+        self._inbound = inbound
         self._accounts = accounts
         self._sightings = sightings
         self._keys = keys
@@ -81,6 +85,10 @@ class Sockets:
         """Decide on the last message of this socket."""
         data = live.flow.websocket
         assert data is not None
+        if not data.messages[-1].from_client:
+            blocked = self._inbound.message(live, data.messages[-1].content)
+            if blocked is not None:
+                close_with(live.flow, blocked)
         refusal = await self._judge(live, data.messages[-1])
         if refusal is None:
             now = self._bottles.at(live.connection.slot)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from agentmon.events import Event
+from agentmon.injection.watch import Finding
 from agentmon.proxy.bottles import Bottle, Bottles
 from agentmon.proxy.decide import Allow, Facts, Refuse
 from agentmon.reporting import Reporter
@@ -57,6 +58,17 @@ class Sightings:
         event = Event(
             "request", "refused", reason=what, layer="proxy", proto="tcp", host=host, port=port,
             hint="the connection was closed", detail={"error": error[:300]},
+        )  # fmt: skip
+        return self._note_of(slot, source, event)
+
+    def injection(
+        self, slot: int, source: int, verdict: Allow, port: int, how: str, where: str, finding: Finding
+    ) -> Awaitable[None] | None:
+        """What a server said seems to be addressed to the agent. `how`: observed | refused; `where`: it was said."""
+        detail = {"path": verdict.path[:200], "where": where, "says": finding.says, "excerpt": finding.excerpt}
+        event = Event(
+            "injection", how, reason=finding.rule, layer="proxy", proto="tcp", host=verdict.host, port=port,
+            detail=detail, hint="inbound: of the host's route says what is done: off, warn, block",
         )  # fmt: skip
         return self._note_of(slot, source, event)
 

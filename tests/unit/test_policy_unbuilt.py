@@ -20,7 +20,6 @@ ROUTE = "routes:\n  - host: a.example\n    {}\n"
 UNBUILT = [
     "outbound: block",
     "outbound: redact",
-    "inbound: block",
     "scan_headers: {except: [cookie]}",
 ]
 
