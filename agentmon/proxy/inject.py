@@ -41,6 +41,11 @@ def own_headers(names: Iterable[str], route: wire.Route) -> list[str]:
     return [name for name in names if _plain(name) in known]
 
 
+def is_own(name: str) -> bool:
+    """Whether a header of this name carries the client's own credentials."""
+    return _plain(name) in HEADERS
+
+
 def without_keys(target: str) -> str:
     """The request target without query parameters that are credentials; the others stay byte for byte."""
     path, mark, query = target.partition("?")
