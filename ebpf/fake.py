@@ -100,6 +100,21 @@ class FakeBpf:
     def modes(self) -> dict[int, Mode]:
         return {slot: policy.mode for slot, policy in self.policies.items()}
 
+    def missing(self) -> list[str]:
+        self._check_open()
+        return []
+
+    def differing(self, policy: BottlePolicy) -> list[str]:
+        self._check_open()
+        there = self.policies.get(policy.slot)
+        if there is None:
+            raise UnknownSlot(policy.slot)
+        return (
+            []
+            if replace(policy, policy_id=there.policy_id, mode=there.mode) == there
+            else ["its policy is another one"]
+        )
+
     def fileno(self) -> int:
         self._check_open()
         return self._wake

@@ -39,12 +39,16 @@ class Pins:
 
     def in_force(self, cgroup_id: int, features: Iterable[str]) -> bool:
         """Whether the pinned link of every required hook, and of every hook of `features`, is attached there."""
+        return not self.missing(cgroup_id, features)
+
+    def missing(self, cgroup_id: int, features: Iterable[str]) -> list[str]:
+        """Functions of those hooks whose link is not."""
         wanted = {"", *features}
-        return all(
-            links.is_in_force(str(self.links / hook.function), hook, cgroup_id)
+        return [
+            hook.function
             for hook in links.HOOKS
-            if hook.feature in wanted
-        )
+            if hook.feature in wanted and not links.is_in_force(str(self.links / hook.function), hook, cgroup_id)
+        ]
 
     def attached(self) -> list[Path]:
         """A directory of links for each cgroup besides the parent; its name is the slot."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ebpf import abi, cgroup, child, encode, sources
+from ebpf import abi, cgroup, child, compare, encode, sources
 from ebpf.collect import Collector
 from ebpf.entries import Entries
 from ebpf.errors import Misplaced, Missing, UnknownSlot
@@ -227,6 +227,16 @@ class CgroupPrograms:
         return self._maps[name]
 
     # ---- events
+
+    def missing(self) -> list[str]:
+        """See ebpf.spec.Bpf."""
+        return self._pins.missing(cgroup.cgroup_id(str(self._parent)), self.features())
+
+    def differing(self, policy: BottlePolicy) -> list[str]:
+        """See ebpf.spec.Bpf."""
+        state = self._state(policy.slot)
+        encoded = encode.encode(replace(policy, policy_id=state.policy_id), _now_ns())
+        return compare.differing(self._maps, state, encoded.tables)
 
     def fileno(self) -> int:
         return self._open_collector().fileno()

@@ -169,6 +169,13 @@ class Bpf(Protocol):
     def features(self) -> frozenset[str]:
         """Optional groups of programs in force: "vouch", "origin", "unix"."""
 
+    def missing(self) -> list[str]:
+        """Functions of programs that are to be in force on the parent cgroup and are not, looked up now."""
+
+    def differing(self, policy: BottlePolicy) -> list[str]:
+        """What the maps hold beside `policy`, which was applied; in words, at most a few. Learned entries, and what
+        others with CAP_BPF added, are not compared."""
+
     def lost_guarded(self) -> int:
         """Forked children of guarded processes that the table had no room for: the policy alone holds them."""
 

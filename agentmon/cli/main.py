@@ -39,6 +39,8 @@ _COMMANDS = {  # name: (module in agentmon.cli, its attribute, what it does)
     "audit-native": ("audit_native", "audit_native", "List native code that could connect behind the guard's back."),
     "audit": ("audit", "audit", "Show who changed what, when."),
     "ledger": ("ledger", "ledger", "Check, back up and export the ledger."),
+    "posture": ("posture", "posture", "Report what agentmon's promises rest on, on this host, now."),
+    "self-check": ("posture", "self_check", "The same as posture: self-check egress."),
     "setup": ("setup_docker", "setup", "Make agentmon get along with what else runs on this host."),
     "demo": ("demo", "demo", "Show all of it against a local internet."),
     "completion": ("service", "completion", "Print a shell's completion script."),

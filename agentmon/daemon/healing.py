@@ -105,6 +105,13 @@ class Healing:
     def _place(self, slot: int | None) -> _Place:
         return self._places.setdefault(slot, _Place())
 
+    async def differences(self, slot: int | None) -> list[str]:
+        """What of the host (None) or of a bottle is not as it would be written now; looked up, nothing is put back.
+
+        :raises OSError, AgentmonError: the kernel does not say.
+        """
+        return [found.what for found in await self._in_kernel(self._nft.check, slot)]
+
     def look_at_everything(self) -> None:
         """The next round compares all there is with what is wanted, whatever was told of."""
         for slot, place in [(None, Place.HOST), *((slot, Place.BOTTLE) for slot in self._bottles())]:
