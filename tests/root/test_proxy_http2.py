@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import ssl
-import sys
 import threading
 from typing import Any
 
 import pytest
 
+from tests.support.proxy_h2 import SNI, VERSION, h2_client
 from tests.support.proxy_rig import Rig
-from tests.support.proxy_talk import CLAUDE, DELTA, SPENT, ask, closing, opening
+from tests.support.proxy_talk import DELTA, SPENT, ask, closing, opening
 from tests.support.proxy_upstream import chunked
 
-try:
-    import httpx2
-except ModuleNotFoundError:  # for Python 3.11 the locked SDKs still bring httpx
-    import httpx as httpx2
-
 pytestmark = pytest.mark.root
-
-HTTP2 = sys.version_info >= (3, 12)  # older interpreters have an older mitmproxy, which is not given HTTP/2
-
-
-def h2_client(rig: Rig) -> httpx2.Client:
-    context = ssl.create_default_context(cafile=str(rig.ca))
-    transport = httpx2.HTTPTransport(verify=context, http2=True, local_address=rig.source)
-    return httpx2.Client(transport=transport, timeout=10, base_url=f"https://{rig.address}", headers={"Host": CLAUDE})
 
 
 def test_http2_streams_are_metered_each(rig: Rig) -> None:
@@ -35,7 +21,7 @@ def test_http2_streams_are_metered_each(rig: Rig) -> None:
 
         def one(n: int) -> None:
             with client.stream("POST", "/v1/messages", content=ask(stream=True), extensions=SNI) as response:
-                assert response.http_version == ("HTTP/2" if HTTP2 else "HTTP/1.1")
+                assert response.http_version == VERSION
                 assert b"".join(response.iter_bytes()).endswith(closing(7))
 
         rig.upstream.script = streamed
@@ -46,9 +32,6 @@ def test_http2_streams_are_metered_each(rig: Rig) -> None:
             t.join(20)
     rows = rig.rows(before + 10)
     assert len(rows) == before + 10 and {row[5] for row in rows[before:]} == {7}
-
-
-SNI = {"sni_hostname": CLAUDE}
 
 
 async def streamed(seen: Any, writer: Any) -> None:

@@ -236,7 +236,7 @@ def test_a_signed_request_is_not_changed_on_its_way(rig: Rig) -> None:
 def test_an_event_over_the_cap_passes_and_the_hold_is_charged(rig: Rig, name: str) -> None:
     before = len(rig.rows(0))
     case = CASES[name]
-    text = b"x" * (20 << 20)
+    text = b"x" * (64 << 20)
     if case.sse:
         body = b'event: message_start\ndata: {"type":"message_start","x":"' + text + b'"}\n\n' + closing(9)[:40]
     else:

@@ -21,6 +21,7 @@ import zstandard
 
 from agentmon import wire
 from tests.support.provider_cases import named
+from tests.support.proxy_h2 import h2_request
 from tests.support.proxy_rig import Response, Rig
 from tests.support.proxy_talk import (
     CLAUDE,
@@ -40,14 +41,25 @@ from tests.support.proxy_upstream import chunked, reply
 
 pytestmark = pytest.mark.root
 
+_PATH = "/v1/messages"
 _IDS = itertools.count(1)
 
 
-def streamed(rig: Rig, body: bytes, step: int, headers: dict[str, str] | None = None, **asked: Any) -> Response:
+@pytest.fixture(params=["HTTP/1.1", "HTTP/2"])
+def spoken(request: pytest.FixtureRequest) -> str:
+    """What the client speaks; the upstream's side is HTTP/1.1."""
+    return str(request.param)
+
+
+def streamed(
+    rig: Rig, spoken: str, body: bytes, step: int, headers: dict[str, str] | None = None, **asked: Any
+) -> Response:
     """The answer to one streamed request; it has to be `body`."""
     pieces = [body[i : i + step] for i in range(0, len(body), step)]
     rig.upstream.script = chunked(list(pieces), headers)
-    answer = rig.request(CLAUDE, "/v1/messages", ask(stream=True, **asked))
+    question = ask(stream=True, **asked)
+    by_h1 = spoken == "HTTP/1.1"
+    answer = rig.request(CLAUDE, _PATH, question) if by_h1 else h2_request(rig, _PATH, question)
     assert (answer.status, answer.body, answer.broken) == (200, body, False)
     return answer
 
@@ -79,25 +91,29 @@ FORMS = {
 
 @pytest.mark.parametrize("step", [1, 1 << 20])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_way_to_write_the_same_events(rig: Rig, form: str, step: int) -> None:
+def test_every_way_to_write_the_same_events(rig: Rig, spoken: str, form: str, step: int) -> None:
     """Cases 1, 2, 3."""
     before = len(rig.rows(0))
-    streamed(rig, FORMS[form](stream({"output_tokens": 11})), step)
+    streamed(rig, spoken, FORMS[form](stream({"output_tokens": 11})), step)
     assert last_row(rig, before)[2:] == (20, 0, 0, 11, "wire", 1)
 
 
-def test_an_explicit_zero_after_a_start_that_was_none(rig: Rig) -> None:
+def test_an_explicit_zero_after_a_start_that_was_none(rig: Rig, spoken: str) -> None:
     """Case 6."""
     before = len(rig.rows(0))
-    streamed(rig, stream({"cache_read_input_tokens": 0, "output_tokens": 5}, cache_read_input_tokens=900), 9)
+    streamed(rig, spoken, stream({"cache_read_input_tokens": 0, "output_tokens": 5}, cache_read_input_tokens=900), 9)
     assert last_row(rig, before)[2:] == (20, 0, 0, 5, "wire", 1)
 
 
-def test_an_error_after_200_and_some_text(rig: Rig) -> None:
+def test_an_error_after_200_and_some_text(rig: Rig, spoken: str) -> None:
     """Case 9: the request is over, and not as it should be: what was said counts, at least what was held."""
     before = len(rig.rows(0))
     streamed(
-        rig, opening() + DELTA + sse("error", error={"type": "overloaded_error", "message": "x"}), 50, max_tokens=70
+        rig,
+        spoken,
+        opening() + DELTA + sse("error", error={"type": "overloaded_error", "message": "x"}),
+        50,
+        max_tokens=70,
     )
     assert last_row(rig, before)[2:] == (20, 0, 0, 70, "estimate", 0)
     assert rig.nothing_held()
@@ -139,14 +155,14 @@ CODINGS = [
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_every_coding_and_what_is_left_of_it_when_it_breaks_off(rig: Rig, coding: str) -> None:
+def test_every_coding_and_what_is_left_of_it_when_it_breaks_off(rig: Rig, spoken: str, coding: str) -> None:
     """Case 19."""
     before = len(rig.rows(0))
     said = SAID.get(coding, coding.split(",")[0].split(" ")[0])
-    streamed(rig, packed(coding, stream({"output_tokens": 13})), 7, {"content-encoding": said})
+    streamed(rig, spoken, packed(coding, stream({"output_tokens": 13})), 7, {"content-encoding": said})
     assert last_row(rig, before)[2:] == (20, 0, 0, 13, "wire", 1)
     broken = packed(coding, stream({"output_tokens": 13}))
-    streamed(rig, broken[: len(broken) // 2], 7, {"content-encoding": said}, max_tokens=80)
+    streamed(rig, spoken, broken[: len(broken) // 2], 7, {"content-encoding": said}, max_tokens=80)
     assert last_row(rig, before + 1)[5:] == (80, "estimate", 0)
     assert rig.nothing_held()
 
@@ -157,7 +173,7 @@ def resident_kb(rig: Rig) -> int:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
-def test_a_bomb_passes_in_bounded_memory_and_its_hold_is_charged(rig: Rig, coding: str) -> None:
+def test_a_bomb_passes_in_bounded_memory_and_its_hold_is_charged(rig: Rig, spoken: str, coding: str) -> None:
     """Case 20: half a gigabyte in a few kilobytes."""
     before, most_kb = len(rig.rows(0)), resident_kb(rig)
     zeros, one = bytes(1 << 20), None
@@ -170,7 +186,7 @@ def test_a_bomb_passes_in_bounded_memory_and_its_hold_is_charged(rig: Rig, codin
     else:
         one = zstandard.ZstdCompressor().compressobj()
         bomb = b"".join(one.compress(zeros) for _ in range(512)) + one.flush()
-    streamed(rig, bomb, 1 << 14, {"content-encoding": coding}, max_tokens=77)
+    streamed(rig, spoken, bomb, 1 << 14, {"content-encoding": coding}, max_tokens=77)
     assert last_row(rig, before)[5:] == (77, "estimate", 0)
     assert resident_kb(rig) - most_kb < 64 << 10, "the worker held the bomb's content"
 
@@ -186,10 +202,10 @@ def test_trailers_pass_or_go_and_the_next_request_is_not_disturbed(rig: Rig) -> 
 
     rig.upstream.script = trailing
     with rig.connect(CLAUDE) as sock:
-        assert rig.request(CLAUDE, "/v1/messages", ask(stream=True), sock=sock).body == body
+        assert rig.request(CLAUDE, _PATH, ask(stream=True), sock=sock).body == body
         assert last_row(rig, before)[2:] == (20, 0, 0, 3, "wire", 1)
     rig.upstream.script = reply(200, message(4, 2))
-    assert rig.request(CLAUDE, "/v1/messages", ask()).status == 200
+    assert rig.request(CLAUDE, _PATH, ask()).status == 200
     assert last_row(rig, before + 1)[2:] == (4, 0, 0, 2, "wire", 1)
 
 
@@ -213,5 +229,5 @@ def test_a_view_that_is_changed_while_a_stream_is_cut_loses_neither(rig: Rig) ->
     assert rest.count(b"event: error") == 1 and b"budget_exhausted" in rest
     assert rig.upstream.aborted.wait(10)
     assert last_row(rig, before)[2:] == (20, 0, 0, 90, "estimate", 0)
-    assert rig.request(CLAUDE, "/v1/messages", ask()).json["error"]["type"] == "budget_exhausted"
+    assert rig.request(CLAUDE, _PATH, ask()).json["error"]["type"] == "budget_exhausted"
     assert rig.nothing_held() and len(rig.rows(before)) == before + 1

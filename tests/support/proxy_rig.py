@@ -277,9 +277,9 @@ class Response:
         while (line := stream.readline()) not in (b"\r\n", b""):
             key, _, value = line.decode("latin1").partition(":")
             headers[key.lower()] = value.strip()
-        body, broken = b"", False
+        body, broken = bytearray(), False
         if method == "HEAD" or status in (204, 304):
-            return cls(status, headers, body)
+            return cls(status, headers, b"")
         try:
             if "chunked" in headers.get("transfer-encoding", ""):
                 while size := int(stream.readline() or b"x", 16):
@@ -287,13 +287,13 @@ class Response:
                     stream.readline()
                 stream.readline()
             elif "content-length" in headers:
-                body = stream.read(int(headers["content-length"]))
+                body += stream.read(int(headers["content-length"]))
                 broken = len(body) < int(headers["content-length"])
             else:
-                body = stream.read()
+                body += stream.read()
         except (ValueError, OSError):
             broken = True
-        return cls(status, headers, body, broken)
+        return cls(status, headers, bytes(body), broken)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
