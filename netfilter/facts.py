@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from socket import AF_INET, AF_INET6
 from typing import NamedTuple
 
-from netfilter.netns import links
+from netfilter.netns import foreign_links, links
 from netfilter.netns.wire import HEADER, Request, attributes
 from netfilter.spec import Address
 
@@ -168,6 +168,21 @@ def breaks(kind: int, fact: Fact, wanted: frozenset[Fact]) -> str:
     if passing(fact) and not any(w.kind == NEWNEIGH and w.what[0] == fact.what[0] for w in wanted):
         return ""
     return f"{fact.describe()} put there" if fact.kind != NEWLINK else f"{fact.describe()}"
+
+
+# ── our way out of a namespace that others made ──
+
+LEADING = frozenset({NEWROUTE, DELROUTE, DELRULE})
+
+
+def led_elsewhere(kind: int, body: bytes, wanted: frozenset[foreign_links.Led]) -> bool:
+    """Whether a message takes one of our rules or routes there away, or puts another default route in their place."""
+    if kind == DELRULE:
+        return rule(body).priority in {foreign_links.ANSWERS, foreign_links.OURS}
+    found = attributes(body, _RTMSG.size)
+    if int.from_bytes(found.get(_TABLE, b""), "little") != foreign_links.TABLE:
+        return False
+    return body[1] == 0 and (kind == DELROUTE or foreign_links.led(body) not in wanted)
 
 
 # ── routing rules ──

@@ -62,7 +62,7 @@ def close_inside(net: BottleNet, namespace: str, inode: int) -> Inner:
 
     def first() -> Inner:
         inner = Inner()
-        inner.nft.run(render_foreign.inner_closed(net), "close the foreign namespace")
+        inner.elements.run(render_foreign.inner_closed(net), "close the foreign namespace")
         return inner
 
     namespaces.bind(net.netns, namespace, inode)
@@ -118,21 +118,45 @@ def _with_route(work: Callable[[Netlink], T]) -> T:
         route.close()
 
 
-def reconnect(route: Netlink, net: BottleNet, size: int) -> None:
-    """Our device, addresses and routes where somebody in there removed them; idempotent."""
-    pipe = foreign_pipe(net)
+def reconnect(route: Netlink, net: BottleNet, size: int) -> bool:
+    """Our device, addresses, rules and routes where somebody in there removed or replaced them; whether any was.
+
+    What it costs does not depend on what else is in there.
+    """
+    pipe, missing = foreign_pipe(net), False
     try:
         links.index(net.veth)
     except KernelRefused:
         pipe.make(route, size)
-    pipe.set_up(route)
+        missing = True
+
+    def look(there: Netlink) -> bool:
+        found = foreign_links.device(there, pipe.inner)
+        if found is None or not found.up:
+            return True
+        return foreign_links.differing(there, pipe.inner, found.number, pipe.pairs())
+
+    if missing or namespaces.inside(net.netns, lambda: _with_route(look)):
+        pipe.set_up(route)
+        return True
+    return False
 
 
 # ── its own ways out ──
 
 
 def shut(nft: Nft, route: Netlink, net: BottleNet) -> Holding:
-    """Shut the host's ends of all its devices but ours; idempotent, so that it finds new ones."""
+    """Shut the host's ends of all its devices but ours."""
+    outer, found = _shut(nft, route, net)
+    return Holding(found, _not_shut(net, outer))
+
+
+def shut_new(nft: Nft, route: Netlink, net: BottleNet) -> tuple[str, ...]:
+    """The same again: names of those that have come since, or were opened."""
+    return _shut(nft, route, net)[1]
+
+
+def _shut(nft: Nft, route: Netlink, net: BottleNet) -> tuple[list[Device], tuple[str, ...]]:
     outer = _outer(route, net.netns, net.veth)
     known = _chains(nft, net.slot)
     wanted = [(d.number, d.name) for d in outer if f"ingress{net.slot}_{d.number}" not in known]
@@ -140,7 +164,7 @@ def shut(nft: Nft, route: Netlink, net: BottleNet) -> Holding:
         nft.run(render_foreign.shut(net.slot, wanted), f"shut the own devices of bottle {net.slot}")
     ports = [d for d in outer if d.bridge and d.up]
     route.run([foreign_links.down(d.number) for d in ports])  # holds when somebody flushes our tables, too
-    return Holding(tuple(sorted({n for _, n in wanted} | {d.name for d in ports})), _not_shut(net, outer))
+    return outer, tuple(sorted({n for _, n in wanted} | {d.name for d in ports}))
 
 
 def reopen(nft: Nft, route: Netlink, slot: int, netns: str, veth: str) -> None:
@@ -189,16 +213,10 @@ def _chains(nft: Nft, slot: int | None) -> list[str]:
 # ── afterwards ──
 
 
-def missing(net: BottleNet, inner: Inner) -> tuple[str, ...]:
-    """What somebody took away in there: `rules`, `routes`."""
-    found = []
+def flushed(inner: Inner) -> bool:
+    """Whether somebody took our table away in there."""
     try:
         inner.elements.packets([render_foreign.KEPT])
     except KernelRefused:
-        found.append("rules")
-    pairs = foreign_pipe(net).pairs()
-    assert net.foreign is not None
-    device = net.foreign.device
-    if not namespaces.inside(net.netns, lambda: _with_route(lambda r: foreign_links.intact(r, device, pairs))):
-        found.append("routes")
-    return tuple(found)
+        return True
+    return False

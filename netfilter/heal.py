@@ -22,9 +22,8 @@ from netfilter.blockers import Blocker, blockers
 from netfilter.bottle import Bottle, Pipe, bottle_pipe, now_ns
 from netfilter.bytecode import Message
 from netfilter.changes import Difference, Kind, Place
-from netfilter.changing import whole_inside
 from netfilter.elements import Segments
-from netfilter.errors import KernelRefused
+from netfilter.errors import KernelRefused, TooMuch
 from netfilter.host import HostNetfilter, service_pipe
 from netfilter.language import FAMILY, TABLE, Command
 from netfilter.making import pipe_of
@@ -119,6 +118,18 @@ class HealingNetfilter(HostNetfilter):
         self._expect(net.slot, pipe_of(net))
         return held
 
+    def hold_again(self, slot: int) -> tuple[str, ...]:
+        found = super().hold_again(slot)
+        ends = self._ends.get(slot)
+        if ends is not None and "routes" in found and not heal_links.same(ends):  # made anew: other numbers
+            self._expect_anew(slot)
+        return found
+
+    def _expect_anew(self, slot: int) -> None:
+        if self._watcher is not None:
+            self._watcher.forget(slot)
+            self._expect(slot, pipe_of(self._bottles[slot].net))
+
     def adopt_bottle(self, net: BottleNet) -> None:
         super().adopt_bottle(net)
         self._expect(net.slot, pipe_of(net))
@@ -171,8 +182,10 @@ class HealingNetfilter(HostNetfilter):
         """Put back what was changed; what really differed, `lost` where it cannot be put back.
 
         :raises KernelRefused: the kernel takes it no longer; what it concerns stays closed.
+        :raises TooMuch: somebody filled a bottle's table or device; the rest was put back, the host's side holds it.
         """
         told = list(differences)
+        too_much: list[TooMuch] = []
         for slot in dict.fromkeys(d.slot for d in told if d.kind is Kind.UNKNOWN):
             told += self.check(slot)
         found: list[Difference] = []
@@ -182,7 +195,12 @@ class HealingNetfilter(HostNetfilter):
                 mine = [d for d in told if (d.slot, d.kind) == (slot, kind)]
                 if mine and kind in kinds and not any(d.slot == slot and d.lost for d in found):
                     looks, mends = kinds[kind]
-                    found += self._mended(mine if kind is Kind.RULES else looks(), mends)
+                    try:
+                        found += self._mended(mine if kind is Kind.RULES else looks(), mends)
+                    except TooMuch as e:
+                        too_much.append(e)
+        if too_much:
+            raise too_much[0]
         return found
 
     @staticmethod
@@ -216,11 +234,11 @@ class HealingNetfilter(HostNetfilter):
         if not namespaces.exists(bottle.net.netns):
             return name  # there is no way in
 
-        def rewrite() -> None:
-            whole_inside(bottle, heal_rules.inner_table(bottle, now_ns()), f"restore the table of bottle {slot}")
-
         return name | {
-            Kind.RULES: (lambda: self._rules_differ(slot, Place.BOTTLE), rewrite),
+            Kind.RULES: (
+                lambda: self._rules_differ(slot, Place.BOTTLE),
+                lambda: heal_rules.restore_inside(bottle, now_ns()),
+            ),
             Kind.DEVICE: self._device_kind(slot) if bottle.net.foreign is None else self._foreign_kind(slot),
         }
 
@@ -244,10 +262,10 @@ class HealingNetfilter(HostNetfilter):
 
     def _rules_differ(self, slot: int | None, place: Place) -> list[Difference]:
         if slot is None:
-            nft, wanted = self._edges().nft, self._host_commands()
+            found = heal_rules.differing(self._edges().nft, self._host_commands())
         else:
-            nft, wanted = self._bottles[slot].inner.nft, heal_rules.inner_table(self._bottles[slot], now_ns())
-        return [Difference(slot, place, Kind.RULES, what) for what in heal_rules.differing(nft, wanted)]
+            found = heal_rules.inner_differing(self._bottles[slot], now_ns())
+        return [Difference(slot, place, Kind.RULES, what) for what in found]
 
     def _host_commands(self) -> list[Command]:
         assert self._host is not None

@@ -13,8 +13,9 @@ from typing import TypeVar
 from netfilter import facts
 from netfilter.bottle import Pipe
 from netfilter.changes import Difference, Kind, Place
+from netfilter.errors import KernelRefused, TooMuch
 from netfilter.foreign import ForeignPipe
-from netfilter.netns import links, namespaces, state, sysctl
+from netfilter.netns import foreign_links, links, namespaces, state, sysctl
 from netfilter.netns.wire import ROUTE, Netlink
 from netfilter.spec import HostSpec
 from netfilter.watch import Watch
@@ -54,7 +55,17 @@ def watched(pipe: Pipe, own_pid: int) -> tuple[Watch, Ends]:
     :raises KernelRefused: a part of it is gone.
     """
     watch, inner = namespaces.inside(pipe.namespace, lambda: (Watch(Place.BOTTLE, own_pid), links.index(pipe.inner)))
+    if isinstance(pipe, ForeignPipe):
+        watch.beside_others(foreign_links.led_by(inner, pipe.pairs()))
     return watch, Ends(pipe, links.index(pipe.veth), inner)
+
+
+def same(ends: Ends) -> bool:
+    """Whether the outer end is still the device that it was."""
+    try:
+        return links.index(ends.pipe.veth) == ends.outer
+    except KernelRefused:
+        return False
 
 
 def differing(slot: int | None, ends: Ends, route: Netlink) -> list[Difference]:
@@ -63,7 +74,12 @@ def differing(slot: int | None, ends: Ends, route: Netlink) -> list[Difference]:
     found += [
         Difference(slot, Place.HOST, Kind.DEVICE, f"net.{path.replace('/', '.')} switched") for path in switched(ends)
     ]
-    return found + _differing(slot, Place.BOTTLE, ends, _inside(ends, lambda r: state.device(r, ends.inner)))
+    try:
+        inside = _inside(ends, lambda r: state.device(r, ends.inner))
+    except TooMuch as e:
+        what = f"{ends.pipe.inner} of {ends.pipe.namespace}: {e.strerror}"
+        return [*found, Difference(slot, Place.BOTTLE, Kind.DEVICE, what)]
+    return found + _differing(slot, Place.BOTTLE, ends, inside)
 
 
 def _differing(slot: int | None, place: Place, ends: Ends, there: list[state.Found] | None) -> list[Difference]:
@@ -91,11 +107,17 @@ def _switches(pipe: Pipe) -> list[tuple[str, str]]:
 
 
 def mend(ends: Ends, route: Netlink) -> None:
-    """Everything of both ends as it is to be. :raises KernelRefused: an end is gone, or its name is taken."""
+    """Everything of both ends as it is to be.
+
+    :raises KernelRefused: an end is gone, or its name is taken.
+    :raises TooMuch: root in there put more on it than is taken off; what is ours is there.
+    """
     pipe = ends.pipe
     _put_back(route, ends.outer, pipe.veth, pipe.mac_host, ends.wanted(Place.HOST))
-    _inside(ends, lambda r: _put_back(r, ends.inner, pipe.inner, pipe.mac_inner, ends.wanted(Place.BOTTLE)))
-    pipe.set_up(route)
+    try:
+        _inside(ends, lambda r: _put_back(r, ends.inner, pipe.inner, pipe.mac_inner, ends.wanted(Place.BOTTLE)))
+    finally:
+        pipe.set_up(route)
 
 
 def _put_back(route: Netlink, index: int, name: str, mac: str, wanted: Facts) -> None:

@@ -71,14 +71,14 @@ class Making(Changing):
         net = bottle.net
         if net.foreign is None:
             return ()
-        gone = foreign.missing(net, bottle.inner)
-        if "rules" in gone:
+        gone = []
+        if foreign.flushed(bottle.inner):
+            gone.append("rules")
             everything = whole(bottle, bottle.still_learned(now_ns()), now_ns())
             whole_inside(bottle, everything, f"restore the table of bottle {slot}")
-        if "routes" in gone:
-            foreign.reconnect(edges.route, net, self._mtu)
-        fresh = foreign.shut(edges.nft, edges.route, net).shut
-        return (*gone, *(f"new way out {name}" for name in fresh))
+        if foreign.reconnect(edges.route, net, self._mtu):
+            gone.append("routes")
+        return (*gone, *(f"new way out {name}" for name in foreign.shut_new(edges.nft, edges.route, net)))
 
     def _connect(self, change: Transaction, net: BottleNet, pipe: Pipe) -> None:
         """A namespace that is closed gets its device, led to a closed chain."""

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from netfilter import facts
 from netfilter.changes import Change, Kind, Place, told
 from netfilter.language import TABLE
-from netfilter.netns import namespaces
+from netfilter.netns import foreign_links, namespaces
 from netfilter.netns.wire import HEADER, NETFILTER, REQUEST, ROUTE, attributes, netlink_socket
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _ATTACH_FILTER, _RCVBUFFORCE = 270, 1, 26, 33
@@ -93,6 +93,7 @@ class Watch:
         self._place = place
         self._own_pid = own_pid
         self._own_ports: tuple[int, ...] = ()
+        self._beside: frozenset[foreign_links.Led] = frozenset()
         self._open: dict[int, _Told] = {}  # by the port of who is at it
         self._behind: set[socket.socket] = set()  # overran, and could not be read empty at once
         self.names = _inotify() if place is Place.HOST else -1
@@ -100,6 +101,11 @@ class Watch:
         self.nft = _listener(NETFILTER, (_NFT_GROUP,), _RECEIVE_BYTES * times)
         groups = (*_LINKS, *_NEIGHBOURS, *_ADDRESSES, *_ROUTES)
         self.route = _listener(ROUTE, (*groups, *_RULES, *_NETCONF) if place is Place.HOST else groups, _RECEIVE_BYTES)
+
+    def beside_others(self, wanted: frozenset[foreign_links.Led]) -> None:
+        """In a namespace that others made, tell of our rules and of these routes, too."""
+        self._beside = wanted
+        _join(self.route, _RULES)
 
     def close(self) -> None:
         self.nft.close()
@@ -181,9 +187,12 @@ class Watch:
             known = ours.get(int.from_bytes(found.get(_NETCONF_INDEX, b""), "little"), self) is not None
             off = known and found.get(_NETCONF_FORWARDING) == bytes(4)
             return Change(None, self._place, Kind.FORWARDING, "forwarding switched off") if off else None
+        if self._beside and kind in facts.LEADING and facts.led_elsewhere(kind, body, self._beside):
+            what = "routing rule deleted" if kind == facts.DELRULE else "route of our table changed"
+            return Change(self._slot(ours), self._place, Kind.DEVICE, what)
         if kind in {facts.NEWRULE, facts.DELRULE}:
             rule = facts.rule(body)
-            ours_gone = kind == facts.DELRULE and rule.priority in facts.PRIORITIES
+            ours_gone = self._place is Place.HOST and kind == facts.DELRULE and rule.priority in facts.PRIORITIES
             what = f"routing rule {rule.priority} deleted"
             return Change(None, self._place, Kind.ROUTING, what) if ours_gone else None
         fact = facts.read(kind, body)
@@ -317,9 +326,13 @@ def _listener(protocol: int, groups: tuple[int, ...], receive_bytes: int) -> soc
     sock = netlink_socket(protocol)
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, receive_bytes)
+    _join(sock, groups)
+    return sock
+
+
+def _join(sock: socket.socket, groups: tuple[int, ...]) -> None:
     for group in groups:
         sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
-    return sock
 
 
 def _messages(sock: socket.socket, at_most: int) -> Iterator[tuple[int, int, bytes]]:

@@ -1,7 +1,7 @@
 """Watching what others started: put back what its own root takes away, and clean up when nothing is left of it.
 
-A flushed table is told by the kernel (healing.py) and back in milliseconds; routing rules inside and new ways out are
-looked for here, 1.3 ms of CPU each time. The host's side holds meanwhile.
+A flushed table, rules, routes and devices inside are told by the kernel (healing.py) and back in milliseconds. Here
+they are looked for once more, seldom, in case that something was not told. The host's side holds meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agentmon.errors import AgentmonError
 from agentmon.events import Event
 
 EVERY_S = 0.5
-THOROUGH = 3  # of so many looks one is also for what was taken away
+THOROUGH = 20  # of so many looks one is also for what was taken away
 
 
 class AttachWatch:

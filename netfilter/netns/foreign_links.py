@@ -16,8 +16,20 @@ from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from netfilter.errors import KernelRefused
 from netfilter.netns import links
-from netfilter.netns.wire import CREATE, EXCL, HEADER, REQUEST, Netlink, Request, attribute, attributes, message
+from netfilter.netns.wire import (
+    CREATE,
+    EXCL,
+    HEADER,
+    REQUEST,
+    ROUTE,
+    Netlink,
+    Request,
+    attribute,
+    attributes,
+    message,
+)  # fmt: skip
 from netfilter.spec import Address
 
 TABLE = 24941  # "am": a routing table of our own in there, asked before all but the local one
@@ -26,7 +38,8 @@ _NEWLINK, _GETLINK, _GETNSID = 16, 18, 90
 _NEWRULE, _DELRULE, _GETROUTE = 32, 33, 26
 _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NETNSID, _INFO_KIND = 3, 5, 10, 18, 37, 1
 _NSA_NSID, _NSA_FD = 1, 3
-_FRA_PRIORITY, _RTA_TABLE = 6, 15
+_RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 4, 5, 7
+_FIRST = 16  # routes that are read
 _MAIN = 254
 _IFF_UP = 1
 _TO_TABLE, _UNREACHABLE = 1, 7
@@ -48,6 +61,16 @@ class Device(NamedTuple):
 def devices(route: Netlink) -> list[Device]:
     """All devices of the namespace that the socket belongs to."""
     return [_device(body) for body in route.dump(message(ifinfmsg, _GETLINK, 0, "list devices"))]
+
+
+def device(route: Netlink, name: str) -> Device | None:
+    """One device, by its name."""
+    try:
+        return _device(route.ask(message(ifinfmsg, _GETLINK, 0, f"device {name}", attrs=[("IFLA_IFNAME", name)])))
+    except KernelRefused as e:
+        if e.errno != errno.ENODEV:
+            raise
+        return None
 
 
 def _device(body: bytes) -> Device:
@@ -125,13 +148,55 @@ def _rule(family: int, verb: int, priority: int, action: int, more: list[tuple[s
     )  # fmt: skip
 
 
-def intact(route: Netlink, device: str, gateways: Sequence[tuple[Address, Address]]) -> bool:
-    """Whether our device is there and up, with the rules and routes that lead to it."""
-    found = next((d for d in devices(route) if d.name == device), None)
-    if found is None or not found.up:
-        return False
-    wanted = {(links.family(gateway), TABLE) for gateway, _ in gateways}
-    dumps = [message(rtmsg, _GETROUTE, 0, "list routes", family=family) for family, _ in wanted]
-    led = {(b[0], _number(attributes(b, 12).get(_RTA_TABLE))) for listed in dumps for b in route.dump(listed)}
-    asked = {(b[0], _number(attributes(b, 12).get(_FRA_PRIORITY))) for b in route.dump(links.all_rules())}
-    return wanted <= led and {(family, priority) for family, _ in wanted for priority in (ANSWERS, OURS)} <= asked
+class Led(NamedTuple):
+    """A default route of our table: by which device and gateway, and from which address."""
+
+    device: int
+    gateway: str
+    source: str
+
+
+def led_by(number: int, gateways: Sequence[tuple[Address, Address]]) -> frozenset[Led]:
+    """The default routes of our table as `way_out` makes them."""
+    return frozenset(Led(number, str(gateway), str(source)) for gateway, source in gateways)
+
+
+def differing(route: Netlink, device: str, number: int, gateways: Sequence[tuple[Address, Address]]) -> bool:
+    """Whether rules of ours were missing, which are made again at once, or routes are.
+
+    Lists no rules, and of our table's routes no more than the first: what else is there may be any number.
+    """
+    have = {links.family(gateway) for gateway, _ in gateways}
+    rules = [r for family in _FAMILIES for r in _rules(family, _NEWRULE, device, family in have)]
+    made = route.run(rules)
+    there = {led for family in have for led in default_routes(family)}
+    return made > 0 or not led_by(number, gateways) <= there
+
+
+def default_routes(family: int) -> set[Led]:
+    """Of our table, in the calling thread's namespace; the kernel lists them before all others."""
+    return {led(body) for body in beginning(family) if body[1] == 0}
+
+
+def beginning(family: int) -> list[bytes]:
+    """The first routes of our table."""
+    route = Netlink(ROUTE)
+    attrs = [("RTA_TABLE", TABLE)]
+    try:
+        request = message(
+            rtmsg, _GETROUTE, 0, "list our routes", (errno.ENOENT, errno.EAFNOSUPPORT), family=family, attrs=attrs
+        )
+        return route.first(request, _FIRST)
+    finally:
+        route.close()
+
+
+def led(body: bytes) -> Led:
+    """Of a message about a route, from struct rtmsg on."""
+    family, found = body[0], attributes(body, 12)
+    gateway, source = (found.get(kind, b"") for kind in (_RTA_GATEWAY, _RTA_PREFSRC))
+    return Led(_number(found.get(_RTA_OIF)), *(_printed(family, raw) for raw in (gateway, source)))
+
+
+def _printed(family: int, raw: bytes) -> str:
+    return socket.inet_ntop(family, raw) if raw else ""

@@ -21,6 +21,7 @@ ROUTE, SOCK_DIAG, NETFILTER = 0, 4, 12  # netlink protocols
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")
 _ERROR, _DONE = 2, 3
+_SOL_NETLINK, _STRICT = 270, 12  # NETLINK_GET_STRICT_CHK
 _CHUNK_BYTES = 1 << 16
 _FD_SETSIZE = 1024
 
@@ -136,6 +137,26 @@ class Netlink:
                         raise KernelRefused(number, request.what, os.strerror(number))
                     return found
                 found.append(body)
+
+    def first(self, request: Request, most: int) -> list[bytes]:
+        """At least the first `most` answers of a dump if there are so many, and no more than the kernel has ready then.
+        The kernel filters by the request's fields and attributes. Close the socket afterwards: the rest is not read.
+
+        :raises KernelRefused: the request was refused.
+        """
+        self._sock.setsockopt(_SOL_NETLINK, _STRICT, 1)
+        self._sequence += 1
+        self._sock.send(self._numbered(request.data, self._sequence, DUMP))
+        found: list[bytes] = []
+        while len(found) < most:
+            for kind, _, body in self._messages():
+                if kind in {_ERROR, _DONE}:
+                    number = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
+                    if number and number not in request.fine:
+                        raise KernelRefused(number, request.what, os.strerror(number))
+                    return found
+                found.append(body)
+        return found
 
     def ask(self, request: Request) -> bytes:
         """Body of the one answer. :raises KernelRefused: the request was refused."""
