@@ -1,9 +1,10 @@
 # Every target does its own set-up. What is installed and where: scripts/setup.sh says it before it does it.
 PYTHON := .venv/bin/python
+TORTURE := tests/contract/test_budget_races.py tests/root/test_proxy_race.py tests/contract/test_ledger_process.py -k "race or kill_nine"
 BPF_SOURCES := $(wildcard ebpf/bpf/*.h ebpf/bpf/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit coverage test-kernels adversarial lint bench docs uninstall
+.PHONY: help setup demo test test-unit torture coverage test-kernels adversarial lint bench docs uninstall
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
@@ -26,6 +27,9 @@ adversarial: setup ## every attempt to get out, each layer alone; writes tests/a
 	@[ "$$(id -u)" = 0 ] || { echo 'error: only root can make the namespaces that are attacked' >&2; \
 		echo 'hint: sudo make adversarial' >&2; exit 4; }
 	@AGENTMON_ADVERSARIAL=tests/adversarial/results.json $(PYTHON) -m pytest -q -m adversarial tests/adversarial
+
+torture: setup ## a hundred rounds of the tests of races and of kills at random moments (root); ROUNDS=1000
+	@AGENTMON_ROUNDS=$(or $(ROUNDS),100) $(PYTHON) -m pytest -q --timeout 3000 -m "not kernel" $(TORTURE)
 
 coverage: setup ## every test, one after another, with branch coverage of all processes in .cache/coverage.txt (root)
 	@COVERAGE=1 scripts/test.sh

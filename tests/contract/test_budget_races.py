@@ -8,8 +8,7 @@ from agentmon import wire
 from agentmon.ledger.reader import Reader
 from tests.support.budget_race import OVER, SCOPES, TOKENS, Racers
 from tests.support.ledger_rig import Peer, budget, ledger
-
-ROUNDS = 3
+from tests.support.rounds import rounds
 
 
 def test_room_for_ten_at_every_scope_with_a_worker_killed_while_holding(tmp_path: Path) -> None:
@@ -17,7 +16,7 @@ def test_room_for_ten_at_every_scope_with_a_worker_killed_while_holding(tmp_path
         daemon = Peer(process.socket)
         racers = Racers(process, daemon)
         try:
-            for _ in range(ROUNDS):
+            for _ in range(rounds(3)):
                 for slot, seen in racers.round().items():
                     at = f"{SCOPES[slot]}: {seen}"
                     assert TOKENS[slot] <= seen.used <= TOKENS[slot] + seen.above, at

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import socket
 import subprocess
@@ -16,19 +15,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from agentmon import errors, wire
 from agentmon.ledger.client import LedgerClient, LedgerUnavailable
 from agentmon.ledger.reader import Reader
 from agentmon.ledger.state import Now
-from agentmon.ledger.store import Store
-from tests.support.ledger_rig import ROOT, A, LedgerProcess, Peer, budget, ledger, scope, until, usage
+from tests.support.ledger_rig import ROOT, A, LedgerProcess, Peer, budget, database, ledger, scope, until, usage
+from tests.support.rounds import rounds
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Iterator[LedgerProcess]:
+def process(tmp_path: Path, ledger_url: str) -> Iterator[LedgerProcess]:
+    with ledger(tmp_path, **database(ledger_url)) as process:
+        yield process
+
+
+@pytest.fixture
+def filed(tmp_path: Path) -> Iterator[LedgerProcess]:
+    """Of a file, for what a database does in other ways."""
     with ledger(tmp_path) as process:
         yield process
 
@@ -129,7 +134,7 @@ asyncio.run(main())
     until(lambda: daemon.ask(wire.Totals, 1).value[0]["held"] == 0, "the dead worker's holds settled")
     (line,) = daemon.ask(wire.Totals, 1).value
     assert line["used"] == 1000
-    with Reader(process.path) as reader:
+    with process.reader() as reader:
         assert sorted(row["source"] for row in reader.rows()) == ["estimate"] * 3 + ["wire"] * 7
         assert reader.check() == []
 
@@ -158,7 +163,7 @@ def test_a_restart_is_not_seen_by_the_proxy(process: LedgerProcess, daemon: Peer
         await client.close()
 
     in_loop(proxy)
-    with Reader(process.path) as reader:
+    with process.reader() as reader:
         assert [row["weighted"] for row in reader.rows()] == [15]
 
 
@@ -177,7 +182,7 @@ print(Peer({process.socket!r}).ask(wire.Reserve, 1, "claude", "m", 50, 50, "k").
     process.start(ready=False)
 
     def rows() -> list[str]:
-        with Reader(process.path) as reader:
+        with process.reader() as reader:
             return [row["source"] for row in reader.rows()]
 
     until(lambda: rows() == ["estimate"], "the dead worker's hold settled")
@@ -264,7 +269,9 @@ def test_started_by_hand_and_without_a_directory(tmp_path: Path) -> None:
     assert none.returncode == 4 and "No such file" in none.stderr
 
 
-def test_hour_day_week_and_month_end_while_many_settle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hour_day_week_and_month_end_while_many_settle(
+    tmp_path: Path, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A ledger whose clock is set to half an hour, then a second before the end of a month that ends with a Sunday. No
     row is lost between the windows, none is in both, and what was spent in the old ones is free in the new ones."""
     monkeypatch.setenv("TZ", "Europe/Berlin")
@@ -280,7 +287,7 @@ def test_hour_day_week_and_month_end_while_many_settle(tmp_path: Path, monkeypat
     set_clock(end_ns - 1800 * 10**9)
     clock = f"import time, pathlib; real, ahead = time.time_ns, pathlib.Path({str(ahead)!r})"
     told = "time.time_ns = lambda: real() + int(ahead.read_text())"
-    process = LedgerProcess(tmp_path)
+    process = LedgerProcess(tmp_path, **database(ledger_url))
     run = "import runpy; runpy.run_module('agentmon.ledger', None, '__main__')"
     process.command = [sys.executable, "-c", f"{clock}; {told}; {run}"]
     periods = ("hour", "day", "week", "month")
@@ -308,32 +315,33 @@ def test_hour_day_week_and_month_end_while_many_settle(tmp_path: Path, monkeypat
         daemon.close()
     finally:
         process.close()
-    with Reader(process.path) as reader:
+    with process.reader() as reader:
         rows = [row for row in reader.rows() if row["provider"] == "claude"]
         assert reader.check() == []
+        sums = reader.dicts(
+            "SELECT per, used FROM totals WHERE (scope, provider) = ('host', 'claude') ORDER BY \"window\"", ()
+        )
     assert len(rows) == sum(counts)
     before = sum(row["weighted"] for row in rows if row["ts_ns"] < end_ns)
     after = sum(row["weighted"] for row in rows if row["ts_ns"] >= end_ns)
-    db = apsw.Connection(process.path, flags=apsw.SQLITE_OPEN_READONLY)
     for per in periods:
-        sql = """SELECT used FROM totals WHERE (scope, provider, per) = ('host', 'claude', ?) ORDER BY "window\""""
-        assert [used for (used,) in db.execute(sql, (per,))] == [before, after] and before and after, per
-    db.close()
+        assert [line["used"] for line in sums if line["per"] == per] == [before, after] and before and after, per
 
 
-def _old_rows(path: str, count: int) -> dict[str, Any]:
+def _old_rows(process: LedgerProcess, count: int) -> dict[str, Any]:
     """Rows of a year ago; returns what `usage` says of them."""
-    store, now = Store(path), Now(time.time_ns() - 366 * 86400 * 10**9, 1)
+    store, now = process.store(), Now(time.time_ns() - 366 * 86400 * 10**9, 1)
     store.run([(wire.OpenRun(1, 9, "old", "old", "", (), {}), A)], now)
     holds = store.run([(wire.Reserve(n, 9, "claude", "m", 1, 1, str(n)), A) for n in range(count)], now).answers
     settled = [(wire.Settle(1, hold.hold, usage(n, 1, f"old{n}")), A) for n, hold in enumerate(holds)]
     store.run(settled, now)
     store.close()
-    with Reader(path) as reader:
+    with process.reader() as reader:
         return reader.usage()[0]
 
 
-def test_a_copy_made_while_others_settle_is_one_moment(process: LedgerProcess, daemon: Peer, tmp_path: Path) -> None:
+def test_a_copy_made_while_others_settle_is_one_moment(filed: LedgerProcess, tmp_path: Path) -> None:
+    process, daemon = filed, Peer(filed.socket)
     open_run(daemon, scope("parent", "p", budget("*", 1 << 40, "day")))
     done = threading.Event()
 
@@ -362,21 +370,22 @@ def test_a_copy_made_while_others_settle_is_one_moment(process: LedgerProcess, d
         for worker in working:
             worker.result(20)
     assert sorted(seen) == seen and seen[1] and seen[-1] > seen[1]
+    daemon.close()
 
 
-def test_kill_nine_at_any_moment_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
+def test_kill_nine_at_any_moment_loses_nothing_and_counts_nothing_twice(tmp_path: Path, ledger_url: str) -> None:
     """Rounds of: settle as fast as it goes, SIGKILL at a random moment, start again; meanwhile old rows become sums.
     What was answered is there once; what was not is asked again and is there once afterwards; the old stay what they
     were."""
-    rounds, random_s = int(os.environ.get("LEDGER_KILL_ROUNDS", "10")), random.Random(7)
+    count, random_s = rounds(10), random.Random()
     process = LedgerProcess(tmp_path, usage_age_s=1)
-    old = _old_rows(process.path, 200 * rounds)
+    old = _old_rows(process.path, 200 * count)
     process.start()
     owed: dict[int, wire.Usage] = {}
     answered: set[str] = set()
     serial = 0
     try:
-        for _ in range(rounds):
+        for _ in range(count):
             daemon = Peer(process.socket)
             daemon.ask(wire.OpenRun, 1, "b1", "run1", "", (scope("bottle", "b1", budget("claude", 1 << 40)),), {})
             for hold, row in list(owed.items()):
@@ -404,7 +413,7 @@ def test_kill_nine_at_any_moment_loses_nothing_and_counts_nothing_twice(tmp_path
         daemon.close()
     finally:
         process.close()
-    with Reader(process.path) as reader:
+    with process.reader() as reader:
         rows = [row for row in reader.rows() if row["bottle"] == "b1"]
         assert reader.check() == []
         assert {line["bottle"]: line for line in reader.usage()}["old"] == old
@@ -412,5 +421,5 @@ def test_kill_nine_at_any_moment_loses_nothing_and_counts_nothing_twice(tmp_path
     wired = [row for row in rows if row["source"] == "wire"]
     assert {row["request_id"] for row in wired} == answered
     assert all(row["weighted"] == int(row["request_id"][3:]) for row in wired)
-    assert len(wired) == len(answered) > rounds
-    assert len(rows) - len(wired) <= rounds
+    assert len(wired) == len(answered) > count
+    assert len(rows) - len(wired) <= count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import threading
 from collections import Counter
@@ -18,10 +17,10 @@ from agentmon.providers.counting import tokens_of
 from tests.support.proxy_rig import Rig
 from tests.support.proxy_talk import CLAUDE, ask, fresh, last_row, message
 from tests.support.proxy_upstream import reply
+from tests.support.rounds import rounds
 
 pytestmark = pytest.mark.root
 
-ROUNDS = int(os.environ.get("AGENTMON_ROUNDS", "2"))
 REQUESTS, ROOM, BOUND, OVER = 50, 10, 100, 20  # every other answer has OVER tokens more than its request allowed
 BODY = ask(max_tokens=BOUND)
 HOLD = tokens_of(len(BODY)) + BOUND
@@ -39,7 +38,7 @@ def through(rig: Rig, to: str) -> tuple[int, str]:
     return 0, ""
 
 
-@pytest.mark.parametrize("turn", range(ROUNDS))
+@pytest.mark.parametrize("turn", range(rounds(2)))
 def test_no_overspend_no_leaked_hold_no_phantom_refusal(running: Rig, turn: int) -> None:
     rig = fresh(running)
     rig.bottle(budget=ROOM * HOLD)
