@@ -20,7 +20,7 @@ LIB = ROOT / "var/lib/agentmon"
 LEDGER = LIB / "ledger/ledger.db"  # owner agentmon-ledger, directory 0700
 EVENTS = LIB / "events/events.db"  # owner root
 CA_DIR = LIB / "ca"  # mitmproxy-ca.pem (key, agentmon-proxy 0600), ca.pem (certificate, 0644)
-SAVED = LIB / "saved"  # private state of frozen bottles
+SAVED = LIB / "saved"  # RUN/: private state of frozen bottles, root 0700
 EPOCH = LIB / "epoch"  # last epoch handed out, decimal
 
 RUN = ROOT / "run/agentmon"
@@ -29,6 +29,7 @@ LOCK = RUN / "daemon.lock"
 STATE = RUN / "state"  # SLOT.json: what a restarted daemon needs to adopt a bottle
 SVC = RUN / "svc"  # resolver.sock relay.sock proxy-N.sock ledger.sock lookup.sock, *.pid, *.log
 HOMES = RUN / "homes"  # private HOME of running bottles
+RESTORED = RUN / "restored"  # SLOT/: /tmp and /var/tmp of bottles that came back from what was saved, root 0700
 TRUST = RUN / "trust"  # SLOT.pem bundles, mounted into bottles
 
 NETNS = Path("/run/netns")  # shared with ip(8); our names start with "am-"

@@ -35,8 +35,8 @@ def ps(as_json: bool) -> None:
         emit(bottles_table(rows, time.time_ns()) or "no bottle is running\n")
         return
     for row in rows:
-        started = row.pop("started_ns")
-        emit_json(row | {"started": rfc3339(started)})
+        started, saved = row.pop("started_ns"), row.pop("saved_ns", None)
+        emit_json(row | {"started": rfc3339(started), "saved": rfc3339(saved) if saved else None})
 
 
 @click.command(

@@ -29,7 +29,7 @@ _COMMANDS = {  # name: (module in agentmon.cli, its attribute, what it does)
     "usage": ("listing", "usage", "Show tokens used."),
     "cut": ("operator", "cut", "Cut a bottle off from everything but its proxy and resolver."),
     "freeze": ("operator", "freeze", "Cut a bottle and stop its processes."),
-    "resume": ("operator", "resume", "Let a cut or frozen bottle go on."),
+    "resume": ("resume", "resume", "Let a cut or frozen bottle go on."),
     "kill": ("operator", "kill", "End a bottle and every process in it."),
     "allow": ("operator", "allow", "Add a rule to a running bottle."),
     "deny": ("operator", "deny", "Take something away from a running bottle."),

@@ -1,4 +1,4 @@
-"""What an operator does to running bottles: cut, freeze, resume, kill, allow, deny."""
+"""What an operator does to running bottles: cut, freeze, kill, allow, deny; resume is in resume.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _ALL = click.option("--all", "every", is_flag=True, help="Every running bottle."
 _DONE = {"cut": "cut", "freeze": "frozen", "resume": "resumed", "kill": "ended"}
 
 
-def _operate(verb: str, bottle: str | None, every: bool, as_json: bool, **args: Any) -> int:
+def operate(verb: str, bottle: str | None, every: bool, as_json: bool, **args: Any) -> int:
+    """Ask for one bottle or all, print what was done; the exit status."""
     if bool(bottle) == every:
         raise BadInput(
             "name one bottle, or say --all", f"agentmon ps lists them; agentmon {verb} --all takes every one"
@@ -53,7 +54,7 @@ def _how(value: Any) -> str:
 @_JSON
 def cut(bottle: str | None, every: bool, as_json: bool) -> int:
     """Cut BOTTLE off: from now on it reaches only its proxy and resolver, which refuse. Its processes go on."""
-    return _operate("cut", bottle, every, as_json)
+    return operate("cut", bottle, every, as_json)
 
 
 @click.command(epilog=example("agentmon freeze build-17"))
@@ -62,19 +63,7 @@ def cut(bottle: str | None, every: bool, as_json: bool) -> int:
 @_JSON
 def freeze(bottle: str | None, every: bool, as_json: bool) -> int:
     """Cut BOTTLE and stop every process in it, until `agentmon resume`."""
-    return _operate("freeze", bottle, every, as_json)
-
-
-@click.command(
-    epilog=example("agentmon resume build-17 --budget 400000", "agentmon resume build-17 --budget claude=400000")
-)
-@click.argument("bottle", required=False)
-@_ALL
-@click.option("--budget", metavar="TOKENS|P=TOKENS", help="The bottle's new budget, in all, not in addition.")
-@_JSON
-def resume(bottle: str | None, every: bool, budget: str | None, as_json: bool) -> int:
-    """Let a cut or frozen BOTTLE go on. After a spent budget it needs a larger one."""
-    return _operate("resume", bottle, every, as_json, **({"budget": budget} if budget else {}))
+    return operate("freeze", bottle, every, as_json)
 
 
 @click.command(epilog=example("agentmon kill build-17", "agentmon kill --all"))
@@ -83,7 +72,7 @@ def resume(bottle: str | None, every: bool, budget: str | None, as_json: bool) -
 @_JSON
 def kill(bottle: str | None, every: bool, as_json: bool) -> int:
     """End every process of BOTTLE at once; nothing is saved."""
-    return _operate("kill", bottle, every, as_json)
+    return operate("kill", bottle, every, as_json)
 
 
 def _rule(verb: str, bottle: str, rule: str, as_json: bool) -> None:

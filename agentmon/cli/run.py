@@ -69,7 +69,7 @@ def run(command: tuple[str, ...], json_summary: Path | None, **options: Any) -> 
     summary = dict(outcome.summary)
     if json_summary is not None:
         summary |= _booked(run_id, str(summary.get("bottle") or name), started, summary)
-    return _finish(outcome, summary, json_summary, name, started)
+    return finish(outcome, summary, json_summary, name, started)
 
 
 def _booked(run_id: str, bottle: str, started: int, summary: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,8 @@ def _booked(run_id: str, bottle: str, started: int, summary: dict[str, Any]) -> 
     return {"usage": usage, "cut": both or None}
 
 
-def _finish(outcome: Outcome, summary: dict[str, Any], json_summary: Path | None, name: str, started: int) -> int:
+def finish(outcome: Outcome, summary: dict[str, Any], json_summary: Path | None, name: str, started: int) -> int:
+    """Say and write how it ended; the exit status."""
     status = EXIT_OWN if "error" in summary else outcome.exit  # the daemon ended it: the signal was agentmon's own
     if outcome.error and "error" not in summary:
         summary["error"] = {"class": "AgentmonError", "message": outcome.error}
@@ -227,7 +228,7 @@ def _run(args: dict[str, Any]) -> tuple[Outcome, str]:
             raise
         slot, fds, run_id = int(first["slot"]), channel.fds, str(first.get("run", ""))
         channel.fds = []
-        return Pump(channel, request.id, slot, fds, partial(_reattach, slot, run_id)).run(), run_id
+        return Pump(channel, request.id, slot, fds, partial(reattach, slot, run_id)).run(), run_id
     raise AssertionError
 
 
@@ -251,7 +252,7 @@ def _first_item(channel: BlockingChannel, request: wire.Request) -> dict[str, An
             return value
 
 
-def _reattach(slot: int, run_id: str) -> BlockingChannel | None:
+def reattach(slot: int, run_id: str) -> BlockingChannel | None:
     """A channel on which a new daemon tells the end of this bottle; its request has the id 1. None: not (yet)."""
     channel = connect()
     request = wire.Request(channel.next_id(), "reattach", {"slot": slot, "run": run_id})

@@ -133,6 +133,41 @@ class Enforced(Action):
     result: str
 
 
+# ── what outlives a reboot ──
+@dataclass(frozen=True, slots=True)
+class SaveState(Action):
+    """The frozen bottle's files, command, environment and policy, to disk. A failure is told; the plan goes on."""
+
+    bottle: Bottle
+    trigger: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettleState(Action):
+    """Waits for a SaveState that is under way: what comes next takes away what it reads."""
+
+    bottle: Bottle
+
+
+@dataclass(frozen=True, slots=True)
+class DropState(Action):
+    """What was saved is not needed any more; a SaveState under way ends."""
+
+    bottle: Bottle
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreState(Action):
+    """The saved private files, into the bottle that starts again."""
+
+    bottle: Bottle
+
+
+class CheckBudget(Action):
+    """Fails while a budget that decides for the bottle is spent."""
+
+
 # ── attach and detach ──
 class AttachPrograms(Action):
     """BPF on the cgroup that the processes are in already."""

@@ -80,6 +80,25 @@ class Operator:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A frozen bottle is on disk, and nothing else of it is left."""
+
+    bottle: Bottle
+
+
+@dataclass(frozen=True, slots=True)
+class RestartRequested:
+    """resume of a bottle that is on disk only; `bottle` as it is to start again: its policy and terminal of today."""
+
+    request: int
+    bottle: Bottle
+    uid: int
+    now_ns: int
+    tokens: int = 0
+    provider: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyChanged:
     """allow, deny or a reloaded manifest. `removal`: something that was allowed may no longer be."""
 
@@ -143,4 +162,6 @@ Event = (
     | AttachRequested
     | AttachFinished
     | TargetGone
+    | Kept
+    | RestartRequested
 )

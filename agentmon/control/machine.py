@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from agentmon.control import actions as a
 from agentmon.control import events as e
-from agentmon.control import plans
+from agentmon.control import frozen, plans
 from agentmon.control.state import Bottle, Host, Job, Phase
 from agentmon.policy.effective import EffectivePolicy
 
@@ -46,6 +46,11 @@ def _new(
 ) -> tuple[Host, Bottle | a.Fail]:
     """A bottle that starts, or why there can be none."""
     name = policy.bottle
+    if name in host.saved:
+        return host, a.Fail(
+            0, request, "BadInput", f"a bottle named {name!r} is frozen and saved",
+            f"agentmon resume {name} goes on with it, agentmon kill {name} discards it",
+        )  # fmt: skip
     if (taken := host.find(name)) is not None:
         return host, a.Fail(
             0, request, "BadInput", f"a bottle named {name!r} is already running (slot {taken.slot})",
@@ -145,6 +150,8 @@ def _crossed(host: Host, event: e.BudgetCrossed) -> Step:
             continue
         if bottle.phase not in {Phase.STARTING, Phase.RUNNING}:
             continue
+        if bottle.phase is Phase.STARTING and bottle.restored:
+            continue  # its plan asks by itself, after the budget was raised
         host, more = _cut(host, bottle, bottle.policy.shutdown, "budget", f"{m.scope}:{m.name}", spent, m.at_ns)
         actions += more
     return host, actions
@@ -152,15 +159,20 @@ def _crossed(host: Host, event: e.BudgetCrossed) -> Step:
 
 def _cut(host: Host, bottle: Bottle, policy: str, trigger: str, by: str, spent: dict[str, Any], at_ns: int) -> Step:
     phase = Phase.FROZEN if policy == "freeze" else Phase.CUT
+    began = bottle.phase is not Phase.STARTING
     bottle = bottle.with_phase(phase, spent=spent)
     told = _told(bottle, policy, "refused", trigger, {"by": by, **spent})
     plan = plans.cut(bottle, policy=policy, trigger=trigger, by=by, spent=spent, crossed_ns=at_ns)
+    if policy == "freeze" and began and bottle.attached is None:
+        return host.put(bottle), (*plan, told, a.SaveState(bottle.slot, bottle, trigger, by))
     return host.put(bottle), (*plan, told)
 
 
 def _operator(host: Host, event: e.Operator) -> Step:
     if event.bottle:
         found = host.find(event.bottle)
+        if found is None and event.bottle in host.saved:
+            return frozen.operator(host, host.saved[event.bottle], event)
         if found is None:
             names = ", ".join(sorted(b.name for b in host.bottles.values())) or "none"
             return host, (
@@ -182,7 +194,10 @@ def _operator(host: Host, event: e.Operator) -> Step:
             return host, more
         else:
             refused.append({"bottle": bottle.name, "message": failed.message, "hint": failed.hint})
-    return host, (*actions, a.Answer(0, event.request, {"bottles": done, "refused": refused}))
+    answer: dict[str, Any] = {"bottles": done, "refused": refused}
+    if event.verb == "resume":
+        answer["result"] = "thawed"
+    return host, (*actions, a.Answer(0, event.request, answer))
 
 
 def _operator_cut(host: Host, bottle: Bottle, event: e.Operator) -> Step:
@@ -203,7 +218,7 @@ def _operator_resume(host: Host, bottle: Bottle, event: e.Operator) -> Step:
     if bottle.held_by == 0 and event.uid != 0:
         hint = f"sudo agentmon resume {bottle.name}"
         return host, (a.Fail(bottle.slot, event.request, "Refused", "root stopped it: only root resumes it", hint),)
-    raised, refusal = _raised(bottle, event)
+    raised, refusal = frozen.raised(bottle, event, event.standing.get(bottle.slot))
     if refusal is not None:
         return host, (refusal,)
     host = replace(host, epoch=host.epoch + 1)
@@ -211,36 +226,6 @@ def _operator_resume(host: Host, bottle: Bottle, event: e.Operator) -> Step:
     told = _told(bottle, "resume", "allowed", "operator", {"by": f"uid:{event.uid}", "tokens": event.tokens})
     plan = plans.resume(before, bottle, raised, f"uid:{event.uid}")
     return host.put(bottle), (*plan, told)
-
-
-def _raised(bottle: Bottle, event: e.Operator) -> tuple[a.SetBudget | None, a.Fail | None]:
-    """The budget that is to be set before the bottle goes on, or why it cannot go on."""
-    known = [bottle.spent] if bottle.spent else []
-    spent = sorted(event.standing.get(bottle.slot, known), key=lambda s: not _is_cause(s, bottle))
-    target: Mapping[str, Any] | None = None
-    if event.tokens:
-        target = next((s for s in spent if event.provider in {"", s["provider"]}), None)
-        if target is not None and target["used"] >= event.tokens:
-            used = target["used"]
-            message = f"{event.tokens} tokens are already spent: {used} were used"
-            hint = f"give more than that: agentmon resume {bottle.name} --budget {used * 2}"
-            return None, a.Fail(bottle.slot, event.request, "BadInput", message, hint)
-    left = next((s for s in spent if s is not target), None)
-    if left is not None:
-        message = f"{left['scope']} {left['name']} spent its {left['provider']} budget"
-        message += f": {left['used']} of {left['tokens']} tokens"
-        hint = f"agentmon resume {bottle.name} --budget {left['provider']}={left['used'] * 2}"
-        if target is not None:
-            hint = f"agentmon budget set {left['scope']}:{left['name']} {left['provider']} {left['used'] * 2}"
-        return None, a.Fail(bottle.slot, event.request, "Refused", message, hint)
-    if not event.tokens:
-        return None, None
-    provider = event.provider or (target or {}).get("provider", "")
-    return a.SetBudget(bottle.slot, replace(bottle, spent=target), provider, event.tokens, event.uid), None
-
-
-def _is_cause(spent: Mapping[str, Any], bottle: Bottle) -> bool:
-    return all(spent[key] == (bottle.spent or {}).get(key) for key in ("scope", "name", "provider"))
 
 
 def _operator_kill(host: Host, bottle: Bottle, event: e.Operator) -> Step:
@@ -251,7 +236,7 @@ def _operator_kill(host: Host, bottle: Bottle, event: e.Operator) -> Step:
     told = _told(bottle, "kill", "refused", "operator", {"by": by})
     row = a.Enforced(bottle.slot, bottle, "kill", "operator", by, "no process left")
     first, *rest = plans.stop(bottle, 9)
-    return host.put(bottle), (first, row, told, *rest)
+    return host.put(bottle), (first, a.DropState(bottle.slot, bottle), row, told, *rest)
 
 
 def _operator_detach(host: Host, bottle: Bottle, event: e.Operator) -> Step:
@@ -321,5 +306,5 @@ _HANDLERS: dict[type, Callable[..., Step]] = {
     e.RunRequested: _run, e.StartFinished: _started, e.PlanFailed: _failed, e.Exited: _exited,
     e.ClientGone: _client_gone, e.Broken: _broken, e.BudgetCrossed: _crossed, e.Operator: _operator,
     e.PolicyChanged: _policy, e.Adopted: _adopted, e.AttachRequested: _attach, e.AttachFinished: _attach_finished,
-    e.TargetGone: _target_gone,
+    e.TargetGone: _target_gone, e.Kept: frozen.kept, e.RestartRequested: frozen.restart,
 }  # fmt: skip

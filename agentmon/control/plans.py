@@ -61,8 +61,11 @@ def let_go(bottle: Bottle, status: int = 0, error: dict[str, Any] | None = None)
 
 
 def end(bottle: Bottle, status: int, error: dict[str, Any] | None = None) -> tuple[a.Action, ...]:
-    """Of a bottle that ends by itself: a job's rest is killed, what others started is let go."""
-    return stop(bottle, status, error) if bottle.attached is None else let_go(bottle, status, error)
+    """Of a bottle that ends by itself: a job's rest is killed, what others started is let go. What was saved of a
+    frozen one stays on disk."""
+    if bottle.attached is not None:
+        return let_go(bottle, status, error)
+    return (a.SettleState(bottle.slot, bottle), *stop(bottle, status, error))
 
 
 def clean(slot: int) -> tuple[a.Action, ...]:
@@ -101,9 +104,35 @@ def resume(before: Bottle, bottle: Bottle, raised: a.SetBudget | None, by: str) 
         *((raised,) if raised is not None else ()),
         a.PushViews(s, bottle),
         a.ApplyRules(s, bottle),
-        a.Thaw(s),
         a.Enforced(s, bottle, "resume", "operator", by, "thawed"),
+        a.Thaw(s),
+        a.DropState(s, bottle),
         a.Save(s, bottle),
+    )
+
+
+def restart(bottle: Bottle, raised: a.SetBudget | None, by: str) -> tuple[a.Action, ...]:
+    """As start, with the saved files in place before the command is there; nothing runs while a budget is spent. What
+    was saved goes last: until then a failure leaves it as it was."""
+    s = bottle.slot
+    return (
+        a.MakeCgroup(s),
+        a.MakeFiles(s, bottle),
+        a.MakeNet(s),
+        a.ApplyClosed(s, bottle),
+        a.OpenRun(s, bottle),
+        *((raised,) if raised is not None else ()),
+        a.CheckBudget(s),
+        a.RestoreState(s, bottle),
+        a.Launch(s, bottle),
+        a.PushViews(s, bottle),
+        a.ApplyRules(s, bottle),
+        a.Probe(s),
+        a.CheckBudget(s),
+        a.Enforced(s, bottle, "resume", "operator", by, "restarted"),
+        a.Thaw(s),
+        a.DropState(s, bottle),
+        a.Started(s),
     )
 
 
@@ -119,4 +148,5 @@ def change(old: Bottle, new: Bottle, *, removal: bool) -> tuple[a.Action, ...]:
 def put_back(before: Bottle) -> tuple[a.Action, ...]:
     """After a failed resume or policy change: everything as it was, services first."""
     s = before.slot
-    return (a.PushViews(s, before), a.ApplyRules(s, before), a.Save(s, before))
+    stopped = (a.Freeze(s),) if before.phase is Phase.FROZEN else ()
+    return (a.PushViews(s, before), a.ApplyRules(s, before), *stopped, a.Save(s, before))

@@ -67,6 +67,7 @@ class Bottle:
     held_by: int = -1  # uid of the operator who cut or froze it; -1: nobody did
     lacks: str = ""  # what this host cannot hold of its policy, found when it was adopted: it stays cut
     attached: Attached | None = None  # None: agentmon started it
+    restored: bool = False  # started again in the state it was saved in
 
     def with_phase(self, phase: Phase, **changes: Any) -> Bottle:
         return replace(self, phase=phase, **changes)
@@ -81,6 +82,7 @@ class Host:
     epoch: int = 0
     last: int = 0  # slot handed out last
     bottles: Mapping[int, Bottle] = field(default_factory=dict)
+    saved: Mapping[str, Bottle] = field(default_factory=dict)  # by name: frozen, on disk and nowhere else
     unknown: frozenset[int] = frozenset()  # slots that stay held, of which nobody knows the policy: never handed out
 
     def find(self, name: str) -> Bottle | None:
@@ -95,6 +97,12 @@ class Host:
 
     def drop(self, slot: int) -> Host:
         return replace(self, bottles={s: b for s, b in self.bottles.items() if s != slot})
+
+    def keep(self, bottle: Bottle) -> Host:
+        return replace(self, saved={**self.saved, bottle.name: bottle})
+
+    def unkeep(self, name: str) -> Host:
+        return replace(self, saved={n: b for n, b in self.saved.items() if n != name})
 
     def free_slot(self) -> int | None:
         """The next unused slot above the last one, wrapping: a freed address is used again as late as possible."""

@@ -48,6 +48,7 @@ from agentmon.daemon.ops import Ops
 from agentmon.daemon.reload import Reload
 from agentmon.daemon.reports import Reports
 from agentmon.daemon.runner import Runner
+from agentmon.daemon.saving import Saves
 from agentmon.daemon.services import Service
 from agentmon.daemon.sightings import Sightings
 from agentmon.daemon.strangers import Strangers
@@ -92,6 +93,7 @@ class Daemon:
         self.services: dict[str, Service] = {}
         host = Host(FIRST_SLOT, self.pool.last_slot, persist.load_epoch())
         self.runner = Runner(host, Applier(self).apply, self.clients, self._look_idle)
+        self.saves = Saves()
         self.log = EventLog(
             str(paths.EVENTS), max_bytes=settings.events_bytes, max_age_s=settings.events_age_s, log=settings.log
         )
@@ -239,7 +241,19 @@ class Daemon:
             self.log.add(Event("daemon", "observed", bottle=bottle.name, reason="adopted", layer="daemon"))
         await asyncio.gather(*(task for task in applying if task is not None))
         self.healing.look_at_everything()
+        await self._keep_saved()
         self._used = bool(self.host.bottles)
+
+    async def _keep_saved(self) -> None:
+        """What earlier daemons saved: of bottles that are gone it can be resumed; that of bottles which went on since
+        is of no use any more."""
+        alive = {bottle.run: bottle for bottle in self.host.bottles.values()}
+        for saved in self.saves.load():
+            bottle = alive.get(saved.bottle.run)
+            if bottle is None:
+                self.runner.dispatch(e.Kept(saved.bottle))
+            elif bottle.phase is not Phase.FROZEN:
+                await self.saves.drop(bottle.run)
 
     async def _end_torn(self, bottle: Bottle, error: OSError) -> None:
         """A part of it was taken away while no daemon ran, and cannot be put back under a running job."""
@@ -405,9 +419,8 @@ class Daemon:
         bottle = self.host.bottles[slot]
         self._used = True
         ready_ms = (time.time_ns() - bottle.started_ns) / 1e6
-        self.clients.start(
-            slot, {"slot": slot, "bottle": bottle.name, "run": bottle.run, "ready_ms": round(ready_ms, 3)}
-        )
+        value = {"slot": slot, "bottle": bottle.name, "run": bottle.run, "ready_ms": round(ready_ms, 3)}
+        self.clients.start(slot, value | ({"result": "restarted"} if bottle.restored else {}))
 
     def started_attached(self) -> None:
         """A bottle was attached: a daemon that ends when it is idle has had one."""
@@ -444,6 +457,8 @@ class Daemon:
         summary["refused"] = dict(Counter(summary["refused"]) + repeats)
         value = {"bottle": bottle.name, "exit": action.status, **summary}
         self.clients.end(action.slot, value, action.error)
+        if (saved := self.saves.of(bottle.run)) is not None:
+            self.runner.dispatch(e.Kept(saved.bottle))
 
     def _look_idle(self) -> None:
         self._quiet_since = time.monotonic()

@@ -17,7 +17,7 @@ from agentmon.daemon import files, jobs, persist
 from agentmon.daemon.attach_plan import Attaching
 from agentmon.daemon.endings import Endings
 from agentmon.daemon.kernel import mode_of
-from agentmon.errors import AgentmonError, HostLacks
+from agentmon.errors import AgentmonError, HostLacks, Refused
 from agentmon.events import Event
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Applier:
             a.Save: self._save, a.Emit: self._emit, a.Started: self._started, a.Ended: self._ended,
             a.Answer: self._answer, a.Fail: self._fail, a.Mark: self._mark, a.Together: self._together,
             a.AttachPrograms: self._attaching.programs, a.MoveIn: self._attaching.move_in,
+            a.SaveState: self._save_state, a.SettleState: self._settle_state, a.DropState: self._drop_state,
+            a.RestoreState: self._restore_state, a.CheckBudget: self._check_budget,
             a.EndOlder: self._attaching.end_older, a.Holds: self._attaching.holds, a.LetGo: self._attaching.let_go,
         }  # fmt: skip
 
@@ -152,6 +154,9 @@ class Applier:
 
     async def _thaw(self, action: a.Thaw) -> None:
         bottle = self._bottle(action.slot)
+        await self._d.saves.stop(bottle.run)
+        if bottle.phase is Phase.FROZEN:
+            return  # its budget was spent while it started
         if bottle.phase is Phase.STARTING:
             if bottle.attached is not None and bottle.attached.cgroup:
                 return  # it was not stopped; a container that its engine paused stays so
@@ -205,6 +210,34 @@ class Applier:
 
     async def _enforced(self, action: a.Enforced) -> None:
         await self._d.ledger.enforced(action.bottle, action.policy, action.trigger, action.by, 0, action.result)
+
+    # ── what outlives a reboot ──
+
+    async def _save_state(self, action: a.SaveState) -> None:
+        bottle, pids = action.bottle, self._d.kernel.tree.processes(action.slot)
+        try:
+            result = (await self._d.saves.save(bottle, pids, self._d.settings.source)).describe()
+        except (AgentmonError, OSError) as error:
+            result = f"not saved: {error}"
+            hint = "it is frozen all the same; it does not outlive a reboot"
+            told = Event("freeze", "observed", bottle=bottle.name, layer="daemon", reason=result, hint=hint)
+            self._d.log.add(told)
+        await self._d.ledger.enforced(bottle, "save", action.trigger, action.by, 0, result)
+
+    async def _settle_state(self, action: a.SettleState) -> None:
+        await self._d.saves.settled(action.bottle.run)
+
+    async def _drop_state(self, action: a.DropState) -> None:
+        await self._d.saves.drop(action.bottle.run)
+
+    async def _restore_state(self, action: a.RestoreState) -> None:
+        await self._d.saves.restore(self._bottle(action.slot))
+
+    async def _check_budget(self, action: a.CheckBudget) -> None:
+        bottle = self._bottle(action.slot)
+        for s in await self._d.ledger.spent(action.slot):
+            message = f"{s['scope']} {s['name']} spent its {s['provider']} budget: {s['used']} of {s['tokens']} tokens"
+            raise Refused(message, f"agentmon resume {bottle.name} --budget {s['provider']}={s['used'] * 2}")
 
     # ── stop ──
 

@@ -25,7 +25,7 @@ class Clients:
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
-        self._runs: dict[int, _Waiting] = {}  # slot → the `run` request it answers
+        self._runs: dict[int, _Waiting] = {}  # slot → the `run` or `resume` request it answers
         self._failed: dict[int, str] = {}  # request → message, until the audit has it
         self._spawned: dict[int, Spawned] = {}
 
@@ -35,11 +35,11 @@ class Clients:
         return number
 
     def answer(self, number: int, value: Any) -> None:
-        """Answer a request. A `run` request's value is its slot: it stays open until the bottle ends."""
+        """Answer a request. One that starts a command, whose value is its slot, stays open until the bottle ends."""
         waiting = self._waiting.pop(number, None)
         if waiting is None:
             return
-        if waiting.request.op == "run":
+        if isinstance(value, int):
             self._runs[value] = waiting
         else:
             waiting.connection.send(wire.Reply(waiting.request.id, value))

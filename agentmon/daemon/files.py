@@ -17,7 +17,7 @@ def make_directories() -> None:
     """/run and /var/lib directories with their modes; idempotent."""
     for path, mode in (
         (paths.RUN, 0o755), (paths.SVC, 0o755), (paths.STATE, 0o700), (paths.HOMES, 0o711), (paths.TRUST, 0o755),
-        (paths.LIB, 0o755), (paths.EVENTS.parent, 0o750),
+        (paths.RESTORED, 0o700), (paths.LIB, 0o755), (paths.EVENTS.parent, 0o750), (paths.SAVED, 0o700),
     ):  # fmt: skip
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(mode)
@@ -38,6 +38,7 @@ def make_home(slot: int, job: Job) -> Path:
 
 def remove(slot: int) -> None:
     shutil.rmtree(paths.HOMES / str(slot), ignore_errors=True)
+    shutil.rmtree(paths.RESTORED / str(slot), ignore_errors=True)
     (paths.STATE / f"{slot}.json").unlink(missing_ok=True)
 
 

@@ -53,6 +53,7 @@ def launch_spec(bottle: Bottle, leaf: Path, trust: Path, pool: Pool, providers: 
     user, home = home_inside(job.uid)
     ro, rw = client_paths(policy.provider, home, providers)
     private = policy.home == "private"
+    restored = paths.RESTORED / str(bottle.slot) if bottle.restored else None
     spec = LaunchSpec(
         slot=bottle.slot,
         bottle=bottle.name,
@@ -65,6 +66,8 @@ def launch_spec(bottle: Bottle, leaf: Path, trust: Path, pool: Pool, providers: 
         groups=job.groups,
         home=home,
         home_source=str(paths.HOMES / str(bottle.slot)) if private else home,
+        tmp_source=str(restored / "tmp") if restored else "",
+        var_tmp_source=str(restored / "var-tmp") if restored else "",
         netns=addresses.netns(bottle.slot),
         cgroup=str(leaf),
         trust=str(trust),

@@ -103,7 +103,7 @@ class Ops:
             return
         name = request.args.get("bottle")
         if request.op in _OWN and name:
-            bottle = self._bottle(str(name))
+            bottle = self._target(request, str(name))
             if bottle.job.owner == peer.uid:
                 if request.args.get("budget") and not self._d.settings.grants.raise_budget:
                     raise Refused(
@@ -125,8 +125,15 @@ class Ops:
                 return True
         return any(f"/{parent}/b" in line for line in text.splitlines() if line.startswith("0::"))
 
+    def _target(self, request: wire.Request, name: str) -> Bottle:
+        """The bottle that a request names; one that is on disk only can be resumed and discarded."""
+        saved = self._d.host.saved.get(name)
+        return saved if saved is not None and request.op in {"resume", "kill"} else self._bottle(name)
+
     def _bottle(self, name: str) -> Bottle:
         bottle = self._d.host.find(name)
+        if bottle is None and name in self._d.host.saved:
+            raise BadInput(f"bottle {name!r} is frozen and saved, it does not run", f"agentmon resume {name}")
         if bottle is None:
             names = ", ".join(sorted(b.name for b in self._d.host.bottles.values())) or "none"
             raise BadInput(f"no bottle is named {name!r}", f"running: {names}")
@@ -187,6 +194,9 @@ class Ops:
     async def _operator(self, connection: Connection, request: wire.Request) -> None:
         args = request.args
         name = "" if args.get("all") else str(args["bottle"])
+        if request.op == "resume" and name in self._d.host.saved:
+            await self._restart(connection, request)
+            return
         tokens, provider = requests.budget(args.get("budget"))
         number = self._d.clients.add(connection, request)
         uid = connection.peer.uid
@@ -197,6 +207,23 @@ class Ops:
         result = self._d.clients.outcome(number)
         detail = {"budget": tokens, "result": result} if tokens else {"result": result}
         await self._audit(uid, request.op, name or "all", detail)
+
+    async def _restart(self, connection: Connection, request: wire.Request) -> None:
+        """resume of a bottle that is on disk only: this connection becomes its command line."""
+        args, uid = request.args, connection.peer.uid
+        saved = self._d.saves.of(self._d.host.saved[str(args["bottle"])].run)
+        if saved is None:
+            raise BadInput("what was saved is gone", "agentmon ps")
+        features = self._d.kernel.bpf.features()
+        bottle = await asyncio.to_thread(requests.restarted, saved, args, uid, self._d.settings, features)
+        tokens, provider = requests.budget(args.get("budget"))
+        number = self._d.clients.add(connection, request)
+        event = e.RestartRequested(number, bottle, uid, time.time_ns(), tokens, provider)
+        done = self._d.runner.dispatch(event)
+        if done is not None:
+            await done
+        detail = {"budget": tokens} if tokens else {}
+        await self._audit(uid, "resume", bottle.name, {**detail, "result": self._d.clients.outcome(number)})
 
     async def _standing(self, name: str) -> dict[int, list[dict[str, Any]]]:
         """What the ledger says now: a budget may have been raised, or its window have ended, since it cut."""
@@ -226,7 +253,22 @@ class Ops:
     async def _ps(self, connection: Connection, request: wire.Request) -> None:
         guarded = Counter((await asyncio.to_thread(self._d.kernel.bpf.guarded)).values())
         rows = [{**await self._row(b), "guarded": guarded[b.slot]} for b in self._d.host.bottles.values()]
+        rows += [self._saved_row(b) for b in self._d.host.saved.values()]
         connection.send(wire.Reply(request.id, rows))
+
+    def _saved_row(self, bottle: Bottle) -> dict[str, Any]:
+        """As _row(), of a bottle that has nothing but its files."""
+        return {
+            "bottle": bottle.name, "slot": None, "run": bottle.run, "phase": Phase.FROZEN.value,
+            "observe": bottle.policy.observe, "guard": bottle.policy.guard, "command": list(bottle.job.argv),
+            "uid": bottle.job.uid, "owner": bottle.job.owner, "started_ns": bottle.started_ns, "epoch": bottle.epoch,
+            "addr4": "", "addr6": "", "spent": dict(bottle.spent) if bottle.spent else None, "processes": [],
+            "budgets": [], "guarded": 0, "saved_ns": self._saved_ns(bottle),
+        }  # fmt: skip
+
+    def _saved_ns(self, bottle: Bottle) -> int | None:
+        saved = self._d.saves.of(bottle.run)
+        return saved.saved_ns if saved is not None else None
 
     async def _row(self, bottle: Bottle) -> dict[str, Any]:
         budgets: list[dict[str, Any]] = []
@@ -242,6 +284,7 @@ class Ops:
             "addr4": str(net.addr4), "addr6": str(net.addr6 or ""),
             "spent": dict(bottle.spent) if bottle.spent else None,
             "processes": self._d.kernel.tree.processes(bottle.slot), "budgets": budgets,
+            "saved_ns": self._saved_ns(bottle),
             **self._held(bottle),
         }  # fmt: skip
 

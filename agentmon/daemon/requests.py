@@ -6,11 +6,15 @@ import os
 import pwd
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agentmon import paths
 from agentmon.channel import Peer
-from agentmon.control.state import Job
+from agentmon.control.state import Bottle, Job
+from agentmon.daemon import saved_state
+from agentmon.daemon.saved_state import Saved
 from agentmon.errors import BadInput, HostLacks, Refused
 from agentmon.policy import change, manifest, merge, unbuilt
 from agentmon.policy.effective import EffectivePolicy
@@ -117,6 +121,26 @@ def _job_user() -> pwd.struct_passwd:
         return pwd.getpwnam(JOB_USER)
     except KeyError:
         raise HostLacks(f"the system user {JOB_USER} does not exist", "make setup creates it") from None
+
+
+def restarted(saved: Saved, args: Mapping[str, Any], uid: int, settings: Settings, features: frozenset[str]) -> Bottle:
+    """The saved bottle as it is to start again: the policy it was frozen with, under the `deny:` of today; the terminal
+    of whoever resumes it. Reads files: not for the event loop.
+
+    :raises BadInput: what it needs has gone or changed. :raises Refused: only root goes on past a changed manifest.
+    :raises HostLacks: as policy().
+    """
+    saved_state.check(saved, paths.SAVED / saved.bottle.run)
+    if args.get("saved_policy"):
+        if uid != 0:
+            raise Refused("--saved-policy is for root only", f"sudo agentmon resume {saved.bottle.name} --saved-policy")
+    else:
+        saved_state.check_manifests(saved)
+    found = change.with_host_denied(saved.bottle.policy, settings.deny)
+    unbuilt.refuse_on_kernel(found, features)
+    rows, cols = int(args.get("rows") or 24), int(args.get("cols") or 80)
+    job = replace(saved.bottle.job, tty=bool(args.get("tty")), rows=rows, cols=cols)
+    return replace(saved.bottle, policy=found, job=job)
 
 
 def budget(value: Any) -> tuple[int, str]:

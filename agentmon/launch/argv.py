@@ -150,7 +150,7 @@ def _private(spec: LaunchSpec) -> list[_Mount]:
         ("--dev", "", "/dev"),
         ("--tmpfs", "1777", "/dev/shm"),
         ("--bind", spec.tmp_source, "/tmp") if spec.tmp_source else ("--tmpfs", "1777", "/tmp"),
-        ("--tmpfs", "1777", "/var/tmp"),
+        ("--bind", spec.var_tmp_source, "/var/tmp") if spec.var_tmp_source else ("--tmpfs", "1777", "/var/tmp"),
         ("--tmpfs", "0755", "/run"),
         ("--symlink", "/run", "/var/run"),
         ("--bind", spec.home_source, spec.home),

@@ -39,6 +39,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         str, ...
     ] = ()  # the host's sockets, and directories of them, which end in "/"; mounted where they exist
     tmp_source: str = ""  # directory mounted as /tmp; "": a private tmpfs
+    var_tmp_source: str = ""  # the same for /var/tmp
     tty: bool = False
     rows: int = 24
     cols: int = 80

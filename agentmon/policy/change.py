@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from agentmon.errors import Refused
@@ -54,6 +55,15 @@ def with_denied(policy: EffectivePolicy, text: str) -> EffectivePolicy:
     if (still_open or not removed) and new.rule not in policy.rules:
         kept.insert(0, new)
     return _with(policy, kept)
+
+
+def with_host_denied(policy: EffectivePolicy, deny: Sequence[PlacedRule]) -> EffectivePolicy:
+    """The policy under the settings' `deny:` of now, instead of the one it was made with; as merge.effective() puts it:
+    these keep their origin although a manifest says the same."""
+    texts = {placed.rule.text for placed in deny}
+    own = [p for p in placed(policy) if not p.origin.startswith(SETTINGS_ORIGIN) and p.rule.text not in texts]
+    fixed = {p.rule.text: PlacedRule(p.rule, SETTINGS_ORIGIN + p.origin) for p in deny}
+    return _with(policy, [*own, *fixed.values()])
 
 
 def _may_open(allow: Rule, denied: Rule) -> bool:

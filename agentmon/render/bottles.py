@@ -18,7 +18,8 @@ def bottles_table(rows: Sequence[Mapping[str, Any]], now_ns: int) -> str:
 
 def _row(row: Mapping[str, Any], now_ns: int) -> tuple[str, ...]:
     used, remaining = _tightest(row.get("budgets") or ())
-    state = str(row["phase"]) + (" OBSERVE" if row.get("observe") else "")
+    saved = " (saved)" if row.get("slot", 0) is None else ""
+    state = str(row["phase"]) + saved + (" OBSERVE" if row.get("observe") else "")
     return (
         printable(str(row["bottle"])), state, duration(max(0, now_ns - int(row["started_ns"]))),
         str(len(row["processes"])),

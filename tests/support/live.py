@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from agentmon.daemon.cgroups import Tree
 from tests.internet import untraced
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,13 +37,13 @@ def until(what: Callable[[], Any], seconds: float = 15.0, why: str = "") -> Any:
 
 
 class Job:
-    """One `agentmon run` in the background, with its output in pipes."""
+    """One `agentmon run` (or `resume`) in the background, with its output in pipes."""
 
-    def __init__(self, world: World, *words: str, stdin: int = subprocess.PIPE) -> None:
+    def __init__(self, world: World, *words: str, stdin: int = subprocess.PIPE, verb: str = "run") -> None:
         self.world = world
         self._read = b""
         self.process = subprocess.Popen(
-            [*COMMAND, "run", *words], cwd=ROOT, env=world.env, stdin=stdin, stdout=subprocess.PIPE,
+            [*COMMAND, verb, *words], cwd=world.cwd, env=world.env, stdin=stdin, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -93,6 +94,7 @@ class World:
         self.env = os.environ | self.own
         self._stack = contextlib.ExitStack()
         self.daemon: subprocess.Popen[str] | None = None
+        self.cwd = ROOT  # of jobs
         self.jobs: list[Job] = []
 
     def __enter__(self) -> World:
@@ -191,6 +193,33 @@ class World:
         rows = [json.loads(line) for line in out.splitlines() if line.strip()]
         return rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
 
+    def resume(self, *words: str) -> Job:
+        """Of a bottle that is only on disk: its command's line from now on."""
+        job = Job(self, *words, verb="resume")
+        self.jobs.append(job)
+        return job
+
+    def reboot(self) -> None:
+        """What a reboot takes: every process, cgroup and namespace of agentmon, and /run. Rules of the kernel stay."""
+        assert self.daemon is not None
+        self.daemon.kill()
+        self.daemon.wait()
+        self.daemon = None
+        for job in self.jobs:
+            job.process.kill()
+            job.process.communicate()
+        for file in (self.run_dir / "svc").glob("*.pid"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
+        tree = Tree()
+        for slot in tree.slots():
+            tree.kill(slot)
+            until(lambda slot=slot: not tree.populated(slot))
+            tree.remove(slot)
+        for name in Path("/run/netns").glob("am-*"):
+            subprocess.run(["ip", "netns", "del", name.name], check=True)
+        until(lambda: not _rmtree(self.run_dir).exists(), 10)
+
     def events(self, bottle: str, **match: Any) -> list[dict[str, Any]]:
         """The bottle's events that have these fields."""
         found = self.rows("events", "--bottle", bottle)
@@ -198,6 +227,11 @@ class World:
 
     def pid_of(self, service: str) -> int:
         return int((self.run_dir / f"svc/{service}.pid").read_text())
+
+
+def _rmtree(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    return path
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def test_a_freed_slot_is_used_again_as_late_as_possible() -> None:
 
 def test_failed_start_is_undone_and_told() -> None:
     after, actions = step(host(one=Phase.STARTING), e.PlanFailed(16, "HostLacks", "no nft", "install it"))
-    assert names(actions) == ["Emit", "KillAll", *CLEAN, "Ended"]
+    assert names(actions) == ["Emit", "SettleState", "KillAll", *CLEAN, "Ended"]
     assert actions[-1].error == {"class": "HostLacks", "message": "no nft", "hint": "install it"}  # type: ignore[attr-defined]
     assert after.bottles[16].phase is Phase.STOPPING
     assert step(after, e.PlanFailed(16, "x", "y", "")) == (after, ())
@@ -92,7 +92,7 @@ def test_failed_start_is_undone_and_told() -> None:
 
 def test_exit_and_lost_client_end_the_bottle_once() -> None:
     after, actions = step(host(one=Phase.RUNNING), e.Exited(16, 3))
-    assert names(actions) == ["KillAll", *CLEAN, "Ended"] and actions[-1].status == 3  # type: ignore[attr-defined]
+    assert names(actions) == ["SettleState", "KillAll", *CLEAN, "Ended"] and actions[-1].status == 3  # type: ignore[attr-defined]
     assert step(after, e.ClientGone(16)) == (after, ())
     assert step(host(), e.Exited(99, 0)) == (host(), ())
 
@@ -106,7 +106,8 @@ def test_crossing_cuts_by_the_bottles_policy(shutdown: str, phase: Phase, tail: 
     before = before.put(replace(before.bottles[16], policy=policy(shutdown=shutdown)))
     crossed = wire.Crossed((16,), "bottle", "one", "claude", "run", 100, 120, at_ns=55)
     after, actions = step(before, e.BudgetCrossed(crossed))
-    assert names(actions) == ["CutKernel", "CloseStreams", *tail, "Save", "Emit"]
+    saved = ["SaveState"] if shutdown == "freeze" else []
+    assert names(actions) == ["CutKernel", "CloseStreams", *tail, "Save", "Emit", *saved]
     assert after.bottles[16].phase is phase
     assert after.bottles[16].spent == {
         "scope": "bottle", "name": "one", "provider": "claude", "tokens": 100, "used": 120, "per": "run",
@@ -185,7 +186,7 @@ def test_what_root_stopped_only_root_resumes() -> None:
 def test_resume_opens_services_before_the_kernel_with_a_new_epoch() -> None:
     before = cut_by_budget()
     after, actions = step(before, e.Operator(3, "resume", "one", 0, 500))
-    steps = ["SetBudget", "PushViews", "ApplyRules", "Thaw", "Enforced", "Save"]
+    steps = ["SetBudget", "PushViews", "ApplyRules", "Enforced", "Thaw", "DropState", "Save"]
     assert names(actions) == ["Mark", *steps, "Emit", "Answer"]
     assert after.bottles[16].phase is Phase.RUNNING and after.bottles[16].epoch == before.epoch + 1
     assert actions[1].provider == "claude"  # type: ignore[attr-defined]
@@ -252,7 +253,7 @@ def test_a_fence_found_while_starting_comes_behind_the_start() -> None:
 
 def test_kill_records_the_enforcement_after_the_last_process() -> None:
     _, actions = step(host(one=Phase.RUNNING), e.Operator(3, "kill", "16", 0))
-    assert names(actions)[:3] == ["KillAll", "Enforced", "Emit"] and names(actions)[-2:] == ["Ended", "Answer"]
+    assert names(actions)[:3] == ["KillAll", "DropState", "Enforced"] and names(actions)[-2:] == ["Ended", "Answer"]
 
 
 def test_adoption_takes_the_epoch_and_tells_the_services() -> None:
