@@ -119,9 +119,11 @@ def meets_twice(i: Import) -> bool:
     """Only agentmon.compile and the daemon see kernel specs; the compiler is where policy meets them."""
     kernel_spec = under(i.imported, "netfilter") or under(i.imported, "ebpf")
     at_home = any(under(i.importer, top) for top in ("netfilter", "ebpf"))
-    return kernel_spec and not at_home and not any(under(i.importer, ok) for ok in KERNEL_SPEC_READERS)
+    tried = under(i.importer, "agentmon.posture.probe") and any(under(i.imported, p) for p in KERNEL_PROBES)
+    return kernel_spec and not at_home and not tried and not any(under(i.importer, ok) for ok in KERNEL_SPEC_READERS)
 
 
+KERNEL_PROBES = ("netfilter.probe", "netfilter.errors", "ebpf.probe", "ebpf.errors")  # what posture tries
 KERNEL_SPEC_READERS = ("agentmon.compile", "agentmon.daemon", "agentmon.control")
 
 
@@ -142,6 +144,8 @@ def test_no_import_breaks_the_table() -> None:
         ("agentmon/ledger/book.py", "import apsw"),
         ("agentmon/ledger/worker.py", "from psycopg import errors"),
         ("agentmon/cli/x.py", "from ebpf import loader"),
+        ("agentmon/posture/probe_kernel.py", "from netfilter.spec import Mode"),
+        ("agentmon/posture/judge.py", "import netfilter.probe"),
         ("agentmon/policy/x.py", "from .. import compile\nfrom ebpf.spec import Bpf"),
         ("agentmon/policy/rules/x.py", "import msgspec"),
         ("agentmon/policy/rules/x.py", "from ..effective import EffectivePolicy"),
