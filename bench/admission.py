@@ -48,6 +48,15 @@ class _Empty:
     def run_named(self, run: str) -> Run | None:
         return None
 
+    def last_approval(self) -> int:
+        return 0
+
+    def approval_state(self, number: int) -> str | None:
+        return None
+
+    def undecided(self, run: str) -> tuple[int, ...]:
+        return ()
+
 
 @dataclass(frozen=True)
 class Load:

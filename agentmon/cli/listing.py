@@ -12,7 +12,7 @@ from agentmon.cli.console import emit, emit_json, example, notice
 from agentmon.cli.control import ask, reachable, stream
 from agentmon.cli.when import since_ns
 from agentmon.events import rfc3339
-from agentmon.render.bottles import bottles_table
+from agentmon.render.bottles import bottles_table, stale
 from agentmon.render.event_groups import grouped
 from agentmon.render.events import paragraph
 from agentmon.render.usage import usage_csv, usage_table
@@ -33,6 +33,8 @@ def ps(as_json: bool) -> None:
     rows: list[dict[str, Any]] = ask("ps")
     if not as_json:
         emit(bottles_table(rows, time.time_ns()) or "no bottle is running\n")
+        for what in stale(rows):
+            notice(what)
         return
     for row in rows:
         started, saved = row.pop("started_ns"), row.pop("saved_ns", None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agentmon.cli.console import emit, emit_json, example
+from agentmon.cli.console import emit, emit_json, example, notice
 from agentmon.cli.control import ask
 from agentmon.cli.when import since_ns
 from agentmon.errors import BadInput
@@ -64,6 +64,8 @@ def explain(bottle: str, dest: str | None, settings_file: Path | None, as_json: 
         data: dict[str, Any] = explained.explain(_effective(Path(bottle), settings_file), dest, providers)
     else:
         data = ask("explain", bottle=bottle, dest=dest)
+        if data.get("stale"):
+            notice(f"{data['stale']}: what was in force stays, and is shown")
     _show(data, explain_text, as_json)
 
 

@@ -123,6 +123,13 @@ class SetBudget(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class Limit(Action):
+    """The cgroup's limits as the policy has them now."""
+
+    bottle: Bottle
+
+
+@dataclass(frozen=True, slots=True)
 class Enforced(Action):
     """A row of enforcement_v for what is not a cut (resume, kill by an operator)."""
 

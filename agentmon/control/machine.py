@@ -101,7 +101,7 @@ def _failed(host: Host, event: e.PlanFailed) -> Step:
     error = {"class": event.error, "message": event.message, "hint": event.hint}
     told = _told(bottle, "daemon", "refused", event.message, {})
     if event.before is not None:
-        return host.put(event.before), (told, *plans.put_back(event.before))
+        return host.put(event.before), (told, *plans.put_back(bottle, event.before))
     if bottle.phase is not Phase.STARTING:
         return host, (told,)  # a running bottle keeps what is in force
     bottle = bottle.with_phase(Phase.STOPPING)

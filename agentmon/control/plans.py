@@ -139,14 +139,25 @@ def restart(bottle: Bottle, raised: a.SetBudget | None, by: str) -> tuple[a.Acti
 def change(old: Bottle, new: Bottle, *, removal: bool) -> tuple[a.Action, ...]:
     """Additions open from the kernel outwards; removals close from the names inwards."""
     s = new.slot
+    beside = _beside(old, new)
     if old.phase in {Phase.CUT, Phase.FROZEN}:
-        return (a.PushViews(s, new), a.Save(s, new))  # the rules come into force with resume
+        return (*beside, a.PushViews(s, new), a.Save(s, new))  # the rules come into force with resume
     steps: tuple[a.Action, ...] = (a.PushViews(s, new), a.ApplyRules(s, new))
-    return (a.Mark(s, old), *(steps if removal else steps[::-1]), a.Save(s, new))
+    return (a.Mark(s, old), *beside, *(steps if removal else steps[::-1]), a.Save(s, new))
 
 
-def put_back(before: Bottle) -> tuple[a.Action, ...]:
+def _beside(old: Bottle, new: Bottle) -> tuple[a.Action, ...]:
+    """What a policy says that is neither a rule nor in the views."""
+    steps: tuple[a.Action, ...] = ()
+    if old.policy.scopes != new.policy.scopes:
+        steps += (a.OpenRun(new.slot, new),)
+    if old.policy.limits != new.policy.limits:
+        steps += (a.Limit(new.slot, new),)
+    return steps
+
+
+def put_back(failed: Bottle, before: Bottle) -> tuple[a.Action, ...]:
     """After a failed resume or policy change: everything as it was, services first."""
     s = before.slot
     stopped = (a.Freeze(s),) if before.phase is Phase.FROZEN else ()
-    return (a.PushViews(s, before), a.ApplyRules(s, before), *stopped, a.Save(s, before))
+    return (a.PushViews(s, before), a.ApplyRules(s, before), *stopped, a.Save(s, before), *_beside(failed, before))

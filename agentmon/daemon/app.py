@@ -109,6 +109,7 @@ class Daemon:
         self.sightings: Sightings | None = None
         self._loop: asyncio.AbstractEventLoop
         self.ops = Ops(self)
+        self.reload = Reload(self)
         self.probed: dict[int, int] = {}  # slot → packets of the bottle's own test that the host side refused
         self._summaries: dict[int, dict[str, Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -131,7 +132,7 @@ class Daemon:
         loop = self._loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop, not self.until_idle)
         loop.add_signal_handler(signal.SIGINT, self.stop, False)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self.spawn(self._reload(), "reload"))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self.spawn(self.reload.now(), "reload"))
         try:
             await self._open()
             server = asyncio.create_task(self._accept(self._listen()), name="control socket")
@@ -140,10 +141,6 @@ class Daemon:
             server.cancel()
         finally:
             await self._close()
-
-    async def _reload(self) -> None:
-        held = Reload(self.settings, self.providers, lambda: self.host.bottles, self.runner.dispatch, self.log.add)
-        await held.all(self.credentials)
 
     def stop(self, keep: bool) -> None:
         """End the loop; `keep`: running bottles stay in force for the next daemon."""
@@ -174,6 +171,7 @@ class Daemon:
         self.spawn(strangers.watch(), "strangers")
         self.spawn(self.healing.watch(), "healing")
         self.spawn(self.credentials.watch(), "credentials")
+        self.spawn(self.reload.watch(), "files")
         attached = AttachWatch(
             lambda: self.host.bottles, self.kernel.tree, self._hold_again, self.runner.dispatch, self.log.add
         )
@@ -373,6 +371,16 @@ class Daemon:
             Event("daemon", "refused", layer="daemon", reason=f"the {service.name} has gone away",
                   hint="it is started again; until then what needs it is refused")
         )  # fmt: skip
+
+    async def tell_providers(self) -> None:
+        """The settings' providers are others now: workers are told, also those that start later."""
+        for service in self.services.values():
+            if service.spec.module == "agentmon.proxy":
+                service.configure(providers=self.settings.providers)
+                try:
+                    await service.call(wire.SetProviders(service.next_id(), dict(self.settings.providers)))
+                except AgentmonError as error:
+                    print(f"warning: providers: {error}; it is told when it is back", file=sys.stderr, flush=True)
 
     async def _on_message(self, service: Service, message: Any) -> None:
         if isinstance(message, wire.Commit):

@@ -42,7 +42,7 @@ class Applier:
             a.OpenRun: self._open_run, a.PushViews: self._push_views, a.MakeFiles: self._make_files,
             a.Launch: self._launch, a.ApplyRules: self._apply_rules, a.Probe: self._probe, a.Thaw: self._thaw,
             a.Freeze: self._freeze, a.CutKernel: self._cut_kernel, a.CloseStreams: self._close_streams,
-            a.SetBudget: self._set_budget, a.Enforced: self._enforced, a.KillAll: self._kill_all,
+            a.SetBudget: self._set_budget, a.Limit: self._limit, a.Enforced: self._enforced, a.KillAll: self._kill_all,
             a.CloseRun: self._close_run, a.DropViews: self._drop_views, a.ForgetBpf: self._forget_bpf,
             a.DeleteNet: self._delete_net, a.RemoveCgroup: self._remove_cgroup, a.RemoveFiles: self._remove_files,
             a.Save: self._save, a.Emit: self._emit, a.Started: self._started, a.Ended: self._ended,
@@ -207,6 +207,10 @@ class Applier:
 
     async def _set_budget(self, action: a.SetBudget) -> None:
         await self._d.ledger.set_budget(action.bottle, action.provider, action.tokens, action.uid)
+
+    async def _limit(self, action: a.Limit) -> None:
+        if action.bottle.attached is None:  # what others started has its own limits
+            self._d.kernel.tree.limit(action.slot, action.bottle.policy.limits.get("pids", 0))
 
     async def _enforced(self, action: a.Enforced) -> None:
         await self._d.ledger.enforced(action.bottle, action.policy, action.trigger, action.by, 0, action.result)

@@ -96,10 +96,14 @@ class Tree:
         self.job(slot).mkdir()
         self.probe(slot).mkdir()
         (self.job(slot) / "cgroup.freeze").write_text("1")
-        limit = bottle / "pids.max"
-        if pids and limit.exists():  # the pids controller may live in v1 on a hybrid host
-            limit.write_text(str(pids))
+        self.limit(slot, pids)
         return bottle.stat().st_ino
+
+    def limit(self, slot: int, pids: int) -> None:
+        """At most so many processes; 0: not limited here."""
+        file = self.bottle(slot) / "pids.max"
+        if pids and file.exists():  # the pids controller may live in v1 on a hybrid host
+            file.write_text(str(pids))
 
     def cgroup_id(self, slot: int) -> int:
         return self.bottle(slot).stat().st_ino

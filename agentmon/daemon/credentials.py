@@ -44,6 +44,10 @@ class Credentials:
         self._given: dict[str, tuple[str, ...]] = {}  # run → the names it was told of
         self._order = asyncio.Lock()  # a value that was read later is told later
 
+    def use(self, store: Store) -> None:
+        """Where values come from by now."""
+        self._store = store
+
     async def push(self, bottle: Bottle) -> None:
         """Tell the proxy all that this bottle's routes put in; what cannot be read is left out, so it refuses.
 

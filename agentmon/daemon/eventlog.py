@@ -56,7 +56,8 @@ class EventLog:
         reports it. What happens to bottles (cuts, policies, tampering, the daemon's own) is told all the same."""
 
     def __init__(self, path: str, *, max_bytes: int, max_age_s: int, log: str = "blocks") -> None:
-        self._silent = events.TRAFFIC if log == "off" else frozenset()
+        self._silent: frozenset[str]
+        self.set_log(log)
         self._path = path
         self._limits = (max_bytes, max_age_s)
         self._queue: queue.Queue[Event | Mark | None] = queue.Queue(_QUEUE)
@@ -65,6 +66,10 @@ class EventLog:
         self.lost = 0
         self._thread = threading.Thread(target=self._write, name="events")
         self._thread.start()
+
+    def set_log(self, log: str) -> None:
+        """The settings' `log` as it is now."""
+        self._silent = events.TRAFFIC if log == "off" else frozenset()
 
     def add(self, event: Event) -> Event:
         """Complete (time, hint), count, store and show one event; returns it as stored."""

@@ -19,6 +19,7 @@ from agentmon.errors import BadInput, HostLacks, Refused
 from agentmon.policy import change, manifest, merge, unbuilt
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.options import Options, budget_option
+from agentmon.policy.origin import Origin
 from agentmon.policy.settings import Settings
 from agentmon.providers.declaration import Provider
 
@@ -40,7 +41,8 @@ def policy(
     :raises HostLacks: the policy relies on what this kernel does not do.
     """
     path = args.get("policy_file")
-    read = manifest.reader(args.get("manifests") or {}, settings.bottles_dir)
+    given = {str(file): str(text) for file, text in (args.get("manifests") or {}).items()}
+    read = manifest.reader(given, settings.bottles_dir)
     chain = manifest.load_chain(str(path), settings.bottles_dir, read) if path else None
     name = str(args.get("name") or "") or ("" if chain else _name(args))
     entry = _user(args, peer)
@@ -64,7 +66,8 @@ def policy(
     )
     found = merge.effective(settings, chain, options, providers=providers)
     unbuilt.refuse_on_kernel(found, features)
-    return found
+    origin = Origin(str(path or ""), given, replace(options, name=found.bottle))
+    return replace(found, origin=origin)
 
 
 def _name(args: Mapping[str, Any]) -> str:
@@ -160,4 +163,6 @@ def with_rule(before: EffectivePolicy, text: str, *, deny: bool) -> tuple[Effect
     :raises BadInput: no rule. :raises Refused: a deny that stays covers it.
     """
     after = change.with_denied(before, text) if deny else change.with_allowed(before, text)
+    if (origin := before.origin) is not None:
+        after = replace(after, origin=origin.denying(text) if deny else origin.allowing(text))
     return after, change.is_removal(before, after)

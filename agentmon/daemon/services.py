@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,21 @@ class Service:
     def name(self) -> str:
         return self.spec.name
 
+    def configure(self, **changes: Any) -> None:
+        """Another configuration for whatever process serves next, and for the next daemon; the one that runs is told by
+        a message."""
+        self.spec = replace(self.spec, config=self.spec.config | changes)
+        write_atomic(paths.SVC / f"{self.name}.json", self._config(), 0o644)
+
+    def _config(self) -> bytes:
+        return json.dumps(self.spec.config, sort_keys=True).encode()
+
     async def start(self) -> None:
         """Adopt the running one if it fits, else start it; returns when it has said Ready.
 
         :raises AgentmonError: it ended at once, or said nothing in time; its last log lines are in the message.
         """
-        config = json.dumps(self.spec.config, sort_keys=True).encode()
+        config = self._config()
         path = paths.SVC / f"{self.name}.json"
         same = path.exists() and path.read_bytes() == config
         if same and await self._connect():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agentmon import wire
+from agentmon.policy.origin import Origin
 from agentmon.policy.rules import Rule
 
 WEIGHTS = {"input": 1000, "cache_write": 1000, "cache_read": 100, "output": 1000}  # per mille
@@ -35,4 +36,5 @@ class EffectivePolicy:
     limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
     log: str = "blocks"
     sources: tuple[str, ...] = ()  # files it was made of, for `policy explain` and events
+    origin: Origin | None = None  # of a running bottle: what it was made of
     origins: tuple[str, ...] = ()  # one per rule: "FILE:LINE", "--allow", "provider claude", "settings FILE:LINE" …

@@ -269,13 +269,28 @@ def untrusted(manifest: Manifest, settings: Settings) -> None:
         if placed.route.auth_credential:
             what = f"route {placed.route.host!r} asks for the host's credential {placed.route.auth_credential!r}"
             raise placed.place.error(what, where)
-    for budget in (*manifest.budget, *(b for budgets in manifest.agents.values() for b in budgets)):
-        _only_lowers(budget, settings, where)
+    for budget in budgets(manifest):
+        if budget.shadow:
+            raise budget.place.error("shadow: true would record instead of cutting", where)
 
 
-def _only_lowers(budget: Budget, settings: Settings, where: str) -> None:
-    if budget.shadow:
-        raise budget.place.error("shadow: true would record instead of cutting", where)
+def budgets(manifest: Manifest) -> tuple[Budget, ...]:
+    """All that one file defines."""
+    return (*manifest.budget, *(b for of_agent in manifest.agents.values() for b in of_agent))
+
+
+def only_lowers(manifest: Manifest, settings: Settings) -> None:
+    """Check that a manifest from outside bottles_dir asks for no more than the host gives.
+
+    :raises BadInput: naming the key and where it would be allowed.
+    """
+    if not manifest.trusted:
+        for budget in budgets(manifest):
+            _only_lowers(budget, settings)
+
+
+def _only_lowers(budget: Budget, settings: Settings) -> None:
+    where = f"this belongs into a manifest under {settings.bottles_dir}; from elsewhere a manifest may only lower"
     by_provider = {b.provider: b for b in settings.budget}
     host = by_provider.get(budget.provider, by_provider.get(values.ANY_PROVIDER))
     if host is not None and budget.tokens > host.tokens:

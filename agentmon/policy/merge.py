@@ -20,8 +20,9 @@ from typing import TypeVar
 from agentmon import wire
 from agentmon.errors import BadInput, Refused
 from agentmon.policy import document, sockets, unbuilt, values
+from agentmon.policy.checks import Checks
 from agentmon.policy.effective import LIMITS, EffectivePolicy
-from agentmon.policy.manifest import GUARDS, HOMES, Manifest, untrusted
+from agentmon.policy.manifest import GUARDS, HOMES, Manifest, only_lowers, untrusted
 from agentmon.policy.options import Options, environment
 from agentmon.policy.rules import Rule, RuleError, conflicts, parse_rule
 from agentmon.policy.scopes import scopes
@@ -37,7 +38,11 @@ SETTINGS_ORIGIN = "settings "  # how the origin of a rule from `deny:` begins
 
 
 def effective(
-    settings: Settings, chain: Sequence[Manifest] | None, options: Options, providers: Providers
+    settings: Settings,
+    chain: Sequence[Manifest] | None,
+    options: Options,
+    providers: Providers,
+    checks: Checks = Checks.OF_NEW,
 ) -> EffectivePolicy:
     """One bottle's policy.
 
@@ -49,8 +54,10 @@ def effective(
     manifests = tuple(chain or ())
     for manifest in manifests:
         untrusted(manifest, settings)
+        if checks is Checks.OF_NEW:
+            only_lowers(manifest, settings)
     unbuilt.refuse(settings, manifests)
-    _check_options(settings, options)
+    _check_options(settings, options, checks)
     bottle = options.name or (manifests[0].bottle_name if manifests else "")
     if not bottle:
         raise BadInput("the bottle has no name", "give --name, or a manifest whose file name is one")
@@ -65,7 +72,7 @@ def effective(
         origins=tuple(p.origin for p in placed),
         inspected=decrypted,
         routes=held,
-        scopes=scopes(settings, manifests, options, bottle=bottle, provider=provider, known=providers),
+        scopes=scopes(settings, manifests, options, bottle=bottle, provider=provider, known=providers, checks=checks),
         weights=dict(settings.weights),
         agent=options.agent,
         provider=provider,
@@ -124,12 +131,12 @@ def routes(manifests: Sequence[Manifest]) -> tuple[wire.Route, ...]:
     return tuple(out)
 
 
-def _check_options(settings: Settings, options: Options) -> None:
+def _check_options(settings: Settings, options: Options, checks: Checks) -> None:
     environment(options)
     for flag, value, allowed in (("--shutdown", options.shutdown, SHUTDOWNS), ("--home", options.home, HOMES)):
         if value and value not in allowed:
             raise BadInput(f"{flag} {value!r}; expected {' | '.join(allowed)}", document.suggestion(value, allowed))
-    if options.uid == 0:
+    if options.uid == 0 or checks is Checks.OF_RUNNING:
         return
     if options.observe and not settings.grants.observe:
         hint = "run it as root, or write `grants: {observe: true}` into the settings"

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from agentmon import wire
 from agentmon.errors import BadInput, Refused
 from agentmon.policy import document, values
+from agentmon.policy.checks import Checks
 from agentmon.policy.manifest import Manifest
 from agentmon.policy.options import Options, budget_option
 from agentmon.policy.settings import Settings
@@ -37,7 +38,14 @@ class _Level:
 
 
 def scopes(
-    settings: Settings, chain: Chain, options: Options, *, bottle: str, provider: str, known: Iterable[str]
+    settings: Settings,
+    chain: Chain,
+    options: Options,
+    *,
+    bottle: str,
+    provider: str,
+    known: Iterable[str],
+    checks: Checks = Checks.OF_NEW,
 ) -> tuple[wire.ScopeDef, ...]:
     """All scopes a bottle's usage counts in.
 
@@ -48,6 +56,10 @@ def scopes(
     """
     names = frozenset(known)
     levels = _levels(settings, chain, options, bottle, provider, names)
+    if checks is Checks.OF_NEW and options.uid != 0 and not settings.grants.raise_budget:
+        trusted = bool(chain) and chain[0].trusted
+        above = [level for level in levels if level.scope != "agent" and (trusted or level.scope != "bottle")]
+        _check_not_raised(_asked(options, provider, names), above)
     given = [b for level in levels for b in level.binding if not b.shadow]
     out: list[wire.ScopeDef] = []
     ceilings: list[wire.ScopeDef] = []
@@ -55,7 +67,7 @@ def scopes(
         below = tuple(b for b in level.lowering if _matching(given, b.provider))
         in_place = tuple(b for b in level.lowering if b not in below)
         out.append(wire.ScopeDef(level.scope, level.name, (*level.binding, *in_place)))
-        if below:
+        if level.lowering:  # also while it is empty: a run is charged to the scopes it begins with
             ceilings.append(wire.ScopeDef("ceiling", f"{level.scope}:{level.name}", below))
     host_ceiling = tuple(_known(b, names).definition("month") for b in settings.ceiling)
     return (*out, wire.ScopeDef("ceiling", "host", host_ceiling), *ceilings)
@@ -80,10 +92,8 @@ def _levels(
         own = replace(own, binding=(*asked, *own.binding))
     elif trusted:
         own = _Level("bottle", bottle, written, asked)
-        _check_not_raised(asked, [own, *above])
     else:
         own = _Level("bottle", bottle, (), (*asked, *others))
-        _check_not_raised(asked, above)
     return [*levels, own, *above]
 
 

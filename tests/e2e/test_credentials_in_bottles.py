@@ -119,7 +119,7 @@ def test_routes_are_read_anew_and_a_bad_file_changes_nothing(world: World) -> No
     until(lambda: ask(job, BY_FILE, "host").startswith("403 Method GET"), 15, "the new route is not in force")
     reload("methods: [put]")
     (bad,) = until(lambda: world.events("routed", kind="policy", verdict="refused"), 15)
-    assert f"{file}:4: " in bad["reason"] and "the routes in force stay" in bad["reason"]
+    assert f"{file}:4: " in bad["reason"] and "what was in force stays" in bad["reason"]
     assert ask(job, BY_FILE, "host").startswith("403 Method GET")
     (world.tmp / "told").write_text(KEYS[2])
     reload("auth: {header: x-api-key, credential: told}")  # a credential that this bottle had no part in

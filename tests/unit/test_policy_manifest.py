@@ -179,12 +179,12 @@ def test_chain_errors(tmp_path):
 def test_a_manifest_from_elsewhere_may_only_lower(text, message):
     host = settings.parse('budget: {claude: 100, "*": {tokens: 50, per: day}}\nshutdown: freeze\n', "s.yml")
     with pytest.raises(BadInput) as caught:
-        manifest.untrusted(manifest.parse(text, "f.yml", trusted=False), host)
+        _asked(text, host, trusted=False)
     assert caught.value.message.startswith("f.yml:1: ")
     assert message in caught.value.message
     assert "/etc/agentmon/bottles" in caught.value.hint
     if "credential" not in text:
-        manifest.untrusted(manifest.parse(text, "f.yml", trusted=True), host)
+        _asked(text, host, trusted=True)
 
 
 def test_what_a_manifest_from_elsewhere_may_say():
@@ -192,7 +192,14 @@ def test_what_a_manifest_from_elsewhere_may_say():
     text = (
         "budget: {claude: 100, codex: 9}\nshutdown: kill\nio_uring: false\nguard: strict\nlimits: {pids: 5}\nlisten: []"
     )
-    manifest.untrusted(manifest.parse(text, "f.yml", trusted=False), host)
+    _asked(text, host, trusted=False)
+
+
+def _asked(text, host, *, trusted):
+    """What is asked of a manifest before a bottle is started."""
+    made = manifest.parse(text, "f.yml", trusted=trusted)
+    manifest.untrusted(made, host)
+    manifest.only_lowers(made, host)
 
 
 def test_paths_of_a_manifest_from_elsewhere(tmp_path):
