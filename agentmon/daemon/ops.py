@@ -285,7 +285,7 @@ class Ops:
             "spent": dict(bottle.spent) if bottle.spent else None,
             "processes": self._d.kernel.tree.processes(bottle.slot), "budgets": budgets,
             "saved_ns": self._saved_ns(bottle),
-            **self._held(bottle),
+            **self._held(bottle), **({"stale": stale} if (stale := self._d.reload.of(bottle)) else {}),
         }  # fmt: skip
 
     @staticmethod
@@ -332,7 +332,8 @@ class Ops:
             return
         dest = request.args.get("dest")
         said = explain.explain(bottle.policy, None if dest is None else str(dest), self._d.providers)
-        connection.send(wire.Reply(request.id, said))
+        stale = self._d.reload.of(bottle)
+        connection.send(wire.Reply(request.id, said | ({"stale": stale} if stale else {})))
 
     async def _shutdown(self, connection: Connection, request: wire.Request) -> None:
         await self._audit(connection.peer.uid, "shutdown", "daemon", {"keep": bool(request.args.get("keep", False))})
