@@ -3,7 +3,7 @@
     frame = length (u32, big endian, of the payload) + payload (msgpack map with a "t" tag)
 
     daemon   ─ SetBottle DropBottle CutBottle ─▶ resolver, relay, proxy     ◀─ Ready Ack Report Commit ─
-    daemon   ─ SetCredentials SetApprovals SetProviders ─▶ proxy            ◀─ Ack ─
+    daemon   ─ SetCredentials SetSecrets SetRules SetApprovals SetProviders ─▶ proxy    ◀─ Ack ─
     proxy    ─ Propose Withdraw ─▶ daemon                                   ◀─ Decided ─
     proxy    ─ Reserve Settle Progress Release ─▶ ledger                    ◀─ Granted Denied Settled Done Failed ─
     daemon   ─ OpenRun CloseRun SetBudget Enforced Audit ─▶ ledger          ◀─ Crossed (unasked) ─
@@ -92,6 +92,32 @@ class SetCredentials(Message, frozen=True):
 
     def __repr__(self) -> str:
         return f"SetCredentials(slot={self.slot}, names={sorted(self.values)})"
+
+
+class SetSecrets(Message, frozen=True):
+    """To the proxy only: every value that must not leave this run's bottle, by "env NAME" or "credential NAME", and the
+    key of the digests that approvals are remembered by."""
+
+    id: int
+    slot: int
+    run: str
+    key: bytes
+    values: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"SetSecrets(slot={self.slot}, names={sorted(self.values)})"
+
+
+class SetRules(Message, frozen=True):
+    """To the proxy only: the rules by which secrets are found, the text of a file in gitleaks' format. An Ack with an
+    error: those in force stay."""
+
+    id: int
+    source: str
+    text: bytes
+
+    def __repr__(self) -> str:
+        return f"SetRules(source={self.source!r}, bytes={len(self.text)})"
 
 
 class SetApprovals(Message, frozen=True):
@@ -432,6 +458,14 @@ class Undecided(Message, frozen=True):
     reason: str
 
 
+class Read(Message, frozen=True):
+    """Root to a ledger that is no file: SQL that only reads; "": `ledger check`. Answered by Done: a list of dicts."""
+
+    id: int
+    sql: str
+    values: tuple[Any, ...] = ()
+
+
 class Totals(Message, frozen=True):
     """Daemon to ledger: used and held by scope and provider of a running bottle. Answered by Done: a list of dicts."""
 
@@ -464,10 +498,11 @@ class Item(Message, frozen=True):
 
 
 AnyMessage = (
-    SetBottle | SetCredentials | SetApprovals | SetProviders | Propose | Withdraw | Decided
+    SetBottle | SetCredentials | SetSecrets | SetRules | SetApprovals | SetProviders | Propose | Withdraw | Decided
     | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed | Lookup | Looked
     | OpenRun | CloseRun | SetBudget | Reserve | Granted | Denied | Settle | Settled | Progress | Release
-    | Done | Failed | Crossed | Enforced | Audit | Proposed | Decide | Undecided | Totals | Request | Reply | Item
+    | Done | Failed | Crossed | Enforced | Audit | Proposed | Decide | Undecided | Read | Totals
+    | Request | Reply | Item
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

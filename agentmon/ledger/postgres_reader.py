@@ -64,6 +64,7 @@ class SharedReader(Reading):
         try:
             self._db = database.connect()
             self._db.execute(b"SET default_transaction_isolation TO 'repeatable read'")
+            self._db.execute(b"SET idle_in_transaction_session_timeout TO '60s'")
             have = postgres_migrations.version_of(self._db)
         except psycopg.Error as e:
             raise trouble(database, e) from e
@@ -160,9 +161,10 @@ class SharedReader(Reading):
         ]  # fmt: skip
         return Finding("hosts", len(found), (), tuple(notes))
 
-    def _dicts(self, sql: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
+    def dicts(self, sql: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
         try:
             with self._db.transaction():
+                self._db.execute(b"SET TRANSACTION READ ONLY")
                 cursor = self._db.execute(sql.replace("?", "%s").encode(), values)
                 names = [column.name for column in cursor.description or ()]
                 return [dict(zip(names, map(_plain, row), strict=True)) for row in cursor]

@@ -30,6 +30,7 @@ from agentmon.ledger.migrations import SchemaTooNew
 from agentmon.ledger.outbox import Entry, Outbox
 from agentmon.ledger.postgres import Database, is_lost, trouble, zone
 from agentmon.ledger.postgres_line import Line
+from agentmon.ledger.postgres_reader import SharedReader
 from agentmon.ledger.shared import SharedBook
 from agentmon.ledger.state import Hold, Now, Owner
 from agentmon.ledger.store import HOLD_NS, LedgerTrouble, Outcome
@@ -83,6 +84,10 @@ class PostgresStore:
         """Have `poke` called, by another thread, when another host has changed something or the database is back."""
         self._line = Line(self.database, lambda: self._outbox.host, poke)
         self._line.start()
+
+    def reader(self) -> SharedReader:
+        """A connection of its own, for reports; from any thread. :raises LedgerTrouble: none can be made."""
+        return SharedReader(self.database, self._outbox.host)
 
     def open(self) -> None:
         """Connect, if it is not; bring the database to the newest schema.

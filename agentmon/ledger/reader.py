@@ -66,7 +66,7 @@ class Reader(Reading):
         except apsw.Error as e:
             raise trouble(to, e) from e
 
-    def _dicts(self, sql: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
+    def dicts(self, sql: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
         try:
             cursor = self._db.execute(sql, values)
             return [dict(zip((d[0] for d in cursor.description), row, strict=True)) for row in cursor]

@@ -46,7 +46,7 @@ class Reading(ABC):
         """What `ledger check` looks at, and what is wrong there. Ends early where the ledger cannot be read."""
 
     @abstractmethod
-    def _dicts(self, sql: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
+    def dicts(self, sql: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
         """Rows by column; `?` stands for a value. :raises LedgerTrouble: it cannot be read."""
 
     def usage(self, by: str = "bottle", *, since_ns: int = 0, bottle: str = "") -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ class Reading(ABC):
         if by not in BY:
             raise errors.BadInput(f"usage --by {by!r}: not one of {', '.join(BY)}", "agentmon usage --by bottle")
         zone = {"zone": "/".join(dict.fromkeys(time.tzname))} if by == "day" else {}
-        lines = self._dicts(
+        lines = self.dicts(
             f"""SELECT {by}, {_COUNTS} FROM usage_counts_v
                 WHERE ts_ns >= ? AND (? = '' OR bottle = ?) GROUP BY 1 ORDER BY 1""",
             (retention.before(since_ns, 0) if self.folded_day(since_ns) else since_ns, bottle, bottle),
@@ -71,30 +71,30 @@ class Reading(ABC):
     def folded_day(self, since_ns: int) -> str:
         """The local day of `since_ns` if its usage is kept as sums, so that it counts as a whole; else ""."""
         day = date.fromtimestamp(since_ns // 1_000_000_000).isoformat()
-        found = self._dicts("SELECT 1 FROM usage_folded WHERE day = ? AND ts_ns >= ? LIMIT 1",
+        found = self.dicts("SELECT 1 FROM usage_folded WHERE day = ? AND ts_ns >= ? LIMIT 1",
                             (day, retention.before(since_ns, 0)))  # fmt: skip
         return day if found and since_ns else ""
 
     def usage_of_run(self, run: str) -> dict[str, dict[str, Any]]:
         """The same sums for one run, by provider."""
-        lines = self._dicts(f"SELECT provider, {_COUNTS} FROM usage_counts_v WHERE run = ? GROUP BY 1", (run,))
+        lines = self.dicts(f"SELECT provider, {_COUNTS} FROM usage_counts_v WHERE run = ? GROUP BY 1", (run,))
         return {line.pop("provider"): line for line in lines}
 
     def rows(self, *, since_ns: int = 0, bottle: str = "", limit: int = 1 << 62) -> list[dict[str, Any]]:
         """Rows of usage_v, oldest first."""
-        return self._dicts(
+        return self.dicts(
             "SELECT * FROM usage_v WHERE ts_ns >= ? AND (? = '' OR bottle = ?) ORDER BY id LIMIT ?",
             (since_ns, bottle, bottle, limit),
         )
 
     def budgets(self) -> list[dict[str, Any]]:
         """budget_v: shared scopes and running bottles, in their current windows."""
-        return self._dicts("SELECT * FROM budget_v ORDER BY scope, name, provider, per, run", ())
+        return self.dicts("SELECT * FROM budget_v ORDER BY scope, name, provider, per, run", ())
 
     def scopes(self) -> dict[str, list[tuple[str, str]]]:
         """Run → its scopes, most specific first, of the runs that are open."""
         found: dict[str, list[tuple[str, str]]] = {}
-        for line in self._dicts(
+        for line in self.dicts(
             """SELECT r.run, s.scope, s.name FROM runs r JOIN run_scopes s ON s.run_id = r.id
                WHERE r.closed_ns IS NULL ORDER BY r.id, s.position""",
             (),
@@ -104,14 +104,14 @@ class Reading(ABC):
 
     def enforcement(self, *, since_ns: int = 0, bottle: str = "") -> list[dict[str, Any]]:
         sql = "SELECT * FROM enforcement_v WHERE ts_ns >= ? AND (? = '' OR bottle = ?) ORDER BY id"
-        return self._dicts(sql, (since_ns, bottle, bottle))
+        return self.dicts(sql, (since_ns, bottle, bottle))
 
     def approvals(self, *, since_ns: int = 0, bottle: str = "") -> list[dict[str, Any]]:
         sql = "SELECT * FROM approvals_v WHERE ts_ns >= ? AND (? = '' OR bottle = ?) ORDER BY id"
-        return self._dicts(sql, (since_ns, bottle, bottle))
+        return self.dicts(sql, (since_ns, bottle, bottle))
 
     def audit(self, *, since_ns: int = 0) -> list[dict[str, Any]]:
-        return self._dicts("SELECT * FROM audit_v WHERE ts_ns >= ? ORDER BY id", (since_ns,))
+        return self.dicts("SELECT * FROM audit_v WHERE ts_ns >= ? ORDER BY id", (since_ns,))
 
     def check(self) -> list[str]:
         """What is wrong with the ledger, empty for nothing."""
@@ -123,7 +123,7 @@ class Reading(ABC):
         :param what: a key of EXPORTS. :raises LedgerTrouble: while iterating.
         """
         after = -1
-        while chunk := self._dicts(
+        while chunk := self.dicts(
             f"SELECT * FROM {EXPORTS[what]} WHERE id > ? AND ts_ns >= ? ORDER BY id LIMIT ?", (after, since_ns, _CHUNK)
         ):
             yield from chunk

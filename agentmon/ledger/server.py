@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -19,10 +20,12 @@ import msgspec
 
 from agentmon import errors, wire
 from agentmon.channel import peer_of
-from agentmon.ledger.book import Asked, Spent
+from agentmon.ledger.asking import answer
+from agentmon.ledger.book import Asked, Refresh, Spent
+from agentmon.ledger.keeper import Keeper
 from agentmon.ledger.owner import owner_of
+from agentmon.ledger.reading import Reading
 from agentmon.ledger.state import Owner
-from agentmon.ledger.store import Store
 from agentmon.ledger.worker import Worker
 
 _UNANSWERED = 4096  # questions of one connection; above that it is not read
@@ -60,10 +63,13 @@ class Roles:
 class Server:
     """Serves `sock` from `store` until stop().
 
-    :param usage_age_s: see worker.Worker.
+    :param usage_age_s: see worker.Worker. :param reader: opens what wire.Read asks, for a ledger that is no file.
     """
 
-    def __init__(self, store: Store, sock: socket.socket, roles: Roles, *, usage_age_s: int | None = None) -> None:
+    def __init__(
+        self, store: Keeper, sock: socket.socket, roles: Roles, *, usage_age_s: int | None = None,
+        reader: Callable[[], Reading] | None = None,
+    ) -> None:  # fmt: skip
         self.roles = roles
         self.daemons: dict[_Connection, None] = {}
         self.connections: set[_Connection] = set()
@@ -71,6 +77,9 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._listener: asyncio.AbstractServer | None = None
         self._ended = asyncio.Event()
+        self._self = owner_of(os.getpid())
+        self._reader = reader
+        self._reads: set[asyncio.Task[None]] = set()
         self.worker = Worker(store, self._from_worker, self._worker_ended, usage_age_s=usage_age_s)
 
     async def start(self) -> None:
@@ -93,6 +102,24 @@ class Server:
         for connection in list(self.connections):
             connection.transport.close()
 
+    def refresh(self) -> None:
+        """Another host has changed something. From any thread."""
+        self.worker.put(_NOBODY, self._self, [Refresh()])
+
+    def read(self, asked: wire.Read, transport: asyncio.Transport) -> None:
+        """Answer a report, in a thread of its own."""
+        task = self._loop.create_task(self._read(asked, transport))
+        self._reads.add(task)
+        task.add_done_callback(self._reads.discard)
+
+    async def _read(self, asked: wire.Read, transport: asyncio.Transport) -> None:
+        if self._reader is None:
+            told: wire.Message = wire.Failed(asked.id, "BadInput", "this ledger is a file", "open it read-only")
+        else:
+            told = await asyncio.to_thread(answer, self._reader, asked)
+        if not transport.is_closing():
+            transport.write(wire.encode(told))
+
     def _from_worker(self, out: list[tuple[Any, list[wire.Message | None]]], crossed: list[wire.Crossed]) -> None:
         self._loop.call_soon_threadsafe(self._deliver, out, crossed)
 
@@ -106,6 +133,15 @@ class Server:
                 daemon.transport.write(data)
         for connection, answers in out:
             connection.answer(answers)
+
+
+class _Nobody:
+    """Whose questions have no answer."""
+
+    def answer(self, answers: list[wire.Message | None]) -> None: ...
+
+
+_NOBODY = _Nobody()
 
 
 class _Connection(asyncio.Protocol):
@@ -150,6 +186,8 @@ class _Connection(asyncio.Protocol):
         for message in messages:
             if isinstance(message, self._role.may_ask):
                 asked.append(message)
+            elif isinstance(message, wire.Read) and self._role is Role.DAEMON:
+                self._server.read(message, self.transport)
             elif (id := getattr(message, "id", None)) is not None:
                 what = f"{type(message).__name__} is not for this peer"
                 self.transport.write(wire.encode(wire.Failed(id, "Refused", what, "only the daemon may ask this")))

@@ -15,9 +15,10 @@ from typing import Any
 from agentmon import wire
 from agentmon.ledger import retention
 from agentmon.ledger.book import Asked, Sweep
+from agentmon.ledger.keeper import Keeper
 from agentmon.ledger.owner import alive, owner_of
 from agentmon.ledger.state import Now, Owner
-from agentmon.ledger.store import LedgerTrouble, Outcome, Store
+from agentmon.ledger.store import LedgerTrouble, Outcome
 
 _BATCH = 2048  # questions; bounds how long the first one of a batch waits
 _SWEEP_S = 1.0
@@ -39,7 +40,7 @@ class Worker(threading.Thread):
     """
 
     def __init__(
-        self, store: Store, deliver: Deliver, ended: Callable[[], None], *, usage_age_s: int | None = None
+        self, store: Keeper, deliver: Deliver, ended: Callable[[], None], *, usage_age_s: int | None = None
     ) -> None:
         super().__init__(name="ledger-writer", daemon=True)
         self._store = store

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentmon import wire
-from agentmon.ledger.reader import Reader
 from tests.support.budget_race import OVER, SCOPES, TOKENS, Racers
-from tests.support.ledger_rig import Peer, budget, ledger
+from tests.support.ledger_rig import Peer, budget, database, ledger
 from tests.support.rounds import rounds
 
 
-def test_room_for_ten_at_every_scope_with_a_worker_killed_while_holding(tmp_path: Path) -> None:
-    with ledger(tmp_path) as process:
+def test_room_for_ten_at_every_scope_with_a_worker_killed_while_holding(tmp_path: Path, ledger_url: str) -> None:
+    with ledger(tmp_path, **database(ledger_url)) as process:
         daemon = Peer(process.socket)
         racers = Racers(process, daemon)
         try:
@@ -33,5 +32,5 @@ def test_room_for_ten_at_every_scope_with_a_worker_killed_while_holding(tmp_path
             granted = daemon.ask(wire.Reserve, slot, "claude", "other", 0, 3500, "after")
             assert isinstance(granted, wire.Granted) and granted.tokens == 3500, granted
         daemon.close()
-        with Reader(process.path) as reader:
+        with process.reader() as reader:
             assert reader.check() == []

@@ -182,7 +182,7 @@ print(Peer({process.socket!r}).ask(wire.Reserve, 1, "claude", "m", 50, 50, "k").
     process.start(ready=False)
 
     def rows() -> list[str]:
-        with process.reader() as reader:
+        with process.stored() as reader:
             return [row["source"] for row in reader.rows()]
 
     until(lambda: rows() == ["estimate"], "the dead worker's hold settled")
@@ -378,8 +378,8 @@ def test_kill_nine_at_any_moment_loses_nothing_and_counts_nothing_twice(tmp_path
     What was answered is there once; what was not is asked again and is there once afterwards; the old stay what they
     were."""
     count, random_s = rounds(10), random.Random()
-    process = LedgerProcess(tmp_path, usage_age_s=1)
-    old = _old_rows(process.path, 200 * count)
+    process = LedgerProcess(tmp_path, usage_age_s=1, **database(ledger_url))
+    old = _old_rows(process, 200 * count)
     process.start()
     owed: dict[int, wire.Usage] = {}
     answered: set[str] = set()

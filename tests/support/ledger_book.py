@@ -62,6 +62,7 @@ class Book:
         return next(line for line in lines if (line["scope"], line["provider"]) == (scope, provider))
 
     def reader(self) -> Reading:
+        """The ledger as it is on the disk."""
         if not self.url:
             return Reader(self.path)
         from agentmon.ledger.postgres import Database

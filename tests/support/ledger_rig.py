@@ -14,7 +14,12 @@ from typing import Any
 
 from agentmon import wire
 from agentmon.channel import BlockingChannel
+from agentmon.ledger.asking import AskingReader
+from agentmon.ledger.keeper import Keeper
+from agentmon.ledger.reader import Reader
+from agentmon.ledger.reading import Reading
 from agentmon.ledger.state import Now, Owner
+from agentmon.ledger.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 20.0
@@ -41,6 +46,7 @@ class LedgerProcess:
         self.path = str(directory / "db" / "ledger.db")
         self.stderr = directory / "stderr"
         (directory / "db").mkdir(mode=0o700, exist_ok=True)
+        self.url = str(config.get("database", {}).get("url", ""))
         self.config = directory / "ledger.json"
         self.config.write_text(json.dumps({"socket": self.socket, "path": self.path, "user": "", "group": ""} | config))
         self.command = [sys.executable, "-m", "agentmon.ledger"]
@@ -84,6 +90,29 @@ class LedgerProcess:
             except subprocess.TimeoutExpired:
                 self.kill()
 
+    def reader(self) -> Reading:
+        """What the command line reads: the file, or what a running process says of its database."""
+        if self.url and self.process is not None and self.process.poll() is None:
+            return AskingReader(self.socket)
+        return self.stored()
+
+    def stored(self) -> Reading:
+        """The ledger as it is on the disk."""
+        if not self.url:
+            return Reader(self.path)
+        from agentmon.ledger.postgres import Database
+        from agentmon.ledger.postgres_reader import SharedReader
+
+        return SharedReader(Database(self.url))
+
+    def store(self) -> Keeper:
+        """The same ledger without its process."""
+        if not self.url:
+            return Store(self.path)
+        from tests.support.postgres_rig import shared_store
+
+        return shared_store(self.url, Path(self.path).with_name("outbox.db"))
+
     def said(self) -> str:
         return self.stderr.read_text() if self.stderr.exists() else ""
 
@@ -114,6 +143,11 @@ class Peer:
 
     def close(self) -> None:
         self.channel.close()
+
+
+def database(url: str) -> dict[str, Any]:
+    """LedgerProcess's keyword for a store: of a file where the URL is ""."""
+    return {"database": {"url": url}} if url else {}
 
 
 @contextlib.contextmanager

@@ -9,14 +9,20 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from agentmon import wire
 from agentmon.ledger import admission, budget
 from agentmon.ledger.book import Sweep
-from agentmon.ledger.reader import Reader
 from agentmon.ledger.state import Now, Owner
-from agentmon.ledger.store import Store
+from tests.support.ledger_book import Book
 from tests.support.ledger_rig import HOUR_NS, START, A, B, scope, usage
 from tests.support.ledger_rig import budget as of
 
@@ -99,11 +105,12 @@ class Model:
 class LedgerMachine(RuleBasedStateMachine):
     """Any order of calls, closings, deaths, hours and restarts leaves the file equal to the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str = "") -> None:
+        """:param url: of a PostgreSQL database; "" for a file."""
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
-        self.path = str(Path(self.directory.name) / "ledger.db")
-        self.store = Store(self.path)
+        self.book = Book(Path(self.directory.name), url)
+        self.store = self.book.store
         self.model = Model()
         self.now = START
         self.serial = 0
@@ -111,8 +118,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.store.close()
-        with Reader(self.path) as reader:
-            assert reader.check() == []
+        assert self.book.problems() == []
         self.directory.cleanup()
 
     def ask(self, message: Any, owner: Owner = A) -> Any:
@@ -252,7 +258,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         """Another process takes over the file. What streams had reported is gone until they report again."""
         self.store.close()
-        self.store = Store(self.path)
+        self.store = self.book.another()
         for hold in self.model.holds.values():
             hold.seen = None
         self.ask(wire.Totals(1, 1))
@@ -274,3 +280,9 @@ TestLedgerMachine = LedgerMachine.TestCase
 TestLedgerMachine.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def test_a_ledger_that_hosts_share(postgres: Any) -> None:
+    """The same in a database, from one host; test_ledger_hosts.py has more of them."""
+    few = settings(max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(lambda: LedgerMachine(postgres.new()), settings=few)  # type: ignore[no-untyped-call]
