@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from netfilter.bytecode import Message
 from netfilter.elements import Segments
@@ -25,6 +25,7 @@ from netfilter.verdict import Judge
 if TYPE_CHECKING:
     from netfilter.plan import Planned
 
+T = TypeVar("T")
 _NS = 1_000_000_000
 _PRUNE_FROM = 4096
 
@@ -42,6 +43,10 @@ class Inner:
     def nft(self) -> Nft:
         """A context of its own each time: seldom needed, and it wants one of the process's first 1024 descriptors."""
         return namespaces.inside_fd(self._space, Nft)
+
+    def inside(self, work: Callable[[], T]) -> T:
+        """Run `work` in the namespace, which may have no name any more."""
+        return namespaces.inside_fd(self._space, work)
 
     def close(self) -> None:
         os.close(self._space)

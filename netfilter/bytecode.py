@@ -28,6 +28,7 @@ _ANONYMOUS, _CONSTANT, _INTERVAL, _MAP, _TIMEOUT, _CONCAT = 1, 2, 4, 8, 16, 128
 _FLAGS = {"interval": _INTERVAL, "timeout": _TIMEOUT}
 _HOST_ORDER = b"\0\4" + struct.pack("=I", 1)  # libnftables' note to itself, for whoever lists the set
 _COUNTER = 1
+_DESTINATION, _NFPROTO = 1, {"ip": 2, "ip6": 10}
 _ACCEPT, _DROP, _GOTO = 1, 0, -4
 _EQUAL, _DIFFERS = 0, 1
 _HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4, "egress": 1}
@@ -381,6 +382,12 @@ class _Rule:
 
     def _goto(self, said: dict[str, Any]) -> None:
         self._verdict(_GOTO, said["target"])
+
+    def _dnat(self, said: dict[str, Any]) -> None:
+        family = said["family"]
+        data = attribute(1, ip_address(said["addr"]).packed)
+        self._say("immediate", number(1, 1), nested(2, data))
+        self._say("nat", number(1, _DESTINATION), number(2, _NFPROTO[family]), number(3, 1))
 
     def _accept(self, _: None) -> None:
         self._verdict(_ACCEPT)

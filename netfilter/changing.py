@@ -179,11 +179,9 @@ class Changing(Kept):
 
 def whole_inside(bottle: Bottle, commands: Sequence[Command], what: str) -> None:
     """The whole table inside, made anew in one transaction."""
+    bottle.inner.elements.run(commands, what)
     if bottle.net.foreign is None:
-        bottle.inner.elements.run(commands, what)
         hold_frames(bottle.net, bottle.inner)
-    else:  # leads DNS elsewhere, which bytecode.py does not say
-        bottle.inner.nft.run(commands, what)
 
 
 def hold_frames(net: BottleNet, inner: Inner) -> None:

@@ -15,6 +15,13 @@ class KernelRefused(OSError):
         self.detail = detail
 
 
+class TooMuch(OSError):
+    """Somebody made more of something than is looked at, or put back. errno is E2BIG."""
+
+    def __init__(self, what: str, detail: str) -> None:
+        super().__init__(_errno.E2BIG, f"{what}: {detail}")
+
+
 class Missing(Exception):
     """A kernel feature or a package is not there; `remedy` says how to get it."""
 

@@ -6,23 +6,26 @@ Nothing here knows how libnftables prints a rule: what we want is loaded into a 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
-from netfilter import plan, render
+from netfilter import look, plan, render
 from netfilter.bottle import Bottle
+from netfilter.changing import whole_inside
 from netfilter.elements import Segments
-from netfilter.errors import KernelRefused
+from netfilter.errors import KernelRefused, TooMuch
 from netfilter.language import FAMILY, TABLE, Command, Part, table
 from netfilter.netns import namespaces
+from netfilter.nfnetlink import Elements
 from netfilter.nft import Nft
 from netfilter.spec import HostSpec, Learned
 
 _NS = 1_000_000_000
 NAT_HELD = "agentmon_nat"
 _TIMED = frozenset({"l4", "l6", "r4", "r6", "dial4", "dial6", "span4", "span6"})
+_ROOM_BYTES = 1 << 20  # of messages beyond twice what is wanted
 _CLOSE_S = 2  # an element so near to its end may be gone on one side already
 
 
@@ -93,7 +96,47 @@ def nat_let_go() -> list[Part]:
     return [Part(f"delete table {FAMILY} {NAT_HELD}", None)]
 
 
-# ── beside a listing ──
+# ── inside a bottle, whose root may have put there whatever it likes ──
+
+
+def inner_differing(bottle: Bottle, now_ns: int) -> list[str]:
+    """What the bottle's own table has, or lacks, beside what is wanted; in words. Reads little more than is wanted."""
+    wanted = namespaces.in_thread(lambda: _read(inner_table(bottle, now_ns)))
+    try:
+        there = bottle.inner.inside(lambda: look.objects(TABLE, 2 * wanted.size_bytes + _ROOM_BYTES))
+    except TooMuch as e:
+        return [str(e.strerror)]
+    if there is None:
+        return [f"table {TABLE} deleted"]
+    more = there.objects.pop(look.PARTS) != wanted.objects.pop(look.PARTS)
+    return _beside(there.objects, wanted.objects) or ([f"parts of table {TABLE} added"] if more else [])
+
+
+def _read(wanted: Sequence[Command]) -> look.Read:
+    namespaces.unshare()
+    made = Elements(TABLE)
+    try:
+        made.run(wanted, "load the table to compare with")
+        found = look.objects(TABLE)
+    finally:
+        made.close()
+    assert found is not None
+    return found
+
+
+def restore_inside(bottle: Bottle, now_ns: int) -> None:
+    """The table made anew in one transaction, unless taking away what is in there would take long.
+
+    :raises TooMuch: it was left as it is.
+    """
+    size = bottle.inner.inside(lambda: look.size(TABLE))
+    if size is not None and size.too_much:
+        more = f"it holds more than {look.MOST} rules or parts of somebody's: it stays, the host's side holds"
+        raise TooMuch(f"restore the table of bottle {bottle.net.slot}", more)
+    whole_inside(bottle, inner_table(bottle, now_ns), f"restore the table of bottle {bottle.net.slot}")
+
+
+# ── the host's beside a listing ──
 
 
 def differing(nft: Nft, wanted: Sequence[Command]) -> list[str]:
@@ -102,7 +145,10 @@ def differing(nft: Nft, wanted: Sequence[Command]) -> list[str]:
         there = _objects(nft.listing(f"list table {FAMILY} {TABLE}"))
     except KernelRefused:
         return [f"table {TABLE} deleted"]
-    expected = namespaces.in_thread(lambda: _loaded(wanted))
+    return _beside(there, namespaces.in_thread(lambda: _loaded(wanted)))
+
+
+def _beside(there: Mapping[tuple[str, str], Any], expected: Mapping[tuple[str, str], Any]) -> list[str]:
     found = []
     for key in sorted({*there, *expected}):
         noun, name = key

@@ -160,7 +160,7 @@ class Healing:
     async def _round(self) -> None:
         assert self._changes is not None
         began = time.monotonic()
-        for change in self._changes.changes():
+        for change in await asyncio.to_thread(self._changes.changes):  # a flood of them must not hold up the loop
             if self._concerns(change):
                 self._place(change.slot).wait([change])
         now = time.monotonic()

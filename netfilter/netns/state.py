@@ -12,16 +12,13 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from netfilter import facts
-from netfilter.errors import KernelRefused
-from netfilter.netns.wire import ACK, HEADER, REQUEST, Netlink, Request, message
+from netfilter.errors import KernelRefused, TooMuch
+from netfilter.netns.wire import ACK, HEADER, REQUEST, ROUTE, Netlink, Request, message
 
 _UP = 1
 _GONE = (errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENODEV)
-_LISTED = (
-    (ifaddrmsg, facts.GETADDR, "addresses"),
-    (rtmsg, facts.GETROUTE, "routes"),
-    (ndmsg, facts.GETNEIGH, "neighbours"),
-)
+_MAIN = 254
+MOST = 512  # addresses, routes or neighbours of a family on one device
 
 
 class Found(NamedTuple):
@@ -32,7 +29,12 @@ class Found(NamedTuple):
 
 
 def device(route: Netlink, index: int) -> list[Found] | None:
-    """Link, addresses, routes of table main and neighbours of one device; None: it is not in this namespace."""
+    """Link, addresses, routes of table main and neighbours of one device; None: it is not in this namespace.
+
+    The kernel leaves out what is not of this device. `route`: of the calling thread's namespace.
+
+    :raises TooMuch: there are more than MOST of a kind.
+    """
     ask = message(ifinfmsg, facts.GETLINK, 0, f"look at device {index}", index=index)
     try:
         found = [_found(facts.NEWLINK, route.ask(ask))]
@@ -40,11 +42,31 @@ def device(route: Netlink, index: int) -> list[Found] | None:
         if e.errno != errno.ENODEV:
             raise
         return None
-    for kind, number, what in _LISTED:
+    for number, what in ((facts.GETADDR, "addresses"), (facts.GETROUTE, "routes"), (facts.GETNEIGH, "neighbours")):
         for family in (AF_INET, AF_INET6):
-            listed = route.dump(message(kind, number, 0, f"list {what}", family=family))
-            found += [_found(number - 2, body) for body in listed]
+            found += [_found(number - 2, body) for body in _listed(_of_device(number, family, index), what)]
     return [f for f in found if f is not None and f.fact.device == index]
+
+
+def _of_device(number: int, family: int, index: int) -> Request:
+    what = f"look at device {index}"
+    if number == facts.GETADDR:
+        return message(ifaddrmsg, number, 0, what, family=family, index=index)
+    if number == facts.GETNEIGH:
+        return message(ndmsg, number, 0, what, family=family, attrs=[("NDA_IFINDEX", index)])
+    attrs = [("RTA_TABLE", _MAIN), ("RTA_OIF", index)]
+    return message(rtmsg, number, 0, what, (errno.ENOENT,), family=family, attrs=attrs)
+
+
+def _listed(request: Request, what: str) -> list[bytes]:
+    lister = Netlink(ROUTE)
+    try:
+        found = lister.first(request, MOST + 1)
+    finally:
+        lister.close()
+    if len(found) > MOST:
+        raise TooMuch(request.what, f"it has more than {MOST} {what}")
+    return found
 
 
 def _found(kind: int, body: bytes) -> Found | None:
