@@ -49,6 +49,15 @@ class Lookups:
             return list(answer.addresses)
         raise AssertionError("unreachable")
 
+    async def alive(self, timeout_s: float) -> bool:
+        """Whether a resolver is connected, or can be."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._connected()
+        except (OSError, TimeoutError):
+            return False
+        return True
+
     async def _connected(self) -> Channel:
         async with self._connecting:
             if self._channel is None or self._channel.closed:

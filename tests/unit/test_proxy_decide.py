@@ -201,13 +201,41 @@ def test_bodies() -> None:
     assert bodies.HEADERS["x-should-retry"] == "false"
 
 
+NOTHING = introspect.Seen()
+
+
+def told(here: Bottle, path: str, seen: introspect.Seen = NOTHING, method: str = "GET") -> tuple[int, Any]:
+    status, body, _ = introspect.tell(here, method, path, seen)
+    return status, json.loads(body)
+
+
 def test_introspection() -> None:
     here = bottle(agent="reviewer")
-    assert json.loads(introspect.tell(here, "/healthz", None)[1]) == {
-        "status": "ok", "bottle": "crate", "mode": "enforce",
-    }  # fmt: skip
-    assert json.loads(introspect.tell(here, "/allowlist", None)[1])["rules"] == [f"{CLAUDE}:443"]
-    status, body = introspect.tell(here, "/budget", [{"scope": "bottle", "tokens": 5}])
-    assert status == 200 and json.loads(body)["budgets"] == [{"scope": "bottle", "tokens": 5}]
-    assert introspect.tell(here, "/budget", None)[0] == 503
-    assert introspect.tell(here, "/", None)[0] == 404
+    well = introspect.Seen([{"scope": "bottle", "tokens": 5}])
+    up = {"ledger": "ok", "resolver": "ok"}
+    whose = {"bottle": "crate", "mode": "enforce"}
+    assert told(here, "/healthz", well) == (200, {"status": "ok", **whose, "services": up})
+    status, said = told(here, "/healthz", introspect.Seen(None, False))
+    assert (status, said["status"]) == (200, "degraded")
+    assert said["services"] == {"ledger": "unavailable", "resolver": "unavailable"}
+    assert told(here, "/allowlist")[1]["rules"] == [f"{CLAUDE}:443"]
+    assert told(here, "/budget", well)[1]["budgets"] == well.totals
+    assert told(here, "/budget")[0] == 503
+    assert told(here, "/")[0] == 404
+    assert told(here, "/budget", well, "POST")[0] == 405
+
+
+def test_routes_are_told_without_what_they_hold() -> None:
+    routes = (
+        wire.Route("a.example", auth_header="x-api-key", auth_credential="house", methods=("GET",), paths=("/v1/*",)),
+        wire.Route("b.example", auth_none=True, headers={"x-team": "blue-7", "x-debug": None}, query={"v": "2"}),
+        wire.Route("c.example", outbound="block", git_fetch=True),
+    )
+    _, said = told(bottle(routes=routes), "/allowlist")
+    first, second, third = said["routes"]
+    assert (first["auth"], first["methods"], first["paths"]) == ("replaced", ["GET"], ["/v1/*"])
+    assert (second["auth"], second["methods"], second["paths"]) == ("none", ["*"], ["/*"])
+    assert second["headers"] == {"x-team": "required", "x-debug": "absent"} and second["query"] == {"v": "required"}
+    assert (third["auth"], third["outbound"], third["git_fetch"]) == ("own", "block", True)
+    text = json.dumps(said)
+    assert not any(held in text for held in ("house", "x-api-key", "blue-7"))
