@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import re2
@@ -30,8 +30,8 @@ class Rules:
 
 @lru_cache(maxsize=1)
 def load() -> Rules:
-    """The rules that ship with agentmon."""
-    text = resources.files(__package__).joinpath("rules.toml").read_text(encoding="utf-8")
+    """The rules that ship with agentmon. A service calls it before it drops root: homes may be closed afterwards."""
+    text = Path(__file__).with_name("rules.toml").read_text(encoding="utf-8")
     options = re2.Options()
     options.case_sensitive = False
     options.max_mem = 64 << 20
