@@ -48,8 +48,12 @@ class Detector:
 def detector(file: Path = rules.SHIPPED, keep: Path | None = None) -> Detector:
     """:param keep: where compiled rules are kept, a directory that only this program's owner can write.
     :raises BadInput: the file cannot be used."""
-    loaded = rules.load(file)
-    return Detector(loaded, engine.of_rules(loaded, keep))
+    return of_rules(rules.load(file), keep)
+
+
+def of_rules(parsed: Rules, keep: Path | None = None) -> Detector:
+    """:raises BadInput: a rule that the engine does not take."""
+    return Detector(parsed, engine.of_rules(parsed, keep))
 
 
 class _Lowered:

@@ -1,8 +1,8 @@
 """The hooks: what happens at each point of a request's life. Decisions are in decide.py and settlement.py.
 
 tls_clienthello  SNI must be a name the policy allows; its certificate is made only then
-requestheaders   decide: unmetered → look up, stream through; metered → collect the body; refused → answer at its end
-request          metered: estimate, hold, look up, ask for identity and usage, forward
+requestheaders   decide: collect the body; an unmetered one of no known length passes through, searched piece by piece
+request          search for secrets; metered: estimate, hold; look up, ask for identity and usage, forward
 responseheaders  metered: tap; else pass through
 response, error  settle or release, once
 """
@@ -28,16 +28,19 @@ from agentmon.providers.decoding import decode_all
 from agentmon.providers.include_usage import without_usage
 from agentmon.providers.request import read as read_request
 from agentmon.providers.sse import EventGate
-from agentmon.proxy import bodies, edge_inbound, inject, introspect
+from agentmon.proxy import bodies, edge_inbound, inject, introspect, outbound
 from agentmon.proxy.bottles import Bottles
 from agentmon.proxy.decide import Allow, Refuse, Tell, decide, decide_body
 from agentmon.proxy.edge_connection import BODY_BYTES, Connection, kill
 from agentmon.proxy.edge_inbound import Inbound
 from agentmon.proxy.edge_layers import Ending, Layer
 from agentmon.proxy.edge_live import Live, Refusal, answer, facts_of, without_length
+from agentmon.proxy.edge_outbound import Outbound
 from agentmon.proxy.edge_tls import Tls
 from agentmon.proxy.edge_websocket import Sockets
 from agentmon.proxy.exchange import Accounts, Exchange, Whose
+from agentmon.proxy.outbound import Ask
+from agentmon.proxy.search import Searches
 from agentmon.proxy.sightings import Sightings
 from agentmon.proxy.tap import Answer, Tap
 
@@ -56,6 +59,8 @@ class Hooks:
     accounts: Accounts
     sightings: Sightings
     handshakes: Tls
+    searches: Searches
+    ask: Ask = outbound.nobody
     connections: dict[int, set[Connection]] = field(default_factory=dict)
     live: dict[str, Live] = field(default_factory=dict)
 
@@ -63,7 +68,10 @@ class Hooks:
         self._keys = (f"{os.getpid():x}-{time.monotonic_ns():x}-{n}" for n in itertools.count(1))
         self._bad: dict[str, float] = {}  # address → when it may be tried again
         self._inbound = Inbound(self.sightings, self.accounts)
-        self._sockets = Sockets(self.bottles, self.accounts, self.sightings, self._inbound, lambda: next(self._keys))
+        self._outbound = Outbound(self.searches, self.bottles, self.sightings, self.ask)
+        self._sockets = Sockets(
+            self.bottles, self.accounts, self.sightings, self._inbound, self._outbound, lambda: next(self._keys)
+        )
 
     # ── connections ──
 
@@ -186,17 +194,32 @@ class Hooks:
                 await named
         elif isinstance(verdict, Allow):
             self.sightings.allowed(bottle, verdict, facts)
+            live.refusal = await self._outbound.split(live, verdict)
             _clean(flow.request, verdict)
             edge_inbound.asked(flow.request, verdict)
             if verdict.upgrades:
                 self._sockets.offered(flow.request, verdict)
-            if not verdict.metered:
-                live.refusal = await self._route(connection, flow, verdict.host)
-                streams = flow.request.stream = live.refusal is None and not verdict.lfs
+            if live.refusal is None and not verdict.metered and not verdict.lfs:
+                streams = self._outbound.passes_through(flow.request) and await self._pass_through(live, verdict)
         length = flow.request.headers.get("content-length", "")
         if not streams and length.isdigit() and int(length) > BODY_BYTES:
             self.accounts.spawn(self._too_long(live))
         live.body_comes(streams=streams)
+
+    async def _pass_through(self, live: Live, verdict: Allow) -> bool:
+        """Whether its body may pass through, once its head was found to be clean."""
+        live.refusal = await self._outbound.head(live, verdict)
+        if live.refusal is None:
+            live.refusal = await self._route(live.connection, live.flow, verdict.host)
+        if live.refusal is None:
+            live.window = live.flow.request.stream = self._outbound.window(live.flow.request)
+        return live.refusal is None
+
+    async def on_request_body(self, connection: Connection, flow: http.HTTPFlow) -> None:
+        """A piece of a body that passes through (edge_layers.RequestBodyHook)."""
+        live = self.live[flow.id]
+        assert live.window is not None
+        live.window.ending = await self._outbound.piece(live, live.window)
 
     async def on_request(self, connection: Connection, flow: http.HTTPFlow) -> None:
         live = self.live.get(flow.id)
@@ -205,19 +228,27 @@ class Hooks:
             return
         live.body_came()
         if isinstance(live.verdict, Tell):
-            path = live.verdict.path
-            seen = await introspect.look(path, connection.slot, self.accounts, self.lookups)
-            status, body, headers = introspect.tell(live.bottle, flow.request.method, path, seen)
+            wants = live.verdict.path == introspect.BUDGET
+            totals = await self.accounts.totals(connection.slot) if wants else None
+            status, body = introspect.tell(live.bottle, live.verdict.path, totals)
             live.ours = True
-            flow.response = http.Response.make(status, body, headers)
-        elif live.refusal is None and isinstance(live.verdict, Allow):
-            if live.verdict.metered:
-                live.refusal = await self._admit(live, live.verdict)
-            elif live.verdict.lfs:
-                live.refusal = await self._by_body(live, live.verdict)
+            flow.response = http.Response.make(status, body, bodies.HEADERS)
+        elif live.refusal is None and isinstance(live.verdict, Allow) and live.window is None:
+            live.refusal = await self._whole(live, live.verdict)
         if live.refusal is not None:
             live.ours = True
             flow.response = answer(*live.refusal)
+
+    async def _whole(self, live: Live, verdict: Allow) -> Refusal | None:
+        """Of a request that is there as a whole: None where it may go."""
+        refusal = await self._by_body(live, verdict) if verdict.lfs else None
+        if refusal is None:
+            refusal = await self._outbound.whole(live, verdict)
+        if refusal is not None:
+            return refusal
+        if verdict.metered:
+            return await self._admit(live, verdict)
+        return await self._route(live.connection, live.flow, verdict.host)
 
     async def _by_body(self, live: Live, verdict: Allow) -> Refusal | None:
         request = live.flow.request

@@ -18,6 +18,8 @@ from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http._events import (
+    RequestData,
+    RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
     ResponseData,
@@ -29,6 +31,7 @@ from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
 
 from agentmon.proxy.edge_frames import Close, CloseSocket, SocketLayer
+from agentmon.proxy.search import Window
 
 _BROKEN_OFF = Close(1008, "ended by agentmon")
 _HELD = "agentmon held"  # key in flow.metadata
@@ -71,6 +74,13 @@ class CutStreams(events.Event):
 
 
 @dataclass
+class RequestBodyHook(commands.StartHook):  # type: ignore[no-untyped-call]
+    """A piece of a request's body has come that passes through a Window, or its end."""
+
+    flow: http.HTTPFlow
+
+
+@dataclass
 class _Cut(events.Event):
     ending: Ending
 
@@ -102,6 +112,8 @@ class Stream(HttpStream):
             return
         if isinstance(event, RequestHeaders):
             self._has_body = not event.end_stream
+        if isinstance(event, RequestData | RequestEndOfMessage) and not (yield from self._search(event)):
+            return
         steps = super()._handle_event(event)
         done = None
         with contextlib.suppress(StopIteration):
@@ -110,6 +122,21 @@ class Stream(HttpStream):
                 if isinstance(command, SendHttp) and isinstance(command.event, RequestHeaders) and self._has_body:
                     _frame(command.event.request)
                 done = yield command
+
+    def _search(self, event: RequestData | RequestEndOfMessage) -> layer.CommandGenerator[bool]:
+        """Have what passes through searched before it does; whether it may go on."""
+        if self.client_state != self.state_stream_request_body or not isinstance(self.flow.request.stream, Window):
+            return True
+        window = self.flow.request.stream
+        ends = isinstance(event, RequestEndOfMessage)
+        text = window.end() if ends else window.take(event.data)  # type: ignore[union-attr]
+        if not text and not ends:
+            return True
+        yield RequestBodyHook(self.flow)
+        if window.ending is None and not window.waits:
+            return True
+        yield from self.cut(window.ending or Ending(None, None))
+        return False
 
     def state_consume_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         """An answer that is held becomes a stream once it is too long for that."""

@@ -16,6 +16,7 @@ from agentmon.proxy.edge_frames import Close
 from agentmon.proxy.edge_layers import Ending
 from agentmon.proxy.exchange import Exchange
 from agentmon.proxy.inbound import Held
+from agentmon.proxy.search import Window
 from agentmon.proxy.sockets import SocketMeter
 from agentmon.proxy.tap import Tap
 
@@ -39,6 +40,7 @@ class Live:
     status: int | None = None  # of the upstream's answer
     streams: bool = False  # the request's body passes through
     buffers: bool = False  # it is being collected
+    window: Window[Ending] | None = None  # what its body passes through
     meter: SocketMeter | None = None  # of a provider's WebSocket
     held: Held | None = None  # the answer is kept back until it is known to be harmless
     messages: EventWatch = field(default_factory=EventWatch)  # of a WebSocket's server

@@ -19,6 +19,7 @@ from agentmon.proxy.decide import Allow
 from agentmon.proxy.edge_frames import Close, close_after, close_with, deflates, ended_by
 from agentmon.proxy.edge_inbound import Inbound
 from agentmon.proxy.edge_live import Live, Refusal
+from agentmon.proxy.edge_outbound import Outbound
 from agentmon.proxy.exchange import Accounts, Exchange, Whose
 from agentmon.proxy.sightings import Sightings
 from agentmon.proxy.sockets import SocketMeter
@@ -32,10 +33,17 @@ class Sockets:
     """:param keys: the next unique key of a metered attempt."""
 
     def __init__(
-        self, bottles: Bottles, accounts: Accounts, sightings: Sightings, inbound: Inbound, keys: Callable[[], str]
+        self,
+        bottles: Bottles,
+        accounts: Accounts,
+        sightings: Sightings,
+        inbound: Inbound,
+        outbound: Outbound,
+        keys: Callable[[], str],
     ) -> None:
         self._bottles = bottles
         self._inbound = inbound
+        self._outbound = outbound
         self._accounts = accounts
         self._sightings = sightings
         self._keys = keys
@@ -104,9 +112,13 @@ class Sockets:
             close_after(live.flow, close)
 
     async def _judge(self, live: Live, message: WebSocketMessage) -> Refusal | None:
-        if live.meter is None or not message.is_text:
-            return None
         with live.connection.holding():
+            if message.from_client:
+                refusal, message.content = await self._outbound.message(live, message.content)
+                if refusal is not None:
+                    return refusal
+            if live.meter is None or not message.is_text:
+                return None
             if message.from_client:
                 return await live.meter.asked(message.content)
             return await live.meter.said(message.content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from agentmon.dlp.scanner import Detector, Finding, Scanner
 from agentmon.providers.decoding import decode_all
@@ -112,10 +113,14 @@ def _parts(plain: bytes) -> Iterator[bytes]:
         at += len(_PART)
 
 
-class Window:
+E = TypeVar("E")
+
+
+class Window(Generic[E]):
     """An upload that passes through while it is searched. Nothing leaves before what follows it, too, was searched.
 
-    take() → bytes to search, or b"" · then passed() or nothing · then release()
+    take() or end() set `text`, what is to be searched; passed() says that nothing was found; a call releases what may
+    leave. `ending`: how it ends where something was found.
     """
 
     HOLD = 8 << 10  # stays behind until more has come: a secret is not sent by halves
@@ -123,6 +128,8 @@ class Window:
 
     def __init__(self, *, holds: bool) -> None:
         """:param holds: False for a dialogue, each side of which waits for the other: its messages leave at once."""
+        self.text = b""
+        self.ending: E | None = None
         self._holds = holds
         self._kept = b""  # searched; of it `_left` bytes have been released already
         self._left = 0
@@ -135,17 +142,25 @@ class Window:
         self._new += data
         self._passed = False
         if not self._new or (self._holds and len(self._new) < self.ENOUGH):
-            return b""
-        return self._kept + bytes(self._new)
+            self.text = b""
+        else:
+            self.text = self._kept + bytes(self._new)
+        return self.text
 
     def end(self) -> bytes:
         """What is to be searched at the end."""
         self._ended, self._passed = True, False
-        return self._kept + bytes(self._new) if self._new else b""
+        self.text = self._kept + bytes(self._new) if self._new else b""
+        return self.text
 
     def passed(self) -> None:
-        """Nothing was found in what take() or end() gave."""
+        """Nothing was found in `text`."""
         self._passed = True
+
+    @property
+    def waits(self) -> bool:
+        """Whether what was taken has not been searched yet."""
+        return not self._passed
 
     def __call__(self, data: bytes) -> list[bytes]:
         """What may leave now: mitmproxy's stream callable; `data` was taken already."""

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
-from agentmon.events import Event
+from agentmon.dlp.scanner import Finding as Secret
+from agentmon.events import TRAFFIC, Event
 from agentmon.injection.watch import Finding
 from agentmon.proxy.bottles import Bottle, Bottles
 from agentmon.proxy.decide import Allow, Facts, Refuse
+from agentmon.proxy.outbound import Decision, Outcome, Reason
 from agentmon.reporting import Reporter
+
+_ASK = "somebody has to answer within approvals_timeout: agentmon approvals list"
+_SECRET_HINTS: dict[Reason, str] = {
+    Outcome.BLOCKED: "the route's outbound: says block; redact takes values out, supervise asks",
+    Outcome.NOT_REDACTABLE: "the route's outbound: says redact; from there nothing can be taken out",
+    Outcome.STREAM: "an upload whose length is not known is broken off: with a content-length it is searched first",
+    Outcome.ENCODING: "the client has to use gzip, deflate, br or zstd, with a content-length",
+    Outcome.SPLIT: "no rule helps: a line end there is an attack on the server",
+    Decision.NOBODY: "let somebody answer (approvals: in the settings), or write outbound: redact into the route",
+    Decision.TIMEOUT: _ASK,
+    Decision.FULL: _ASK,
+}
 
 
 class Sightings:
@@ -20,6 +34,7 @@ class Sightings:
     def __init__(self, bottles: Bottles, reporter: Reporter) -> None:
         self._bottles = bottles
         self._reporter = reporter
+        self.shown: Callable[[int, str], str] = lambda slot, text: text[:200]  # a host or path without secrets in it
 
     def hello(self, slot: int, source: int, host: str, port: int, reason: str) -> Awaitable[None] | None:
         """A TLS hello for a name that is not allowed, or for none."""
@@ -27,9 +42,10 @@ class Sightings:
         return self._note_of(slot, source, event)
 
     def refused(self, slot: int, source: int, verdict: Refuse, facts: Facts) -> Awaitable[None] | None:
-        detail = {"method": facts.method[:20], "path": verdict.path[:200], "status": verdict.status}
+        detail = {"method": facts.method[:20], "path": self.shown(slot, verdict.path), "status": verdict.status}
         event = Event(
-            "request", "refused", reason=verdict.reason, layer="proxy", proto="tcp", host=verdict.host, port=facts.port,
+            "request", "refused", reason=verdict.reason, layer="proxy", proto="tcp",
+            host=self.shown(slot, verdict.host), port=facts.port,
             rule=verdict.rule, hint=verdict.hint, detail=detail,
         )  # fmt: skip
         return self._note_of(slot, source, event)
@@ -40,9 +56,26 @@ class Sightings:
             return
         event = Event(
             "request", "observed" if verdict.observed else "allowed", layer="proxy", proto="tcp", host=verdict.host,
-            port=facts.port, rule=verdict.rule, detail={"method": facts.method[:20], "path": verdict.path[:200]},
+            port=facts.port, rule=verdict.rule,
+            detail={"method": facts.method[:20], "path": self.shown(bottle.view.slot, verdict.path)},
         )  # fmt: skip
         self._note(bottle.view.slot, event)
+
+    def secret(
+        self, slot: int, source: int, verdict: Allow, facts: Facts, found: Secret, reason: Reason
+    ) -> Awaitable[None] | None:
+        """What looks like a secret, in something that was to leave; whatever `log` says. Never the value."""
+        detail = {
+            "detector": found.detector, "where": found.where, "action": reason.value, "context": found.context,
+            "method": facts.method[:20], "path": self.shown(slot, verdict.path),
+        }  # fmt: skip
+        left = reason in {Decision.APPROVED, Outcome.REDACTED}
+        event = Event(
+            "secret", "allowed" if left else "refused", reason=reason.value, layer="proxy", proto="tcp",
+            host=self.shown(slot, verdict.host), port=facts.port, rule=verdict.rule, hint=_SECRET_HINTS.get(reason, ""),
+            detail=detail,
+        )  # fmt: skip
+        return self._note_of(slot, source, event)
 
     def distrust(self, slot: int, host: str, port: int, error: str) -> None:
         """The client broke off the handshake with us."""
@@ -92,7 +125,7 @@ class Sightings:
     def _of(self, slot: int, event: Event) -> Event | None:
         """The event with its bottle; None where nothing is to be said."""
         bottle = self._bottles.at(slot)
-        if bottle is None or bottle.view.log == "off":
+        if bottle is None or (bottle.view.log == "off" and event.kind in TRAFFIC):
             return None
         fields = {name: getattr(event, name) for name in event.__struct_fields__}
         fields |= {"bottle": bottle.view.bottle, "epoch": bottle.view.epoch}

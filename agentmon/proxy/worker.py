@@ -15,6 +15,8 @@ import msgspec
 from agentmon import service, trust, wire
 from agentmon.addresses import Pool
 from agentmon.channel import Channel
+from agentmon.dlp import rules
+from agentmon.dlp import scanner as dlp
 from agentmon.errors import BadInput
 from agentmon.events import Event, now_ns
 from agentmon.ledger.client import LedgerClient
@@ -27,6 +29,7 @@ from agentmon.proxy.edge import Hooks
 from agentmon.proxy.edge_server import Listener
 from agentmon.proxy.edge_tls import Tls, make_options
 from agentmon.proxy.exchange import Accounts
+from agentmon.proxy.search import Searches
 from agentmon.proxy.sightings import Sightings
 from agentmon.reporting import Reporter
 
@@ -49,6 +52,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstream_ca: tuple[str, ...] = ()
     upstream_proxy: str | None = None
     providers: dict[str, Any] = {}
+    rules: str = ""  # a file in gitleaks' format; "": the one that agentmon ships
+    rules_kept: str = ""  # a directory for what they compile to; "": nowhere
 
     @property
     def pool(self) -> Pool:
@@ -78,11 +83,14 @@ class Worker:
         self.control = service.Control("proxy", control_socket, self.told)
         self.reporter = Reporter(self.control.report, self.control.report_of)
         self.bottles = Bottles(config.pool)
+        kept = Path(config.rules_kept) if config.rules_kept else None
+        self.searches = Searches(dlp.detector(Path(config.rules) if config.rules else rules.SHIPPED, kept))
         self.approvals = Approvals(self.control.daemon)
         self.accounts = Accounts(LedgerClient(config.ledger_socket), self._report)
         self.hooks = Hooks(
             self.bottles, registry.load(config.providers), Lookups(config.lookup_socket), self.accounts,
             Sightings(self.bottles, self.reporter), Tls(Path(config.ca_dir)),
+            self.searches, self.approvals,
         )  # fmt: skip
         self._listener = Listener(self.hooks, self.bottles, self._options)
 
@@ -107,12 +115,15 @@ class Worker:
                 except RuleError as e:
                     return wire.Ack(message.id, error=f"rule of bottle {message.view.bottle}: {e.message}")
                 return wire.Ack(message.id)
-            case wire.SetCredentials() | wire.SetApprovals() | wire.SetProviders():
+            case wire.SetRules():
+                return wire.Ack(message.id, error=await asyncio.to_thread(self._rules, message))
+            case wire.SetCredentials() | wire.SetSecrets() | wire.SetApprovals() | wire.SetProviders():
                 return wire.Ack(message.id, error=self._given(message))
             case wire.DropBottle():
                 self.approvals.drop(message.slot)
                 self.hooks.close(message.slot)
                 self.bottles.drop(message.slot)
+                self.searches.drop(message.slot)
                 self.reporter.drop(message.slot)
                 return wire.Ack(message.id)
             case wire.CutBottle():
@@ -122,18 +133,28 @@ class Worker:
                 return wire.Ack(message.id, closed=closed, at_ns=at_ns)
         return None
 
-    def _given(self, message: wire.SetCredentials | wire.SetApprovals | wire.SetProviders) -> str:
+    def _given(self, message: wire.SetCredentials | wire.SetSecrets | wire.SetApprovals | wire.SetProviders) -> str:
         """Take what belongs beside the views; what is wrong with it, "" for nothing."""
         try:
             match message:
                 case wire.SetCredentials():
                     self.bottles.give(message.slot, message.run, message.values)
+                case wire.SetSecrets():
+                    self.searches.give(message.slot, message.run, message.key, message.values)
                 case wire.SetApprovals():
                     self.approvals.give(message.slot, message.run, message.approved, message.wait_s)
                 case wire.SetProviders():
                     self.hooks.providers = registry.load(message.providers)
         except BadInput as e:
             return f"{type(message).__name__}: {e.message}"
+        return ""
+
+    def _rules(self, message: wire.SetRules) -> str:
+        """Search by other rules from now on; what is wrong with them. Made for a thread: it takes half a second."""
+        try:
+            self.searches.use(dlp.of_rules(rules.parse(message.text, message.source)))
+        except BadInput as e:
+            return e.message
         return ""
 
     def _report(self, event: Event) -> None:
