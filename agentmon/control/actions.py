@@ -143,7 +143,7 @@ class Enforced(Action):
 # ── what outlives a reboot ──
 @dataclass(frozen=True, slots=True)
 class SaveState(Action):
-    """The frozen bottle's files, command, environment and policy, to disk. A failure is told; the plan goes on."""
+    """A frozen bottle's files, command, environment and policy, to disk, once. A failure is told; the plan goes on."""
 
     bottle: Bottle
     trigger: str

@@ -32,6 +32,7 @@ from agentmon.control import events as e
 from agentmon.control.state import Bottle, Host, Phase
 from agentmon.credentials import sources
 from agentmon.daemon import files, jobs, persist, specs
+from agentmon.daemon.alerts import Alerts
 from agentmon.daemon.applier import Applier
 from agentmon.daemon.approvals import Approvals
 from agentmon.daemon.attach_watch import AttachWatch
@@ -48,6 +49,7 @@ from agentmon.daemon.ops import Ops
 from agentmon.daemon.reload import Reload
 from agentmon.daemon.reports import Reports
 from agentmon.daemon.runner import Runner
+from agentmon.daemon.saved_state import Saved
 from agentmon.daemon.saving import Saves
 from agentmon.daemon.services import Service
 from agentmon.daemon.sightings import Sightings
@@ -64,6 +66,7 @@ from netfilter.changes import SelfHealing
 T = TypeVar("T")
 FIRST_BOTTLE_S = 30.0  # an --until-idle daemon that nobody uses ends after this
 LINGER_S = 1.0  # and this long after its last bottle
+_ALERTS_S = 2.0  # for what an ending daemon still has to tell
 _LEFT_OUT = {
     "vouch": "guard: observe and strict",
     "origin": "the system call and library in events",
@@ -101,6 +104,8 @@ class Daemon:
         self.credentials = Credentials(store, lambda: self.host.bottles, lambda: self.services["proxy"], self.log.add)
         self._reports = Reports(lambda: self.host.bottles, tree.processes, self.log.add)
         self.ledger: LedgerLink
+        self._alert = Hook("alert", lambda: self.settings.alert, self.log.add)
+        self.log.follow(Alerts(self._alert).saw)
         self.approvals_hook = Hook("approvals: hook", lambda: self.settings.approvals_hook, self.log.add)
         self.approvals = Approvals(
             lambda: self.settings, lambda: self.host.bottles, lambda: self.ledger, self.log.add, self.spawn,
@@ -214,6 +219,7 @@ class Daemon:
         """Take over bottles that run; one without a readable state file is ended (nobody knows its policy), and one of
         which a part is gone. Then everything is looked at once: nobody watched while no daemon ran."""
         saved, applying = persist.load_all(), set()
+        on_disk = self.saves.load()
         for slot, run in alive.items():
             bottle = saved.get(slot)
             if bottle is None or bottle.run != run or bottle.phase in {Phase.STARTING, Phase.STOPPING}:
@@ -239,14 +245,14 @@ class Daemon:
             self.log.add(Event("daemon", "observed", bottle=bottle.name, reason="adopted", layer="daemon"))
         await asyncio.gather(*(task for task in applying if task is not None))
         self.healing.look_at_everything()
-        await self._keep_saved()
+        await self._keep_saved(on_disk)
         self._used = bool(self.host.bottles)
 
-    async def _keep_saved(self) -> None:
+    async def _keep_saved(self, found: list[Saved]) -> None:
         """What earlier daemons saved: of bottles that are gone it can be resumed; that of bottles which went on since
         is of no use any more."""
         alive = {bottle.run: bottle for bottle in self.host.bottles.values()}
-        for saved in self.saves.load():
+        for saved in found:
             bottle = alive.get(saved.bottle.run)
             if bottle is None:
                 self.runner.dispatch(e.Kept(saved.bottle))
@@ -275,6 +281,8 @@ class Daemon:
             await self._step("end the sightings", self.sightings.close())
         self.approvals.close()
         await self.approvals_hook.close()
+        await self._alert.settled(_ALERTS_S)
+        await self._alert.close()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -219,6 +219,8 @@ class Applier:
 
     async def _save_state(self, action: a.SaveState) -> None:
         bottle, pids = action.bottle, self._d.kernel.tree.processes(action.slot)
+        if self._d.saves.of(bottle.run) is not None:
+            return
         try:
             result = (await self._d.saves.save(bottle, pids, self._d.settings.source)).describe()
         except (AgentmonError, OSError) as error:

@@ -51,6 +51,11 @@ class Hook:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def settled(self, within_s: float) -> None:
+        """Return when all that was told has been run, or the time is over."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within_s)
+
     async def close(self) -> None:
         """End what still runs."""
         for task in tuple(self._tasks):

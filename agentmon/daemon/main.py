@@ -31,8 +31,6 @@ def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None
         raise HostLacks("the daemon changes nftables, BPF and cgroups: it must run as root", "sudo agentmon daemon")
     settings = settings_file.load(settings_path)
     unbuilt.refuse_settings(settings)
-    for notice in unbuilt.notices(settings):
-        print(f"warning: {notice}", file=sys.stderr)
     _check_users()
     held = lock.take()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

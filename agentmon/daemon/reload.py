@@ -119,7 +119,6 @@ class Reload:
         notes = [f"{key}: changed, in force when the daemon is started again" for key in waiting]
         if "full" in {new.log, old.log} and new.log != old.log:
             notes.append("log: connections that are allowed are told as before until the daemon is started again")
-        notes += unbuilt.notices(new)
         return replace(new, **{key: getattr(old, key) for key in KEPT}), tuple(notes)
 
     # ── bottles ──

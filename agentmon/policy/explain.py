@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agentmon.errors import BadInput
-from agentmon.policy import explain_own, explain_requests, unbuilt
+from agentmon.policy import explain_own, explain_requests
 from agentmon.policy.change import placed
 from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.manifest import load_chain
@@ -58,7 +58,7 @@ def check(path: Path | str, settings: Settings, providers: Mapping[str, Provider
         "ok": True,
         "sources": list(policy.sources),
         "rules": len(policy.rules),
-        "warnings": [*unbuilt.notices(settings), *warnings(policy)],
+        "warnings": warnings(policy),
     }
 
 

@@ -1,5 +1,4 @@
-"""Keys that are understood but not enforced, by this version or on this kernel: what protects is refused, the rest is
-told."""
+"""Keys that are understood but not enforced, by this version or on this kernel: what relies on them is refused."""
 
 from __future__ import annotations
 
@@ -70,17 +69,3 @@ def refuse_settings(settings: Settings) -> None:
     if settings.ledger != f"sqlite:///{paths.LEDGER}":
         what = f"{settings.ledger!r} is not where this version keeps it"
         raise place.error(what, f"leave the key out, or write sqlite:///{paths.LEDGER}")
-
-
-def notices(settings: Settings) -> list[str]:
-    """Settings that were written and change nothing yet."""
-    plain = Settings()
-    written = {
-        "alert": settings.alert != plain.alert,
-    }
-    return [
-        f"{settings.places[key].at() if key in settings.places else settings.source}: "
-        f"{key} is not in this version, ignoring"
-        for key, is_written in written.items()
-        if is_written
-    ]

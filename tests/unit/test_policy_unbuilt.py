@@ -13,7 +13,7 @@ from agentmon.policy.explain import check
 from agentmon.policy.manifest import load_chain
 from agentmon.policy.merge import Options, effective
 from agentmon.policy.settings import Settings, parse
-from agentmon.policy.unbuilt import lacking, notices, refuse, refuse_on_kernel, refuse_settings
+from agentmon.policy.unbuilt import lacking, refuse, refuse_on_kernel, refuse_settings
 from agentmon.providers import registry
 
 ROUTE = "routes:\n  - host: a.example\n    {}\n"
@@ -34,7 +34,6 @@ def test_defaults_pass_without_a_word(tmp_path: Path) -> None:
     file = manifest(tmp_path, ROUTE.format("paths: [/x]\n    auth: none"))
     refuse(Settings(), load_chain(file, tmp_path))
     refuse_settings(Settings(ledger=f"sqlite:///{paths.LEDGER}"))
-    assert notices(Settings()) == []
 
 
 @pytest.mark.parametrize("written", UNBUILT)
@@ -50,13 +49,11 @@ def test_a_protection_that_is_not_there_is_refused_with_its_place(tmp_path: Path
     assert (checked.value.message, checked.value.hint) == (merged.value.message, merged.value.hint)
 
 
-def test_a_check_refuses_and_tells_what_stands_in_the_settings(tmp_path: Path) -> None:
+def test_a_check_refuses_what_stands_in_the_settings(tmp_path: Path) -> None:
     file = manifest(tmp_path, "allow: [a.example]\n")
     with pytest.raises(BadInput, match=r"s\.yml:2: ledger: .*PostgreSQL") as caught:
         check(file, parse("log: full\nledger: postgresql://h/agentmon\n", "s.yml"), registry.load())
     assert caught.value.hint
-    told = check(file, parse("\nalert: /bin/true\n", "s.yml"), registry.load())
-    assert told["warnings"] == ["s.yml:2: alert is not in this version, ignoring"]
 
 
 @pytest.mark.parametrize(
@@ -79,8 +76,3 @@ def test_another_ledger_is_refused(ledger: str) -> None:
     with pytest.raises(BadInput, match="ledger") as caught:
         refuse_settings(Settings(ledger=ledger, source="/etc/agentmon/settings.yml"))
     assert caught.value.hint and "/etc/agentmon/settings.yml" in caught.value.message
-
-
-def test_what_only_informs_is_told() -> None:
-    told = notices(Settings(alert=("/bin/true",), source="s.yml"))
-    assert len(told) == 1 and all(t.startswith("s.yml: ") and t.endswith(", ignoring") for t in told)
