@@ -31,6 +31,7 @@ from tests.support.proxy_upstream import Upstream, own_ca
 
 _NETS = itertools.count(os.getpid() * 7)
 SLOT = 16
+RULES_KEPT = Path(__file__).parents[2] / ".cache/dlp"  # compiled once for all rigs
 WEIGHTS = {"input": 1000, "cache_write": 1000, "cache_read": 100, "output": 1000}
 
 
@@ -382,6 +383,7 @@ def _start(directory: Path, undo: contextlib.ExitStack, ledger: bool, prelude: s
             "ledger_socket": str(directory / "ledger.sock"), "user": user, "worker": 0,
             "listen": [[f"{net}.0.4", 443], [f"{net}.0.4", 80]], "pool4": f"{net}.0.0/16", "pool6": None,
             "ca_dir": str(directory / "ca"), "upstream_ca": [str(ca_file)], "upstream_proxy": None, "providers": {},
+            "rules_kept": str(RULES_KEPT),
         },
         prelude,
     )  # fmt: skip
