@@ -76,7 +76,7 @@ class PostgresStore:
         self._db: rows.Db | None = None
         self._book: SharedBook | None = None
         self._turn = self._terms = self._batch = self._block_end = 0
-        self._beat_at_s = 0.0
+        self._beat_at_s = self._strange_at_s = 0.0
         self._unsure: _Unsure | None = None
         self._said = ""
 
@@ -240,7 +240,7 @@ class PostgresStore:
                 book = self._current(db, turn, now)
                 book.next_run = turn.next_run
                 next_hold = self._next_hold(book, turn, len(asked))
-                strange = self._strange(db, asked)
+                strange = self._strange(db)
                 answers = [book.ask(question, owner) for question, owner in asked]
                 book.charge_strange(hold for _, hold in strange)
                 book.watch()
@@ -328,9 +328,11 @@ class PostgresStore:
         book.next_hold, self._block_end = turn.next_hold, turn.next_hold + HOLD_BLOCK - 1
         return turn.next_hold + HOLD_BLOCK
 
-    def _strange(self, db: rows.Db, asked: Sequence[tuple[Asked, Owner]]) -> list[tuple[str, Hold]]:
-        if time.monotonic() < self._beat_at_s or not any(isinstance(a, Sweep) for a, _ in asked):
+    def _strange(self, db: rows.Db) -> list[tuple[str, Hold]]:
+        """Looked for now and then, whatever is asked: whoever waits for such a hold to go asks."""
+        if time.monotonic() < self._strange_at_s:
             return []
+        self._strange_at_s = time.monotonic() + self._beat_s
         return rows.strange_holds(db, self._outbox.host, self._hold_ns / 1e9)
 
     def _check_version(self, version: int) -> None:

@@ -146,10 +146,10 @@ async def _hold_two(client: LedgerClient, slot: int) -> int:
 
 
 async def _requests(client: LedgerClient, slot: int, name: str) -> list[Any]:
-    return list(await asyncio.gather(*[_request(client, slot, f"{name}.{slot}.{n}", n) for n in range(CALLS)]))
+    return list(await asyncio.gather(*[request(client, slot, f"{name}.{slot}.{n}", n) for n in range(CALLS)]))
 
 
-async def _request(client: LedgerClient, slot: int, key: str, n: int) -> Any:
+async def request(client: LedgerClient, slot: int, key: str, n: int) -> Any:
     """By how many tokens the settlement exceeded its hold, or the refusal."""
     remembering = _Remembering(client)
     accounts = Accounts(remembering, lambda _event: None)
