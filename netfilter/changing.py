@@ -6,16 +6,17 @@ learn, permit_service, cut ─▶ elements alone          walk, end_refused, des
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from netfilter import bytecode, render, render_bottle
+from netfilter import bytecode, look, render, render_bottle
 from netfilter.bottle import Bottle, Inner, now_ns
 from netfilter.bytecode import Message
-from netfilter.errors import KernelRefused
+from netfilter.errors import KernelRefused, TooMuch
 from netfilter.kept import Kept
-from netfilter.language import Command
+from netfilter.language import TABLE, Command
 from netfilter.live import carried, destroy, end, listed, marks_undone, refused, remarking
 from netfilter.netns import links, namespaces
 from netfilter.netns.conntrack import Entry
@@ -110,7 +111,8 @@ class Changing(Kept):
             learned = plan.rules.learned if plan.fresh else (*bottle.still_learned(now), *plan.rules.learned)
             epoch = plan.rules.epoch if plan.renumbers or bottle.rules is None else bottle.rules.epoch
             commands = from_nothing(bottle.net, replace(plan.rules, epoch=epoch), plan.region, learned, now)
-            whole_inside(bottle, commands, what)
+            with contextlib.suppress(TooMuch):
+                whole_inside(bottle, commands, what)
 
     def learn(self, slot: int, entries: Sequence[Learned]) -> None:
         bottle, edges = self._bottle(slot), self._edges()
@@ -128,7 +130,8 @@ class Changing(Kept):
             if e.errno != errno.EPERM:  # root in there made a table of our name its own
                 _unless_gone(e)  # root in the bottle flushed its table: back with it
                 everything = whole(bottle, [*bottle.still_learned(now), *entries], now)
-                whole_inside(bottle, everything, f"restore the table of bottle {slot}")
+                with contextlib.suppress(TooMuch):
+                    whole_inside(bottle, everything, f"restore the table of bottle {slot}")
         edges.elements.run(render_bottle.learned_in(change, slot), what)
         bottle.segments = segments
         bottle.note(entries, now)
@@ -178,7 +181,14 @@ class Changing(Kept):
 
 
 def whole_inside(bottle: Bottle, commands: Sequence[Command], what: str) -> None:
-    """The whole table inside, made anew in one transaction."""
+    """The whole table inside, made anew in one transaction, unless taking away what is in there would take long.
+
+    :raises TooMuch: it was left as it is.
+    """
+    size = bottle.inner.inside(lambda: look.size(TABLE))
+    if size is not None and size.too_much:
+        more = f"it holds more than {look.MOST} rules or parts of somebody's: it stays, the host's side holds"
+        raise TooMuch(what, more)
     bottle.inner.elements.run(commands, what)
     if bottle.net.foreign is None:
         hold_frames(bottle.net, bottle.inner)

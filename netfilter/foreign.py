@@ -18,10 +18,11 @@ from typing import TypeVar
 from netfilter import render_foreign
 from netfilter.bottle import Inner, Pipe, pair
 from netfilter.errors import KernelRefused
-from netfilter.language import table
+from netfilter.language import TABLE, table
 from netfilter.netns import foreign_links, links, namespaces, sysctl
 from netfilter.netns.foreign_links import Device
 from netfilter.netns.wire import ROUTE, Netlink, Request
+from netfilter.nfnetlink import Elements
 from netfilter.nft import Nft
 from netfilter.spec import Address, BottleNet, Foreign, Holding
 
@@ -81,7 +82,7 @@ def is_foreign(name: str) -> bool:
             links.index(Foreign().device)
             return True
         with contextlib.suppress(KernelRefused):
-            return bool(Nft().listing(f"list chain inet agentmon {render_foreign.JUDGE}"))
+            return _with_table(lambda elements: bool(elements.packets([render_foreign.KEPT])))
         return False
 
     return namespaces.exists(name) and namespaces.inside(name, look)
@@ -93,7 +94,7 @@ def leave(name: str) -> None:
     def work() -> None:
         _with_route(_remove_rules)
         try:
-            Nft().run([table("add"), table("delete")], "remove our table")
+            _with_table(lambda elements: elements.run([table("add"), table("delete")], "remove our table"))
         except KernelRefused as e:
             if e.errno != errno.EPERM:  # its root made a table of our name its own
                 raise
@@ -116,6 +117,15 @@ def _with_route(work: Callable[[Netlink], T]) -> T:
         return work(route)
     finally:
         route.close()
+
+
+def _with_table(work: Callable[[Elements], T]) -> T:
+    """libnftables would read whatever else is in there."""
+    elements = Elements(TABLE)
+    try:
+        return work(elements)
+    finally:
+        elements.close()
 
 
 def reconnect(route: Netlink, net: BottleNet, size: int) -> bool:

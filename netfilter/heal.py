@@ -22,6 +22,7 @@ from netfilter.blockers import Blocker, blockers
 from netfilter.bottle import Bottle, Pipe, bottle_pipe, now_ns
 from netfilter.bytecode import Message
 from netfilter.changes import Difference, Kind, Place
+from netfilter.changing import whole_inside
 from netfilter.elements import Segments
 from netfilter.errors import KernelRefused, TooMuch
 from netfilter.host import HostNetfilter, service_pipe
@@ -237,7 +238,9 @@ class HealingNetfilter(HostNetfilter):
         return name | {
             Kind.RULES: (
                 lambda: self._rules_differ(slot, Place.BOTTLE),
-                lambda: heal_rules.restore_inside(bottle, now_ns()),
+                lambda: whole_inside(
+                    bottle, heal_rules.inner_table(bottle, now_ns()), f"restore the table of bottle {slot}"
+                ),
             ),
             Kind.DEVICE: self._device_kind(slot) if bottle.net.foreign is None else self._foreign_kind(slot),
         }

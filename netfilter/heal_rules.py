@@ -13,7 +13,6 @@ from typing import Any
 
 from netfilter import look, plan, render
 from netfilter.bottle import Bottle
-from netfilter.changing import whole_inside
 from netfilter.elements import Segments
 from netfilter.errors import KernelRefused, TooMuch
 from netfilter.language import FAMILY, TABLE, Command, Part, table
@@ -122,18 +121,6 @@ def _read(wanted: Sequence[Command]) -> look.Read:
         made.close()
     assert found is not None
     return found
-
-
-def restore_inside(bottle: Bottle, now_ns: int) -> None:
-    """The table made anew in one transaction, unless taking away what is in there would take long.
-
-    :raises TooMuch: it was left as it is.
-    """
-    size = bottle.inner.inside(lambda: look.size(TABLE))
-    if size is not None and size.too_much:
-        more = f"it holds more than {look.MOST} rules or parts of somebody's: it stays, the host's side holds"
-        raise TooMuch(f"restore the table of bottle {bottle.net.slot}", more)
-    whole_inside(bottle, inner_table(bottle, now_ns), f"restore the table of bottle {bottle.net.slot}")
 
 
 # ── the host's beside a listing ──

@@ -2,57 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import subprocess
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from agentmon.control.state import Phase
-from agentmon.daemon.healing import Healing
-from agentmon.events import Event
+from agentmon.daemon.healing import ALOUD
 from netfilter import look
 from netfilter.heal import HealingNetfilter
 from netfilter.netns import state
+from tests.support.nf_healing import STORM, Daemon, Root
 from tests.support.nf_lab import OTHER4, WEB4, Lab, direct, learned, until
 
 pytestmark = pytest.mark.root
 HOSTILE, POLITE = 16, 17
 MANY, RULES, LINKS = 100_000, 20_000, 500  # rules and links take their maker longest
 ROOM_MB = 64
-
-
-class Root:
-    """Root in a bottle, at work beside the lab's thread, which stays free for the daemon's calls."""
-
-    def __init__(self, lab: Lab, slot: int) -> None:
-        self.slot = slot
-        self._space = lab.run(os.open, f"/run/netns/am-{slot}", os.O_RDONLY)
-
-    def run(self, *argv: str, text: str = "") -> str:
-        command = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._space}", *argv]
-        done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
-        assert done.returncode == 0 or argv[0] in {"sh", "ip"}, done.stderr[:500]
-        return done.stdout
-
-    def nft(self, text: str) -> None:
-        self.run("nft", "-f", "-", text=text)
-
-    def ip(self, lines: list[str]) -> None:
-        """What is refused is passed over: our table may have been put back meanwhile."""
-        self.run("ip", "-force", "-batch", "-", text="\n".join(lines)) if lines else None
-
-    def has_table(self) -> bool:
-        listed = self.run("sh", "-c", "nft list chain inet agentmon output 2>&1")
-        return "goto refuse" in listed
-
-    def close(self) -> None:
-        os.close(self._space)
+BESIDE, STORMS = 24, 3
 
 
 def address(number: int) -> str:
@@ -99,39 +68,6 @@ def peak_mb() -> int:
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) >> 10
 
 
-class Daemon:
-    """The daemon's healing over a lab, in a thread; the lab's thread is the kernel's."""
-
-    def __init__(self, lab: Lab, nf: HealingNetfilter) -> None:
-        self.events: list[Event] = []
-        self.lab = lab
-        bottles: Any = {slot: SimpleNamespace(name=f"b{slot}", phase=Phase.RUNNING) for slot in (HOSTILE, POLITE)}
-        self._healing = Healing(nf, self._in_kernel, lambda: bottles, self.events.append, lambda *_: None)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run)
-
-    async def _in_kernel(self, call: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.to_thread(self.lab.run, call, *args)
-
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._healing.open())
-        self._task = self._loop.create_task(self._healing.watch())
-        self._loop.run_until_complete(asyncio.gather(self._task, return_exceptions=True))
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
-        self._loop.close()
-
-    def __enter__(self) -> Daemon:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join()
-
-    def told(self, slot: int) -> list[Event]:
-        return [e for e in self.events if e.bottle == f"b{slot}"]
-
-
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     with Lab() as made:
@@ -163,7 +99,7 @@ def test_what_root_makes_in_one_bottle_costs_no_more_than_a_look_and_delays_no_o
         polite.run("nft", "flush", "ruleset")
         until(polite.has_table, 10, "the other bottle's table is not put back")
 
-    with Daemon(lab, nf) as daemon:
+    with Daemon(lab, nf, (HOSTILE, POLITE)) as daemon:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew
         before, rounds = peak_mb(), 0
         filling = threading.Thread(target=FILLED[what], args=(hostile,))
@@ -182,4 +118,27 @@ def test_what_root_makes_in_one_bottle_costs_no_more_than_a_look_and_delays_no_o
         tidy = "nft flush ruleset; ip link set eth0 down; ip addr flush dev eth0; ip neigh flush dev eth0 nud all"
         hostile.run("sh", "-c", f"{tidy}; ip link set eth0 up")
         until(lambda: lab.run(nf.check, HOSTILE) == [], 20, "it is not put back when there is room again")
+        lab.connect(f"am-{HOSTILE}", WEB4).close()
+
+
+def test_storms_in_a_few_of_many_bottles_leave_the_others_and_the_host_to_be_put_back(lab: Lab) -> None:
+    nf: Any = lab.nf
+    slots = range(HOSTILE, HOSTILE + BESIDE)
+    for slot in slots[2:]:
+        lab.bottle(slot, direct(f"{WEB4}/32"))
+    roots = [Root(lab, slot) for slot in slots]
+    with contextlib.ExitStack() as stack, Daemon(lab, nf, slots) as daemon:
+        stack.callback(lambda: [root.close() for root in roots])
+        with contextlib.ExitStack() as storms:
+            for root in roots[:STORMS]:
+                storms.enter_context(root.again_and_again(STORM))
+            until(lambda: len(daemon.told(HOSTILE)) >= ALOUD, 20, "nobody is told of the storm")
+            for root in roots[STORMS::5]:
+                root.run("nft", "flush", "ruleset")
+                until(root.has_table, 10, f"the table of bottle {root.slot} is not put back")
+            lab.shell("nft", "delete", "table", "inet", "agentmon")
+            until(lambda: lab.run(nf.check, None) == [], 10, "the host's table is not put back")
+            lab.connect(f"am-{slots[-1]}", WEB4).close()
+        assert all(len(daemon.told(slot)) <= ALOUD for slot in slots[:STORMS])
+        until(lambda: not [d for slot in slots for d in lab.run(nf.check, slot)], 30, "it does not come to rest")
         lab.connect(f"am-{HOSTILE}", WEB4).close()
