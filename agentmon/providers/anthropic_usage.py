@@ -100,6 +100,7 @@ class MessageEvents:
         self._merge = Merge()
         self._model = self._id = ""
         self._complete = self._failed = False
+        self._row: wire.Usage | None = None
         self.text_bytes = 0
 
     def event(self, name: str, data: bytes) -> None:
@@ -108,9 +109,11 @@ class MessageEvents:
         kind = (event or {}).get("type") or name
         if kind == "content_block_delta":
             self.text_bytes += max(0, len(data) - _FRAME_BYTES)
-        elif event is None:
-            return
-        elif kind == "message_start":
+        elif event is not None:
+            self._read(str(kind), event)
+
+    def _read(self, kind: str, event: Json) -> None:
+        if kind == "message_start":
             message = table(event.get("message"))
             self._model, self._id = text(message.get("model")), text(message.get("id"))
             self._merge.update(message.get("usage"))
@@ -120,11 +123,13 @@ class MessageEvents:
             self._complete = True
         elif kind == "error":
             self._failed = True
+        if self._merge.seen:
+            complete = self._complete and not self._failed
+            self._row = self._merge.usage(self._model, self._id, complete=complete)
 
     def usage(self) -> wire.Usage | None:
-        if not self._merge.seen:
-            return None
-        return self._merge.usage(self._model, self._id, complete=self._complete and not self._failed)
+        """Asked for after every piece of the body; the same object until an event says more."""
+        return self._row
 
 
 class MessageStream(SseParser):

@@ -35,6 +35,9 @@ def make_options(roots: Path) -> options.Options:
         validate_inbound_headers=True,
         ssl_verify_upstream_trusted_ca=str(roots),
     )
+    untyped: Any = opts
+    values = {name: getattr(opts, name) for name in untyped.keys()}  # noqa: SIM118  not a mapping
+    vars(opts).update(values)  # they never change; mitmproxy's look at one copies it, a dozen times a request
     mitmproxy.ctx.options = opts
     return opts
 

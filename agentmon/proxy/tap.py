@@ -63,7 +63,7 @@ class Tap:
         if data:
             self._mid_line = data[-1] not in b"\r\n"
         usage = self._parser.usage()
-        if usage is not None and usage != self._last:
+        if usage is not None and usage is not self._last and usage != self._last:
             self._last = usage
             self._on_growth(usage)
         if self.output_seen >= self._told + _STEP:
