@@ -56,7 +56,9 @@ def _attack(bottle: str, python: str, yard: Yard) -> list[dict[str, str]]:
         raise AgentmonError(f"the canary did not end within {_RUN_S:g} s", "see agentmon ps") from None
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
-        last = next((line for line in done.stderr.splitlines() if line.startswith("error: ")), done.stderr.strip()[-300:])
+        last = next(
+            (line for line in done.stderr.splitlines() if line.startswith("error: ")), done.stderr.strip()[-300:]
+        )
         raise AgentmonError(
             f"the canary could not run (exit {done.returncode}): {last}", "agentmon events --kind daemon"
         )

@@ -116,7 +116,9 @@ def unix(path: str) -> str:
 
 def leave_cgroup() -> str:
     with open("/proc/self/mountinfo") as mounts:
-        where = next(line.split()[4] for line in mounts if " - cgroup2 " in line)
+        where = next((line.split()[4] for line in mounts if " - cgroup2 " in line), "")
+    if not where:
+        raise FileNotFoundError(2, "No cgroup file system is to be seen")
     with open(os.path.join(where, "cgroup.procs"), "w") as procs:
         procs.write(str(os.getpid()))
     return "done: it left its cgroup"
@@ -157,8 +159,8 @@ def main(yard: dict[str, Any]) -> None:
 def tell(technique: str, mark: str, attempt: Callable[[], str | None], **about: str) -> None:
     try:
         outcome = attempt() or "sent"
-    except (OSError, StopIteration) as error:
-        outcome = type(error).__name__ if isinstance(error, StopIteration) else (error.strerror or str(error))
+    except OSError as error:
+        outcome = error.strerror or str(error)
     print(json.dumps({"technique": technique, "mark": mark, "outcome": outcome, **about}), flush=True)
 
 

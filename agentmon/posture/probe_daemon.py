@@ -20,6 +20,7 @@ from agentmon.posture.model import Unseen
 from agentmon.posture.probe_network import CONTROL_SOCKETS
 
 Ask = Callable[[str], Any]
+_NOT_RUNNING = frozenset("TtZX")  # stopped, traced, ended; proc_pid_status(5)
 _DAY_NS = 86_400 * 1_000_000_000
 
 
@@ -54,7 +55,8 @@ def _service(name: str, pid: int, up: bool) -> Service:
     if not status:
         return Service(name, pid, up)
     uid = int(status["Uid"].split()[1])
-    return Service(name, pid, up, uid, int(status["CapEff"], 16), _core(pid))
+    runs = up and status["State"][0] not in _NOT_RUNNING
+    return Service(name, pid, runs, uid, int(status["CapEff"], 16), _core(pid))
 
 
 def _core(pid: int) -> int | None:
