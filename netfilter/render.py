@@ -157,6 +157,7 @@ def host_table(host: HostSpec) -> list[Command]:
             if address.version == v
             for proto in ("udp", "tcp")
         ]
+        servers += [Direct(ip_network(a), "tcp", ((port, port),)) for a, port in host.service_dials if a.version == v]
         commands += [flush_set(f"dns{v}"), *exact("add", f"dns{v}", disjoint(servers))]
     return commands
 

@@ -72,6 +72,7 @@ class HostSpec:
         Address, ...
     ]  # all live on the service namespace's eth0; [0] of each family is its own source address
     upstream_dns: tuple[tuple[Address, int], ...] = ()  # (address, port), UDP and TCP, that the resolver may ask
+    service_dials: tuple[tuple[Address, int], ...] = ()  # (address, port), TCP, that services need at all times
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing import Any
 from agentmon import events, paths
 from agentmon.errors import AgentmonError, BadInput
 from agentmon.ledger import events_store, report
-from agentmon.ledger.check import Finding
+from agentmon.ledger.finding import Finding
+from agentmon.ledger.opening import opened
 from agentmon.ledger.reader import Reader
 
 
@@ -22,7 +23,7 @@ def usage_rows(by: str, since_ns: int) -> list[dict[str, Any]]:
 
 def folded_day(since_ns: int) -> str:
     """The day that `usage --since` begins in, if it is kept as sums and counts as a whole; else ""."""
-    with Reader(str(paths.LEDGER)) as reader:
+    with opened() as reader:
         return reader.folded_day(since_ns)
 
 
@@ -40,7 +41,7 @@ def ended_approvals(bottle: str, since_ns: int) -> list[dict[str, Any]]:
 
     :raises AgentmonError: there is no ledger that this user can read.
     """
-    with Reader(str(paths.LEDGER)) as reader:
+    with opened() as reader:
         rows = reader.approvals(since_ns=since_ns, bottle=bottle)
     return [row for row in rows if row["state"] != "waiting"]
 
@@ -92,7 +93,7 @@ def check_ledger() -> list[Finding]:
 
     :raises AgentmonError: there is no ledger that this user can read.
     """
-    with Reader(str(paths.LEDGER)) as reader:
+    with opened() as reader:
         return reader.findings()
 
 
@@ -101,13 +102,15 @@ def export_ledger(what: str, since_ns: int) -> Iterator[dict[str, Any]]:
 
     :raises AgentmonError: there is no ledger that this user can read; while iterating.
     """
-    with Reader(str(paths.LEDGER)) as reader:
+    with opened() as reader:
         yield from reader.export(what, since_ns=since_ns)
 
 
 def back_up_ledger(to: Path) -> None:
     """:raises BadInput: `to` cannot be written. :raises AgentmonError: there is no ledger."""
-    with Reader(str(paths.LEDGER)) as reader:
+    with opened() as reader:
+        if not isinstance(reader, Reader):
+            raise BadInput("the ledger is in a PostgreSQL database", "pg_dump copies it: docs/ledger.md, Many hosts")
         if to.exists() and not to.is_file():
             raise BadInput(f"{to}: is no file", "name a file to copy to")
         try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from agentmon import paths
 from agentmon.addresses import SERVICE_NETNS, SERVICE_VETH, Pool
+from agentmon.daemon import shared_ledger
 from agentmon.daemon.services import Spec
 from agentmon.errors import HostLacks
 from agentmon.policy.settings import Settings
@@ -58,6 +59,7 @@ def host_spec(settings: Settings) -> HostSpec:
         service_veth=SERVICE_VETH,
         service_addresses=tuple(address for pair in services for address in pair.all()),
         upstream_dns=tuple(sorted(((ip_address(a), int(p)) for a, p in pairs), key=str)),
+        service_dials=shared_ledger.dials(settings),
     )
 
 
@@ -90,7 +92,10 @@ def services(settings: Settings, pool: Pool) -> list[Spec]:
     proxy_ports = [[address, port] for address in listen(pool.proxy(0)) for port in (443, 80)]
     proxy_ports += [[address, 80] for address in listen(pool.relay)]
     return [
-        spec("ledger", "ledger", path=str(paths.LEDGER), group="agentmon-svc", usage_age_s=settings.usage_age_s),
+        spec(
+            "ledger", "ledger", path=str(paths.LEDGER), group="agentmon-svc", usage_age_s=settings.usage_age_s,
+            **shared_ledger.config(settings),
+        ),
         spec(
             "resolver", "resolver", lookup_socket=lookup, listen=listen(pool.resolver), upstream=upstream(settings),
             strip=own_addresses(), internal={"agentmon.internal": "proxy"}, **both,
@@ -99,6 +104,6 @@ def services(settings: Settings, pool: Pool) -> list[Spec]:
         spec(
             "proxy", "proxy", worker=0, lookup_socket=lookup, ledger_socket=str(paths.SVC / "ledger.sock"),
             listen=proxy_ports, ca_dir=str(paths.CA_DIR), upstream_ca=list(settings.upstream_ca),
-            upstream_proxy=settings.upstream_proxy, providers=settings.providers, **both,
+            upstream_proxy=settings.upstream_proxy, providers=settings.providers, rules_kept=str(paths.RULES), **both,
         ),
     ]  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentmon import paths, wire
+from agentmon import wire
 from agentmon.ledger import budget
-from agentmon.ledger.reader import BY, Reader
+from agentmon.ledger.opening import opened
+from agentmon.ledger.reading import BY
 
 __all__ = ["BY", "audit", "budgets", "enforcement", "run_usage", "usage"]
 
@@ -16,19 +17,19 @@ def usage(by: str = "bottle", *, since_ns: int = 0, bottle: str = "", path: str 
 
     :raises errors.BadInput: an unknown `by`. :raises store.LedgerTrouble: no ledger that can be read.
     """
-    with Reader(path or str(paths.LEDGER)) as reader:
+    with opened(path) as reader:
         return reader.usage(by, since_ns=since_ns, bottle=bottle)
 
 
 def run_usage(run: str, *, path: str = "") -> dict[str, dict[str, Any]]:
     """`run --json-summary`: provider → sums of one run."""
-    with Reader(path or str(paths.LEDGER)) as reader:
+    with opened(path) as reader:
         return reader.usage_of_run(run)
 
 
 def budgets(*, path: str = "") -> list[dict[str, Any]]:
     """`budget show`: budget_v with `governs` (the runs it decides for) and `why`, a sentence."""
-    with Reader(path or str(paths.LEDGER)) as reader:
+    with opened(path) as reader:
         lines, runs = reader.budgets(), reader.scopes()
     for line in lines:
         line["shadow"] = bool(line["shadow"])
@@ -39,13 +40,13 @@ def budgets(*, path: str = "") -> list[dict[str, Any]]:
 
 
 def enforcement(*, since_ns: int = 0, bottle: str = "", path: str = "") -> list[dict[str, Any]]:
-    with Reader(path or str(paths.LEDGER)) as reader:
+    with opened(path) as reader:
         return reader.enforcement(since_ns=since_ns, bottle=bottle)
 
 
 def audit(*, since_ns: int = 0, path: str = "") -> list[dict[str, Any]]:
     """`agentmon audit`: who changed what, when."""
-    with Reader(path or str(paths.LEDGER)) as reader:
+    with opened(path) as reader:
         return reader.audit(since_ns=since_ns)
 
 

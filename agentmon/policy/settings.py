@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from agentmon import paths
 from agentmon.addresses import Pool
@@ -24,6 +24,9 @@ from agentmon.providers import registry
 SHUTDOWNS = ("cutoff", "freeze", "kill")  # from the mildest to the strictest
 LOGS = ("off", "blocks", "full")
 Server = tuple[str, int] | tuple[str, int, str]  # address, port, and over TLS what its certificate is for
+
+
+_SHARED = ("postgresql://", "postgres://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Settings:
     approvals_timeout_s: int = 300
     approvals_hook: tuple[str, ...] = ()  # argv, run for each proposal
     approvals_operator: bool = True  # somebody may answer; False: what would have to be asked is refused at once
+    dlp_rules: str = ""  # a file in gitleaks' format; "": the one that agentmon ships
     upstream_proxy: str | None = None
     upstream_dns: Mapping[str, tuple[Server, ...]] = field(default_factory=dict)
     upstream_ca: tuple[str, ...] = ()  # besides the system's
@@ -63,6 +67,11 @@ class Settings:
     pool: Pool = field(default_factory=Pool)
     source: str = ""  # the file, "" without one
     places: Mapping[str, Place] = field(default_factory=dict, compare=False)  # where each key stands
+
+    @property
+    def ledger_is_shared(self) -> bool:
+        """Whether hosts share it, in PostgreSQL."""
+        return self.ledger.startswith(_SHARED)
 
 
 def default_path() -> Path:
@@ -113,9 +122,25 @@ def _weights(node: Node) -> dict[str, int]:
 
 def _ledger(node: Node) -> str:
     url = document.text(node, "sqlite:////path/ledger.db")
-    if url.startswith("sqlite:////") or url.startswith(("postgresql://", "postgres://")):
+    if url.startswith(_SHARED):
+        return _shared(node, url)
+    if url.startswith("sqlite:////"):
         return url
     raise node.place.error(f"{url!r}; expected sqlite:////absolute/path or postgresql://…", "four slashes: a full path")
+
+
+def _shared(node: Node, url: str) -> str:
+    """No message quotes the URL: a password may stand in it."""
+    try:
+        parts = urlsplit(url)
+        query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        _port = parts.port, int(query.get("port", ["5432"])[0])
+    except ValueError as e:
+        raise node.place.error(f"no URL: {e}", "postgresql://USER@HOST:5432/NAME") from None
+    if parts.password is not None or "password" in query:
+        what = "a password stands in the URL, where everybody reads it"
+        raise node.place.error(what, f"take it out, into a file: install -m 600 FILE {paths.CREDENTIALS}/ledger")
+    return url
 
 
 def _upstream(node: Node) -> dict[str, Any]:
@@ -308,6 +333,13 @@ def _network(node: Node, kind: Callable[[str], Any], expected: str) -> Any:
     return network
 
 
+def _dlp(node: Node) -> dict[str, Any]:
+    table = document.mapping(node, "rules")
+    document.check_keys(table, ("rules",))
+    inner = values.optional(table, "rules")
+    return {} if inner is None else {"dlp_rules": absolute(inner)}
+
+
 def _approvals_timeout(node: Node) -> int:
     return document.integer(node, least=1, most=86400, expected="seconds")
 
@@ -333,6 +365,7 @@ _READERS: Mapping[str, Callable[[Node], dict[str, Any]]] = {
     "ledger": _one("ledger", _ledger),
     "approvals_timeout": _one("approvals_timeout_s", _approvals_timeout),
     "approvals": _approvals,
+    "dlp": _dlp,
     "upstream": _upstream,
     "retention": _retention,
     "alert": _one("alert", _alert),
