@@ -26,7 +26,7 @@ from bench.figure import Figure, show  # noqa: E402
 
 GROUPS = (
     "start", "cutoff", "proxy", "bulk", "relay", "connect", "live", "ledger", "admission",
-    "nft", "bottles", "guard", "ebpf",
+    "nft", "heal", "bottles", "guard", "ebpf", "posture",
 )  # fmt: skip
 RESULTS = ROOT / "bench/results"
 
