@@ -228,11 +228,11 @@ class Hooks:
             return
         live.body_came()
         if isinstance(live.verdict, Tell):
-            wants = live.verdict.path == introspect.BUDGET
-            totals = await self.accounts.totals(connection.slot) if wants else None
-            status, body = introspect.tell(live.bottle, live.verdict.path, totals)
+            path = live.verdict.path
+            seen = await introspect.look(path, connection.slot, self.accounts, self.lookups)
+            status, body, headers = introspect.tell(live.bottle, flow.request.method, path, seen)
             live.ours = True
-            flow.response = http.Response.make(status, body, bodies.HEADERS)
+            flow.response = http.Response.make(status, body, headers)
         elif live.refusal is None and isinstance(live.verdict, Allow) and live.window is None:
             live.refusal = await self._whole(live, live.verdict)
         if live.refusal is not None:
