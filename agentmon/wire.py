@@ -109,8 +109,8 @@ class SetSecrets(Message, frozen=True):
 
 
 class SetRules(Message, frozen=True):
-    """To the proxy only: the rules by which secrets are found, the text of a file in gitleaks' format. An Ack with an
-    error: those in force stay."""
+    """To the proxy only: the rules by which secrets are found, the text of a file in gitleaks' format; b"": the shipped
+    ones. An Ack with an error: those in force stay."""
 
     id: int
     source: str

@@ -5,6 +5,7 @@ Never the environment (docs/adr/0007). A source that cannot be trusted is refuse
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -57,6 +58,14 @@ class Store:
                 os.close(fd)
         hint = f"install -m 600 -o root -g root FILE {self.directory / name}"
         raise BadInput(f"credential {name!r} is not on this host", hint)
+
+    def in_files(self) -> tuple[str, ...]:
+        """The names of all that lie in files, those of systemd included."""
+        found: set[str] = set()
+        for place in (self.directory, self.systemd):
+            with contextlib.suppress(OSError):
+                found |= {entry.name for entry in os.scandir(place or "") if not entry.name.startswith(".")}
+        return tuple(sorted(found))
 
     def signature(self, name: str) -> tuple[Signature | None, ...]:
         """Something that differs once a file of this name came, went or changed; () for a command."""

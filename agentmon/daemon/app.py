@@ -51,6 +51,7 @@ from agentmon.daemon.reports import Reports
 from agentmon.daemon.runner import Runner
 from agentmon.daemon.saved_state import Saved
 from agentmon.daemon.saving import Saves
+from agentmon.daemon.secrets import RuleFile
 from agentmon.daemon.services import Service
 from agentmon.daemon.sightings import Sightings
 from agentmon.daemon.strangers import Strangers
@@ -102,6 +103,7 @@ class Daemon:
         )
         store = sources.store(settings.credentials)
         self.credentials = Credentials(store, lambda: self.host.bottles, lambda: self.services["proxy"], self.log.add)
+        self.rules = RuleFile(settings)
         self._reports = Reports(lambda: self.host.bottles, tree.processes, self.log.add)
         self.ledger: LedgerLink
         self._alert = Hook("alert", lambda: self.settings.alert, self.log.add)
@@ -354,6 +356,8 @@ class Daemon:
 
     async def _on_up(self, service: Service) -> None:
         """A service (re)connected: it is told every running bottle."""
+        if service.name == "proxy":
+            await self.rules.tell(service)
         for bottle in tuple(self.host.bottles.values()):
             if bottle.phase in {Phase.STARTING, Phase.STOPPING}:
                 continue

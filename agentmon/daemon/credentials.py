@@ -1,7 +1,7 @@
-"""Who hands credentials to the proxy: read here as root, told to the worker by bottle, told anew when a file changes.
+"""Who hands credentials to the proxy, and what else must not leave a bottle: read here as root, told by bottle.
 
-No value is kept: a change is seen by the file's inode and times. What a command prints is read when a bottle starts,
-when the proxy comes back, and on SIGHUP.
+No value is kept: a change is seen by the file's inode and times, and told. What a command prints, and the credentials
+of other bottles' routes, are read when a bottle starts, when the proxy comes back, and on SIGHUP.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from agentmon import wire
 from agentmon.control.state import Bottle, Phase
 from agentmon.credentials.sources import Store
+from agentmon.daemon.secrets import Secrets
 from agentmon.daemon.services import Service
 from agentmon.errors import AgentmonError
 from agentmon.events import Event
@@ -39,6 +40,7 @@ class Credentials:
         self._bottles = bottles
         self._proxy = proxy
         self._emit = emit
+        self._secrets = Secrets()
         self._seen: dict[str, tuple[object, ...]] = {}  # name → its files' signature when it was last read
         self._told: dict[tuple[str, str], str] = {}  # (run, name) → what is wrong with it
         self._given: dict[str, tuple[str, ...]] = {}  # run → the names it was told of
@@ -49,13 +51,12 @@ class Credentials:
         self._store = store
 
     async def push(self, bottle: Bottle) -> None:
-        """Tell the proxy all that this bottle's routes put in; what cannot be read is left out, so it refuses.
+        """Tell the proxy all that must not leave this bottle, and all that its routes put in; what of that cannot be
+        read is left out, so it refuses.
 
         :raises AgentmonError: the proxy does not answer.
         """
         wanted = names(bottle)
-        if not wanted:
-            return
         async with self._order:
             values: dict[str, str] = {}
             for name in wanted:
@@ -67,7 +68,10 @@ class Credentials:
                     self._tell(bottle, name, error)
             self._given[bottle.run] = wanted
             proxy = self._proxy()
-            await proxy.call(wire.SetCredentials(proxy.next_id(), bottle.slot, bottle.run, values))
+            key, known = await asyncio.to_thread(self._secrets.of, bottle, self._store, values)
+            await proxy.call(wire.SetSecrets(proxy.next_id(), bottle.slot, bottle.run, key, known))
+            if wanted:
+                await proxy.call(wire.SetCredentials(proxy.next_id(), bottle.slot, bottle.run, values))
 
     def lacks(self, bottle: Bottle) -> bool:
         """Whether the proxy was told of other names for this run than its routes have."""

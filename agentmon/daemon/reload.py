@@ -87,6 +87,7 @@ class Reload:
         old = self._d.settings
         try:
             new, notes = self._checked(old)
+            await self._d.rules.change(self._d.services["proxy"], new)
         except (AgentmonError, OSError) as error:
             self._wrong("", error)
             return False

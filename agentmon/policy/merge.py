@@ -56,7 +56,7 @@ def effective(
         untrusted(manifest, settings)
         if checks is Checks.OF_NEW:
             only_lowers(manifest, settings)
-    unbuilt.refuse(settings, manifests)
+    unbuilt.refuse_settings(settings)
     _check_options(settings, options, checks)
     bottle = options.name or (manifests[0].bottle_name if manifests else "")
     if not bottle:

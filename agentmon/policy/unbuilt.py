@@ -2,40 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from agentmon import paths
 from agentmon.errors import HostLacks
 from agentmon.policy.document import Place
 from agentmon.policy.effective import EffectivePolicy
-from agentmon.policy.manifest import Manifest
-from agentmon.policy.routes import PlacedRoute
 from agentmon.policy.settings import Settings
-
-_HINT = "this version does not enforce it: leave the key out (CHANGELOG.md says what is there)"
-
-
-def refuse(settings: Settings, manifests: Iterable[Manifest]) -> None:
-    """Part of every merge: `run`, `policy check`, `explain` and `diff` refuse the same, in the same words.
-
-    :raises BadInput: a file relies on a protection that would not be there; with file, line and key.
-    """
-    refuse_settings(settings)
-    for manifest in manifests:
-        for placed in manifest.routes:
-            _refuse_route(placed)
-
-
-def _refuse_route(placed: PlacedRoute) -> None:
-    route = placed.route
-    wanted = {
-        "outbound": (route.outbound, route.outbound in {"block", "redact"}),
-        "scan_headers": (f"except {', '.join(route.scan_headers_except)}", bool(route.scan_headers_except)),
-    }
-    for key, (value, written) in wanted.items():
-        if written:
-            place = placed.places.get(key, placed.place)
-            raise place.error(f"{value}: not in this version of agentmon", _HINT)
 
 
 def refuse_on_kernel(policy: EffectivePolicy, features: frozenset[str]) -> None:
@@ -63,9 +34,6 @@ def lacking(policy: EffectivePolicy, features: frozenset[str]) -> tuple[str, str
 def refuse_settings(settings: Settings) -> None:
     """:raises BadInput: the settings name a ledger that this version cannot keep."""
     place = settings.places.get("ledger", Place(settings.source or "settings", 1, "ledger"))
-    if settings.ledger.startswith(("postgres://", "postgresql://")):
-        what = "a PostgreSQL ledger is not in this version of agentmon"
-        raise place.error(what, "leave the key out: the ledger is SQLite on this host (docs/adr/0009)")
-    if settings.ledger != f"sqlite:///{paths.LEDGER}":
+    if not settings.ledger_is_shared and settings.ledger != f"sqlite:///{paths.LEDGER}":
         what = f"{settings.ledger!r} is not where this version keeps it"
         raise place.error(what, f"leave the key out, or write sqlite:///{paths.LEDGER}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import resource
 import socket
 import sys
@@ -19,6 +20,7 @@ from agentmon.dlp import rules
 from agentmon.dlp import scanner as dlp
 from agentmon.errors import BadInput
 from agentmon.events import Event, now_ns
+from agentmon.injection import rules as injection_rules
 from agentmon.ledger.client import LedgerClient
 from agentmon.lookup import Lookups
 from agentmon.policy.rules import RuleError
@@ -52,8 +54,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstream_ca: tuple[str, ...] = ()
     upstream_proxy: str | None = None
     providers: dict[str, Any] = {}
-    rules: str = ""  # a file in gitleaks' format; "": the one that agentmon ships
-    rules_kept: str = ""  # a directory for what they compile to; "": nowhere
+    rules_kept: str = ""  # a directory for what the shipped rules compile to; "": nowhere
 
     @property
     def pool(self) -> Pool:
@@ -79,12 +80,15 @@ class Worker:
             raise BadInput("upstream: proxy: is not supported by this version", "remove it from the settings")
         roots = Path(config.socket).with_suffix(".roots.pem")
         trust.upstream_roots([Path(path) for path in config.upstream_ca], roots)
+        injection_rules.load()  # while this process may still read its own files
         self._options = make_options(roots)
         self.control = service.Control("proxy", control_socket, self.told)
         self.reporter = Reporter(self.control.report, self.control.report_of)
         self.bottles = Bottles(config.pool)
         kept = Path(config.rules_kept) if config.rules_kept else None
-        self.searches = Searches(dlp.detector(Path(config.rules) if config.rules else rules.SHIPPED, kept))
+        self._shipped = dlp.detector(keep=kept)
+        self._rules_digest = hashlib.sha256(b"").digest()  # of the text in force, b"" for the shipped
+        self.searches = Searches(self._shipped)
         self.approvals = Approvals(self.control.daemon)
         self.accounts = Accounts(LedgerClient(config.ledger_socket), self._report)
         self.hooks = Hooks(
@@ -151,10 +155,15 @@ class Worker:
 
     def _rules(self, message: wire.SetRules) -> str:
         """Search by other rules from now on; what is wrong with them. Made for a thread: it takes half a second."""
+        digest = hashlib.sha256(message.text).digest()
+        if digest == self._rules_digest:
+            return ""
         try:
-            self.searches.use(dlp.of_rules(rules.parse(message.text, message.source)))
+            detector = dlp.of_rules(rules.parse(message.text, message.source)) if message.text else self._shipped
         except BadInput as e:
             return e.message
+        self.searches.use(detector)
+        self._rules_digest = digest
         return ""
 
     def _report(self, event: Event) -> None:

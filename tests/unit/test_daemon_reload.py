@@ -14,6 +14,7 @@ import pytest
 from agentmon.control import events as e
 from agentmon.control.state import Bottle, Host, Job, Phase
 from agentmon.daemon.reload import KEPT, Reload
+from agentmon.daemon.secrets import rule_text
 from agentmon.events import Event
 from agentmon.policy import manifest, merge
 from agentmon.policy import settings as settings_file
@@ -38,8 +39,12 @@ class Daemon:
         self.providers = registry.load(self.settings.providers)
         self.log = SimpleNamespace(add=self.events.append, set_log=lambda log: self.done.append(f"log {log}"))
         self.credentials = SimpleNamespace(use=lambda store: self.done.append("store"), again=self._again)
+        self.services, self.rules = {"proxy": None}, SimpleNamespace(change=self._rules)
         self.runner = SimpleNamespace(dispatch=self._dispatch)
         self.kernel = SimpleNamespace(bpf=SimpleNamespace(features=lambda: frozenset({"vouch", "unix"})))
+
+    async def _rules(self, proxy: object, settings: settings_file.Settings) -> None:
+        rule_text(settings)
 
     async def _again(self) -> None:
         self.done.append("credentials")

@@ -130,6 +130,8 @@ def test_other_forms():
         ("upstream: {ca: extra.pem}", "'extra.pem'; expected an absolute path"),
         ("retention: {events: long}", "retention.events: 'long'; expected a duration"),
         ("retention: {events_bytes: 5X}", "expected a size"),
+        ("dlp: {rules: rules.toml}", "dlp.rules: 'rules.toml'; expected an absolute path"),
+        ("dlp: {engine: x}", "unknown key 'engine'"),
         ("alert: page", "expected a command with its absolute path"),
         ("alert: '/bin/page \"x'", "No closing quotation"),
         ("grants: {root: true}", "unknown key 'root'"),
