@@ -20,6 +20,7 @@ from agentmon.providers.declaration import Endpoint, Metering, Provider, Socket
 BODYLESS = (Endpoint("HEAD", "/", Metering.FREE), Endpoint("HEAD", "/**", Metering.FREE))
 
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_TWICE = re.compile(r"%25(?:25)*(?:2[EFef]|5[Cc]|00)")  # a dot, slash, backslash or NUL to whom decodes again
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
@@ -38,7 +39,7 @@ def normal_path(target: str) -> str | None:
         return char if char in _UNRESERVED else match[0].upper()
 
     path = _ESCAPE.sub(unescape, path)
-    if any(bad in path for bad in ("%2F", "%5C", "%00")):
+    if any(bad in path for bad in ("%2F", "%5C", "%00")) or _TWICE.search(path):
         return None
     if any(segment.partition(";")[0] in {".", ".."} for segment in path.split("/")):
         return None

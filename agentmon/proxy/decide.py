@@ -14,7 +14,7 @@ from agentmon.credentials.secret import Secret
 from agentmon.policy.rules import RuleError, canonical_host
 from agentmon.providers import match
 from agentmon.providers.declaration import Endpoint, Metering, Provider, Socket
-from agentmon.proxy import bodies, git
+from agentmon.proxy import bodies, git, wellformed
 from agentmon.proxy.bottles import Bottle
 from agentmon.proxy.routed import Asked, Uncovered, choose
 
@@ -119,6 +119,7 @@ _HINTS = {
     "credential": "put the credential on this host: docs/operations/secrets.md",
     "upgrade": "no rule helps: only WebSockets (RFC 6455) pass",
     "plain": "the client has to use https",
+    "framing": "no rule helps: the client has to send what every server reads alike",
     "git-push": "no rule helps: commits leave a bottle by its files",
     "git-fetch": "write git_fetch: true into the host's route in the manifest",
     "endpoint": "no rule helps: what cannot be metered is refused on a provider's host",
@@ -128,6 +129,9 @@ _HINTS = {
 def decide(bottle: Bottle, facts: Facts, providers: Mapping[str, Provider]) -> Verdict:
     """What is to be done with this request."""
     host = host_of(facts)
+    broken = wellformed.fault(facts.method, facts.headers)
+    if broken is not None:
+        return Refuse(broken[0], bodies.egress_denied(broken[1], host or ""), "framing", host or "")
     if host is None:
         shown = (facts.sni or facts.authority or ", ".join(facts.hosts))[:200]
         message = "The request's host is missing, repeated, or not the one the connection was opened for."

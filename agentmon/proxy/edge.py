@@ -41,6 +41,7 @@ from agentmon.proxy.edge_websocket import Sockets
 from agentmon.proxy.exchange import Accounts, Exchange, Whose
 from agentmon.proxy.outbound import Ask
 from agentmon.proxy.search import Searches
+from agentmon.proxy.shares import Shares
 from agentmon.proxy.sightings import Sightings
 from agentmon.proxy.tap import Answer, Tap
 
@@ -63,6 +64,7 @@ class Hooks:
     ask: Ask = outbound.nobody
     connections: dict[int, set[Connection]] = field(default_factory=dict)
     live: dict[str, Live] = field(default_factory=dict)
+    shares: Shares = field(default_factory=Shares)
 
     def __post_init__(self) -> None:
         self._keys = (f"{os.getpid():x}-{time.monotonic_ns():x}-{n}" for n in itertools.count(1))
@@ -186,6 +188,7 @@ class Hooks:
         facts = facts_of(flow.request, connection)
         verdict = decide(bottle, facts, self.providers)
         live = self.live[flow.id] = Live(connection, flow, bottle, facts, verdict)
+        connection.began()
         streams = False
         if isinstance(verdict, Refuse):
             live.refusal = (verdict.status, verdict.error)
@@ -357,8 +360,9 @@ class Hooks:
         await self._sockets.end(live)
 
     def _finish(self, live: Live) -> None:
-        self.live.pop(live.flow.id, None)
-        live.body_came()
+        if self.live.pop(live.flow.id, None) is None:
+            return
+        live.over()
         if live.meter is not None:
             live.meter.close()
         if live.exchange is not None:

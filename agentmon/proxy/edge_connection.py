@@ -22,10 +22,12 @@ from mitmproxy.proxy import commands, events, mode_specs
 from mitmproxy.proxy.server import LiveConnectionHandler
 
 from agentmon.proxy.edge_layers import CutStreams, Ending, Entry
+from agentmon.proxy.shares import Shares
 
 HEAD_BYTES = 256 << 10  # what a client may send while no request of its is under way
 BODY_BYTES = 32 << 20  # of a request that has to be whole before it is forwarded
-HEAD_S = 30.0  # for the handshake and the first request's head
+HEAD_S = 30.0  # for the handshake and the first request's head; for each later head once it has begun
+BODY_S = 300.0  # for a body that has to be whole
 _HOOKS_S = 0.003  # a hook that takes longer is asking somebody, and looks at the cut when it has its answer
 _CLOSE_S = 0.1
 _UPSTREAM_STREAMS = 100  # connections to one address that one client connection may have
@@ -36,6 +38,8 @@ ExcInfo = Literal[True] | tuple[type[BaseException], BaseException, TracebackTyp
 
 class HookTable(Protocol):
     """edge.Hooks: a method `on_NAME(connection, data)` for every hook it wants, sync or async."""
+
+    shares: Shares
 
     def failed(self, connection: Connection, what: str, error: str) -> None: ...
     def gone(self, connection: Connection) -> None: ...
@@ -69,7 +73,11 @@ class Connection(LiveConnectionHandler):
         self._decided.set()
         self._free = asyncio.Event()  # nothing is read from either side while a message is being judged
         self._free.set()
-        self._deadline = asyncio.get_running_loop().call_later(HEAD_S, self._too_slow)
+        self._under_way = 0  # requests whose head has come and that are not over
+        self._collecting = 0  # bytes that came while bodies were being collected
+        self._taken = 0  # of the bottle's share
+        self._deadline: asyncio.TimerHandle | None = None
+        self._begin_head()
         self.max_conns = collections.defaultdict(lambda: asyncio.Semaphore(_UPSTREAM_STREAMS))
         self.layer = Entry(self.layer.context, tls=port == 443)
 
@@ -78,7 +86,8 @@ class Connection(LiveConnectionHandler):
         try:
             await self.handle_client()
         finally:
-            self._deadline.cancel()
+            self._end_head()
+            self.give(self._taken)
             for io in self.transports.values():  # a handler that is cancelled twice leaves its socket open
                 if io.writer is not None:
                     io.writer.close()
@@ -119,6 +128,12 @@ class Connection(LiveConnectionHandler):
             await self._free.wait()
             if event.connection is self.client:
                 await self._decided.wait()
+                if not self._under_way and self._deadline is None and self.client.alpn != b"h2":
+                    self._begin_head()
+                if self.buffering:
+                    if not self.take(len(event.data)):
+                        return
+                    self._collecting += len(event.data)
                 self._allowance -= len(event.data)
                 if self._allowance < 0 and not self.streaming:
                     self.hooks.failed(self, "limit", "the client sent more than a request may have")
@@ -135,7 +150,7 @@ class Connection(LiveConnectionHandler):
     @contextlib.contextmanager
     def deciding(self) -> Iterator[None]:
         """While a request's head is looked at, its body stays with the client."""
-        self._deadline.cancel()
+        self._end_head()
         self._deciding += 1
         self._decided.clear()
         try:
@@ -154,8 +169,48 @@ class Connection(LiveConnectionHandler):
         finally:
             self._free.set()
 
-    def _too_slow(self) -> None:
-        self.hooks.failed(self, "limit", f"no request within {HEAD_S:.0f} s")
+    def began(self) -> None:
+        """A request's head has come."""
+        self._under_way += 1
+
+    def ended(self) -> None:
+        """It is over."""
+        self._under_way -= 1
+
+    def take(self, count: int) -> bool:
+        """So many bytes are kept for this connection; False, and its end, where its bottle has too many already."""
+        if self.hooks.shares.take(self.slot, count):
+            self._taken += count
+            return True
+        self.hooks.failed(self, "limit", "the bottle's requests, answers and messages are too large together")
+        self.abort()
+        return False
+
+    def give(self, count: int) -> None:
+        """They are not kept any more."""
+        count = min(count, self._taken)
+        self._taken -= count
+        self.hooks.shares.give(self.slot, count)
+
+    def collected(self, size: int) -> int:
+        """A body of `size` bytes is whole: of what was taken for it, that is kept until the request is over."""
+        kept = min(self._collecting, size)
+        self._collecting -= kept
+        if not self.buffering:
+            self.give(self._collecting)
+            self._collecting = 0
+        return kept
+
+    def _begin_head(self) -> None:
+        self._deadline = asyncio.get_running_loop().call_later(HEAD_S, self.too_slow, "no request", HEAD_S)
+
+    def _end_head(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def too_slow(self, what: str, limit_s: float) -> None:
+        self.hooks.failed(self, "limit", f"{what} within {limit_s:.0f} s")
         self.abort()
 
     # ── ending ──

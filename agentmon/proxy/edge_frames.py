@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,9 @@ from wsproto.frame_protocol import CloseReason, Opcode
 MESSAGE_BYTES = 16 << 20  # of one message, inflated
 _CLOSE, _CLOSE_AFTER = "agentmon close", "agentmon close after"  # keys in flow.metadata
 _ENDED = "agentmon ended"
+_TAKE = "agentmon take"
 _GOING_AWAY = 1001
+_TRY_LATER = 1013
 _OFFER = re.compile(
     r"permessage-deflate(?:\s*;\s*(?:(?:server|client)_no_context_takeover"
     r'|(?:server|client)_max_window_bits(?:="?(?:9|1[0-5])"?)?))*'
@@ -62,6 +65,11 @@ def close_with(flow: http.HTTPFlow, close: Close) -> None:
 def close_after(flow: http.HTTPFlow, close: Close) -> None:
     """From a hook: the message at hand is the last that goes on."""
     flow.metadata[_CLOSE_AFTER] = close
+
+
+def share_of(flow: http.HTTPFlow, take: Callable[[int], bool], give: Callable[[int], None]) -> None:
+    """From the websocket_start hook: whether so many bytes more of a message may be kept, and that they are not."""
+    flow.metadata[_TAKE] = take, give
 
 
 def ended_by(flow: http.HTTPFlow) -> Close | None:
@@ -157,7 +165,12 @@ class SocketLayer(layer.Layer):
 
     def _message(self, side: _Side, other: _Side, event: ws.Message[Any]) -> layer.CommandGenerator[None]:
         text = isinstance(event.data, str)
-        side.message += event.data.encode() if isinstance(event.data, str) else event.data
+        piece = event.data.encode() if isinstance(event.data, str) else event.data
+        take, give = self.flow.metadata[_TAKE]
+        if not take(len(piece)):
+            yield from self._end(Close(_TRY_LATER, "the bottle's messages are too large together"))
+            return
+        side.message += piece
         if len(side.message) > MESSAGE_BYTES:
             yield from self._end(Close(CloseReason.MESSAGE_TOO_BIG, f"a message has at most {MESSAGE_BYTES} bytes"))
             return
@@ -169,6 +182,7 @@ class SocketLayer(layer.Layer):
         self.flow.websocket.messages[:] = [message]
         yield WebsocketMessageHook(self.flow)
         self.flow.websocket.messages.clear()
+        give(len(content))
         close: Close | None = self.flow.metadata.get(_CLOSE)
         if self.flow.error is not None:  # a hook failed: what it did not decide does not go on
             close = close or Close(CloseReason.INTERNAL_ERROR)

@@ -10,7 +10,7 @@ from agentmon.injection.watch import Finding
 from agentmon.proxy import bodies, inbound
 from agentmon.proxy.decide import Allow
 from agentmon.proxy.edge_frames import Close
-from agentmon.proxy.edge_layers import Ending, hold_answer
+from agentmon.proxy.edge_layers import Ending, Hold, hold_answer
 from agentmon.proxy.edge_live import Live, answer, without_length
 from agentmon.proxy.exchange import Accounts
 from agentmon.proxy.inbound import Copy, Events, Held, Reader
@@ -53,7 +53,7 @@ class Inbound:
             response.stream = Events(inner, self._ender(live))
         else:
             live.held = Held(coding, inner, self._ender(live))
-            hold_answer(live.flow, live.held, inbound.HOLD_BYTES)
+            hold_answer(live.flow, Hold(live.held, inbound.HOLD_BYTES, live.keep))
 
     def whole(self, live: Live) -> None:
         """Of an answer that was held and has come to its end: it goes on, or ours does."""

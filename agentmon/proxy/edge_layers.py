@@ -92,12 +92,21 @@ def _frame(request: http.Request) -> None:
         request.headers["transfer-encoding"] = "chunked"
 
 
-def hold_answer(flow: http.HTTPFlow, gate: Callable[[bytes], bytes | list[bytes]], limit_bytes: int) -> None:
-    """From the responseheaders hook: nothing of the answer goes on before it is whole, or longer than the limit; then
-    it goes on through `gate`."""
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What is done with an answer that is held: longer than `limit_bytes` it goes on through `gate`. `take`: whether so
+    many bytes more may be kept; where not, the connection is at its end."""
+
+    gate: Callable[[bytes], bytes | list[bytes]]
+    limit_bytes: int
+    take: Callable[[int], bool]
+
+
+def hold_answer(flow: http.HTTPFlow, hold: Hold) -> None:
+    """From the responseheaders hook: nothing of the answer goes on before it is whole, or longer than the limit."""
     assert flow.response is not None
     flow.response.stream = False
-    flow.metadata[_HELD] = gate, limit_bytes
+    flow.metadata[_HELD] = hold
 
 
 class Stream(HttpStream):
@@ -140,14 +149,16 @@ class Stream(HttpStream):
 
     def state_consume_response_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         """An answer that is held becomes a stream once it is too long for that."""
+        hold: Hold | None = self.flow.metadata.get(_HELD)
+        if hold is not None and isinstance(event, ResponseData) and not hold.take(len(event.data)):
+            return
         yield from super().state_consume_response_body(event)
-        gate, limit_bytes = self.flow.metadata.get(_HELD, (None, 0))
-        if gate is None or not isinstance(event, ResponseData) or len(self.response_body_buf) <= limit_bytes:
+        if hold is None or not isinstance(event, ResponseData) or len(self.response_body_buf) <= hold.limit_bytes:
             return
         assert self.flow.response is not None
         body = bytes(self.response_body_buf)
         self.response_body_buf.clear()  # type: ignore[no-untyped-call]
-        self.flow.response.stream = gate
+        self.flow.response.stream = hold.gate
         yield from self.start_response_stream()
         yield from self.state_stream_response_body(ResponseData(self.stream_id, body))
 

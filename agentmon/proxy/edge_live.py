@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from agentmon.injection.watch import EventWatch
 from agentmon.proxy import bodies
 from agentmon.proxy.bottles import Bottle
 from agentmon.proxy.decide import Allow, Facts, Verdict
-from agentmon.proxy.edge_connection import Connection
+from agentmon.proxy.edge_connection import BODY_S, Connection
 from agentmon.proxy.edge_frames import Close
 from agentmon.proxy.edge_layers import Ending
 from agentmon.proxy.exchange import Exchange
@@ -43,6 +44,8 @@ class Live:
     window: Window[Ending] | None = None  # what its body passes through
     meter: SocketMeter | None = None  # of a provider's WebSocket
     held: Held | None = None  # the answer is kept back until it is known to be harmless
+    kept_bytes: int = 0  # of the bottle's share, until this is over
+    slow: asyncio.TimerHandle | None = None  # ends a body that takes too long
     messages: EventWatch = field(default_factory=EventWatch)  # of a WebSocket's server
 
     @property
@@ -58,14 +61,33 @@ class Live:
         self.streams, self.buffers = streams, not streams
         self.connection.streaming += self.streams
         self.connection.buffering += self.buffers
+        if self.buffers:
+            loop = asyncio.get_running_loop()
+            self.slow = loop.call_later(BODY_S, self.connection.too_slow, "the body was not whole", BODY_S)
         self.connection.allow()
 
     def body_came(self) -> None:
         """The request is whole, or over; may be called again."""
         self.connection.streaming -= self.streams
         self.connection.buffering -= self.buffers
+        if self.slow is not None:
+            self.slow.cancel()
+            self.slow = None
+        if self.buffers:
+            self.kept_bytes += self.connection.collected(len(self.flow.request.raw_content or b""))
         self.streams = self.buffers = False
         self.connection.allow()
+
+    def keep(self, count: int) -> bool:
+        """As Connection.take(), until this request is over."""
+        self.kept_bytes += count
+        return self.connection.take(count)
+
+    def over(self) -> None:
+        """Once: nothing of it is kept any more."""
+        self.body_came()
+        self.connection.give(self.kept_bytes)
+        self.connection.ended()
 
     @property
     def _error_body(self) -> Callable[[bodies.Error], bytes] | None:

@@ -16,7 +16,7 @@ from mitmproxy.websocket import WebSocketMessage
 from agentmon.proxy import bodies, inject
 from agentmon.proxy.bottles import Bottles
 from agentmon.proxy.decide import Allow
-from agentmon.proxy.edge_frames import Close, close_after, close_with, deflates, ended_by
+from agentmon.proxy.edge_frames import Close, close_after, close_with, deflates, ended_by, share_of
 from agentmon.proxy.edge_inbound import Inbound
 from agentmon.proxy.edge_live import Live, Refusal
 from agentmon.proxy.edge_outbound import Outbound
@@ -88,6 +88,7 @@ class Sockets:
 
     def start(self, live: Live) -> None:
         live.body_comes(streams=True)
+        share_of(live.flow, live.connection.take, live.connection.give)
 
     async def message(self, live: Live) -> None:
         """Decide on the last message of this socket."""

@@ -58,6 +58,7 @@ _REASONS = {
     "method": "its method is not among the allowed ones",
     "credential": "its route asks for a credential, which cannot be put in yet",
     "upgrade": "of upgraded connections only WebSockets are supported",
+    "framing": "the request can be read in more than one way",
     "plain": "a metered host is reached by https only",
     "endpoint": "what this endpoint uses cannot be metered",
     "mitmproxy": "deciding about it failed",
