@@ -13,7 +13,7 @@ from tests.internet.http1 import Request, Response
 from tests.internet.script import Script, script
 from tests.internet.served import Books, Served
 
-_PATH = re.compile(r"/v1beta/models/([^/:]+):(\w+)")
+_PATH = re.compile(r"/v1(?:beta)?/models/([^/:]+):(\w+)")
 _FIELDS = {
     "contents", "systemInstruction", "tools", "toolConfig", "safetySettings", "generationConfig", "cachedContent",
     "labels",
