@@ -16,7 +16,6 @@ from netfilter.netns.conntrack import InnerConntrack
 from netfilter.netns.sockets import Sockets
 from netfilter.netns.wire import ROUTE, Netlink, Request, out_of_the_way
 from netfilter.nfnetlink import Elements
-from netfilter.nft import Nft
 from netfilter.render_bottle import Static, inner_closed, static
 from netfilter.revoke import Region
 from netfilter.spec import Address, BottleNet, BottleRules, Endpoint, Learned, Mode
@@ -38,11 +37,6 @@ class Inner:
         self.elements = Elements(TABLE)
         self.conntrack = InnerConntrack()
         self.sockets = Sockets()
-
-    @property
-    def nft(self) -> Nft:
-        """A context of its own each time: seldom needed, and it wants one of the process's first 1024 descriptors."""
-        return namespaces.inside_fd(self._space, Nft)
 
     def inside(self, work: Callable[[], T]) -> T:
         """Run `work` in the namespace, which may have no name any more."""

@@ -83,7 +83,7 @@ class Healing:
         self._changes: Changes | None = None
         self._places: dict[int | None, _Place] = {}
         self._failures = _Place()  # of rounds themselves
-        self._looked_s = 0.0  # how long reading what the kernel told took: others wait meanwhile
+        self._looked_s = 0.0  # how long reading what the kernel told took: the processor has as long for others
 
     async def open(self) -> None:
         """From now on nothing is missed. :raises OSError: the kernel refused."""
@@ -125,7 +125,7 @@ class Healing:
                     await asyncio.wait_for(self._told(), self._until_due_s())
                 self._forget_the_quiet()
                 await self._round()
-                await asyncio.sleep(max(2 * self._looked_s, LOOK_S if self._rows() else 0))
+                await asyncio.sleep(max(self._looked_s, LOOK_S if self._rows() else 0))
             except Exception as error:  # noqa: BLE001 - a bug of ours must not leave bottles that nobody watches
                 self._failed(error)
                 await asyncio.sleep(max(0.0, self._failures.due_s - time.monotonic()))
@@ -166,7 +166,11 @@ class Healing:
         now = time.monotonic()
         self._looked_s = now - began
         due = [slot for slot, place in self._places.items() if place.waiting and place.due_s <= now]
-        for slot in sorted(due, key=lambda s: (s is not None, s or 0)):  # what all share comes first
+        again = [slot for slot in due if slot is not None and self._places[slot].row > AT_ONCE]
+        for slot in sorted(set(due) - set(again), key=lambda s: (s is not None, s or 0)):  # what all share comes first
+            await self._mend(slot, self._places[slot])
+        if again:  # one of those, then another look: who is disturbed for the first time does not wait for all of them
+            slot = min(again, key=lambda s: self._places[s].due_s)
             await self._mend(slot, self._places[slot])
 
     async def _mend(self, slot: int | None, place: _Place) -> None:

@@ -12,10 +12,13 @@ import pytest
 
 from agentmon.daemon.healing import ALOUD
 from netfilter import look
+from netfilter.changes import Change, Kind, Place
+from netfilter.errors import TooMuch
 from netfilter.heal import HealingNetfilter
 from netfilter.netns import state
 from tests.support.nf_healing import STORM, Daemon, Root
 from tests.support.nf_lab import OTHER4, WEB4, Lab, direct, learned, until
+from tests.support.nf_lab import rules as policy
 
 pytestmark = pytest.mark.root
 HOSTILE, POLITE = 16, 17
@@ -119,6 +122,27 @@ def test_what_root_makes_in_one_bottle_costs_no_more_than_a_look_and_delays_no_o
         hostile.run("sh", "-c", f"{tidy}; ip link set eth0 up")
         until(lambda: lab.run(nf.check, HOSTILE) == [], 20, "it is not put back when there is room again")
         lab.connect(f"am-{HOSTILE}", WEB4).close()
+
+
+def test_names_and_policies_of_a_bottle_whose_table_is_filled_are_held_by_the_host(
+    lab: Lab, roots: tuple[Root, Root]
+) -> None:
+    nf: Any = lab.nf
+    lines = [f"add rule inet agentmon c ip daddr {address(n)} drop" for n in range(look.MOST + 10)]
+    anew = "delete table inet agentmon; add table inet agentmon; add chain inet agentmon c"
+    roots[0].nft("\n".join([anew, *lines]))
+    lab.run(nf.learn, HOSTILE, [learned(OTHER4)])
+    lab.connect(f"am-{HOSTILE}", OTHER4).close()
+    lab.run(nf.apply, policy(HOSTILE, 99, direct(f"{OTHER4}/32")))
+    lab.connect(f"am-{HOSTILE}", OTHER4).close()
+    with pytest.raises(OSError):
+        lab.connect(f"am-{HOSTILE}", WEB4, timeout=0.3)
+    assert lab.inside(f"am-{HOSTILE}", lambda: look.size("agentmon")).too_much
+    with pytest.raises(TooMuch):
+        lab.run(nf.restore, [Change(HOSTILE, Place.BOTTLE, Kind.RULES, "table agentmon deleted")])
+    roots[0].run("nft", "flush", "ruleset")
+    lab.run(nf.restore, [Change(HOSTILE, Place.BOTTLE, Kind.RULES, "table agentmon deleted")])
+    assert lab.run(nf.check, HOSTILE) == []
 
 
 def test_storms_in_a_few_of_many_bottles_leave_the_others_and_the_host_to_be_put_back(lab: Lab) -> None:
