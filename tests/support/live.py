@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,23 @@ from tests.internet import untraced
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "agentmon.cli"]
 CONTROL = Path("/run/agentmon/control.sock")
+
+
+_AS_USER = """
+import importlib, os, pkgutil, sys
+import agentmon.cli
+for found in pkgutil.iter_modules(agentmon.cli.__path__, "agentmon.cli."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+gid, uid = map(int, sys.argv[1:3])
+os.setgroups([]), os.setgid(gid), os.setuid(uid)
+sys.exit(sys.modules["agentmon.cli.main"].main(sys.argv[3:]))
+"""
+
+
+def as_user(uid: int, gid: int) -> list[str]:
+    """The command line's beginning, for a user who cannot read this interpreter's files: they are read before."""
+    return [sys.executable, "-c", _AS_USER, str(gid), str(uid)]
 
 
 def until(what: Callable[[], Any], seconds: float = 15.0, why: str = "") -> Any:
@@ -39,11 +56,14 @@ def until(what: Callable[[], Any], seconds: float = 15.0, why: str = "") -> Any:
 class Job:
     """One `agentmon run` (or `resume`) in the background, with its output in pipes."""
 
-    def __init__(self, world: World, *words: str, stdin: int = subprocess.PIPE, verb: str = "run") -> None:
+    def __init__(
+        self, world: World, *words: str, stdin: int = subprocess.PIPE, verb: str = "run",
+        command: Sequence[str] = COMMAND,
+    ) -> None:  # fmt: skip
         self.world = world
         self._read = b""
         self.process = subprocess.Popen(
-            [*COMMAND, verb, *words], cwd=world.cwd, env=world.env, stdin=stdin, stdout=subprocess.PIPE,
+            [*command, verb, *words], cwd=world.cwd, env=world.env, stdin=stdin, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -192,6 +212,12 @@ class World:
         out = self.agentmon(*words, "--json", env=untraced() | self.own).stdout
         rows = [json.loads(line) for line in out.splitlines() if line.strip()]
         return rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
+
+    def run_as(self, uid: int, gid: int, *words: str) -> Job:
+        """`run` by a user who is not root."""
+        job = Job(self, *words, command=as_user(uid, gid))
+        self.jobs.append(job)
+        return job
 
     def resume(self, *words: str) -> Job:
         """Of a bottle that is only on disk: its command's line from now on."""
