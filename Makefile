@@ -49,7 +49,8 @@ test-kernels: setup ## the BPF and nft tests on other kernels, in QEMU; KERNELS=
 	@scripts/setup-kernels.sh
 	@$(PYTHON) -m tests.kernel $(KERNELS)
 
-docs: setup ## check that links in the documentation lead somewhere
+docs: setup ## write docs/reference and docs/man from the commands; check that links lead somewhere
+	@$(PYTHON) scripts/cli_docs.py
 	@$(PYTHON) scripts/check_docs.py
 
 uninstall: ## remove all that set-up and agentmon put on this machine, system packages excepted (root)

@@ -18,10 +18,10 @@ fail() {
 cgroup2_mount() { awk '{ for (i = 7; i <= NF; i++) if ($i == "-" && $(i + 1) == "cgroup2") { print $5; exit } }' /proc/self/mountinfo; }
 
 # setup.sh tests: the tests of `agentmon attach` hold a real container (runc, since crun refuses a hybrid cgroup layout),
-# those of a shared ledger start a server.
+# those of a shared ledger start a server, those of completion ask real shells.
 case "${0##*/} ${1:-}" in
 "setup.sh tests")
-    PACKAGES="$PACKAGES podman runc postgresql"
+    PACKAGES="$PACKAGES podman runc postgresql zsh fish"
     command -v podman >/dev/null || say "podman and runc are for tests only: they attach to a real container"
     command -v psql >/dev/null || say "postgresql is for tests only: they start a server of their own, on no port"
     ;;

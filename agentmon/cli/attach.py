@@ -10,6 +10,7 @@ import click
 
 from agentmon import paths
 from agentmon.cli import containers
+from agentmon.cli.completing import bottles
 from agentmon.cli.console import emit, emit_json, example, notice
 from agentmon.cli.control import ask, connect_or_start
 from agentmon.errors import BadInput
@@ -85,7 +86,7 @@ def _made_up(word: str, kind: str) -> str:
 
 
 @click.command(epilog=example("sudo agentmon detach web"))
-@click.argument("bottle")
+@click.argument("bottle", shell_complete=bottles)
 @_JSON
 def detach(bottle: str, as_json: bool) -> int:
     """Let go of BOTTLE: every rule and program is removed, and its processes go on. Nothing holds them any more."""

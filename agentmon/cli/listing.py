@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from agentmon.cli.completing import bottles
 from agentmon.cli.console import emit, emit_json, example, notice
 from agentmon.cli.control import ask, reachable, stream
 from agentmon.cli.when import since_ns
@@ -47,7 +48,7 @@ def ps(as_json: bool) -> None:
     )
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
-@click.option("--bottle", metavar="B", help="Only of this bottle.")
+@click.option("--bottle", metavar="B", shell_complete=bottles, help="Only of this bottle.")
 @click.option("--kind", metavar="K", type=click.Choice(_KINDS), help=f"Only of this kind: {', '.join(_KINDS)}.")
 @click.option("--verdict", type=click.Choice(["refused", "observed", "allowed"]), help="Only with this verdict.")
 @click.option("--layer", metavar="L", type=click.Choice(_LAYERS), help=f"Only of this layer: {', '.join(_LAYERS)}.")

@@ -9,14 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from typing import Any
 
 import click
 
 from agentmon import __version__
 from agentmon.cli.console import complain
-from agentmon.errors import AgentmonError
+from agentmon.errors import AgentmonError, BadInput
 
 EXIT_OWN = 125
 _COMMANDS = {  # name: (module in agentmon.cli, its attribute, what it does)
@@ -60,6 +59,19 @@ class Lazy(click.Group):
         command: click.Command = getattr(importlib.import_module(f"agentmon.cli.{module}"), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from agentmon.closest import closest
+
+            meant = closest(args[0], _COMMANDS)
+            raise BadInput(
+                f"there is no command {args[0]!r}",
+                f"did you mean: agentmon {meant}" if meant else "agentmon --help lists them",
+            )
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
@@ -102,6 +114,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _failed(message: str, hint: str, status: int) -> int:
     if os.environ.get("AGENTMON_DEBUG") == "1":
+        import traceback
+
         traceback.print_exc()
     complain(message, hint)
     return status

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from agentmon.cli.completing import bottles
 from agentmon.cli.console import complain, emit, emit_json, example
 from agentmon.cli.control import ask
 from agentmon.errors import BadInput, Refused
@@ -49,7 +50,7 @@ def _how(value: Any) -> str:
 
 
 @click.command(epilog=example("agentmon cut build-17", "agentmon cut --all"))
-@click.argument("bottle", required=False)
+@click.argument("bottle", required=False, shell_complete=bottles)
 @_ALL
 @_JSON
 def cut(bottle: str | None, every: bool, as_json: bool) -> int:
@@ -58,7 +59,7 @@ def cut(bottle: str | None, every: bool, as_json: bool) -> int:
 
 
 @click.command(epilog=example("agentmon freeze build-17"))
-@click.argument("bottle", required=False)
+@click.argument("bottle", required=False, shell_complete=bottles)
 @_ALL
 @_JSON
 def freeze(bottle: str | None, every: bool, as_json: bool) -> int:
@@ -67,7 +68,7 @@ def freeze(bottle: str | None, every: bool, as_json: bool) -> int:
 
 
 @click.command(epilog=example("agentmon kill build-17", "agentmon kill --all"))
-@click.argument("bottle", required=False)
+@click.argument("bottle", required=False, shell_complete=bottles)
 @_ALL
 @_JSON
 def kill(bottle: str | None, every: bool, as_json: bool) -> int:
@@ -86,7 +87,7 @@ def _rule(verb: str, bottle: str, rule: str, as_json: bool) -> None:
 @click.command(
     epilog=example("agentmon allow build-17 index.example.org:443", "agentmon allow build-17 tcp://198.51.100.7:5432")
 )
-@click.argument("bottle")
+@click.argument("bottle", shell_complete=bottles)
 @click.argument("rule")
 @_JSON
 def allow(bottle: str, rule: str, as_json: bool) -> None:
@@ -95,7 +96,7 @@ def allow(bottle: str, rule: str, as_json: bool) -> None:
 
 
 @click.command(epilog=example("agentmon deny build-17 index.example.org"))
-@click.argument("bottle")
+@click.argument("bottle", shell_complete=bottles)
 @click.argument("rule")
 @_JSON
 def deny(bottle: str, rule: str, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agentmon.cli.completing import bottles
 from agentmon.cli.console import emit, emit_json, example, notice
 from agentmon.cli.control import ask
 from agentmon.cli.when import since_ns
@@ -49,7 +50,7 @@ def check(file: Path, settings_file: Path | None, as_json: bool) -> None:
         "agentmon policy explain ci.yml https://api.example.com/v1/messages",
     )
 )
-@click.argument("bottle")
+@click.argument("bottle", shell_complete=bottles)
 @click.argument("dest", required=False)
 @_SETTINGS
 @_JSON
@@ -103,7 +104,7 @@ def _either(name: str, settings_file: Path | None, bottle: str) -> EffectivePoli
         "agentmon policy learn build --policy ci.yml --since 2h",
     )
 )
-@click.argument("bottle")
+@click.argument("bottle", shell_complete=bottles)
 @click.option(
     "--since", metavar="TIME", help="Only from what happened since: 15m, 2h, 7d ago, or 2026-01-31T12:00:00Z."
 )

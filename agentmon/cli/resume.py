@@ -10,6 +10,7 @@ import click
 
 from agentmon import paths, wire
 from agentmon.blocking import BlockingChannel
+from agentmon.cli.completing import bottles
 from agentmon.cli.console import example, notice
 from agentmon.cli.control import connect, connect_or_start, raised
 from agentmon.cli.operator import operate, report
@@ -25,7 +26,7 @@ from agentmon.events import now_ns
         "agentmon resume --all",
     )
 )  # fmt: skip
-@click.argument("bottle", required=False)
+@click.argument("bottle", required=False, shell_complete=bottles)
 @click.option("--all", "every", is_flag=True, help="Every bottle that is cut or frozen and still has its processes.")
 @click.option("--budget", metavar="TOKENS|P=TOKENS", help="The bottle's new budget, in all, not in addition.")
 @click.option("--saved-policy", is_flag=True, help="Go on although a manifest has changed since it was frozen (root).")

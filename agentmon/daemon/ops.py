@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentmon import wire
+from agentmon.closest import closest
 from agentmon.control import events as e
 from agentmon.control.state import Bottle, Job, Phase
 from agentmon.daemon import attach, following, requests
@@ -24,6 +25,7 @@ from agentmon.daemon.audit import AuditTrail
 from agentmon.daemon.clients import error_dict
 from agentmon.daemon.connection import Connection
 from agentmon.daemon.ops_approvals import ApprovalOps
+from agentmon.daemon.posture import Posture
 from agentmon.errors import AgentmonError, BadInput, HostLacks, Refused
 from agentmon.policy import explain
 from agentmon.policy.plain import to_plain
@@ -43,11 +45,12 @@ class Ops:
 
     def __init__(self, daemon: Daemon) -> None:
         self._d = daemon
+        self._compared = Posture(daemon)
         self.trail = AuditTrail(lambda *row: daemon.ledger.audit(*row), daemon.log.add)
         approvals = ApprovalOps(daemon)
         self._handlers: dict[str, Handler] = {
             "run": self._run, "reattach": self._reattach, "signal": self._signal,
-            "ps": self._ps, "status": self._status,
+            "ps": self._ps, "status": self._status, "posture": self._posture,
             "events": self._events, "cut": self._operator, "freeze": self._operator, "resume": self._operator,
             "kill": self._operator, "attach": self._attach, "detach": self._operator,
             "allow": self._rule, "deny": self._rule, "budget_show": self._budget_show,
@@ -135,8 +138,10 @@ class Ops:
         if bottle is None and name in self._d.host.saved:
             raise BadInput(f"bottle {name!r} is frozen and saved, it does not run", f"agentmon resume {name}")
         if bottle is None:
-            names = ", ".join(sorted(b.name for b in self._d.host.bottles.values())) or "none"
-            raise BadInput(f"no bottle is named {name!r}", f"running: {names}")
+            running = sorted(b.name for b in self._d.host.bottles.values())
+            meant = closest(name, running)
+            hint = f"did you mean {meant}? " if meant else ""
+            raise BadInput(f"no bottle is named {name!r}", f"{hint}running: {', '.join(running) or 'none'}")
         return bottle
 
     def _owned(self, slot: int, connection: Connection) -> Bottle:
@@ -301,6 +306,9 @@ class Ops:
         value = {"bottles": len(self._d.host.bottles), "services": services, "events_lost": self._d.log.lost}
         value |= {"features": sorted(self._d.kernel.bpf.features()), "left_out": self._d.kernel.left_out()}
         connection.send(wire.Reply(request.id, value))
+
+    async def _posture(self, connection: Connection, request: wire.Request) -> None:
+        connection.send(wire.Reply(request.id, await self._compared.report()))
 
     async def _events(self, connection: Connection, request: wire.Request) -> None:
         await following.tell(self._d.log, connection, request)
