@@ -190,7 +190,8 @@ def timeless(entry: Learned) -> Learned:
 
 def whole(bottle: Bottle, learned: Iterable[Learned], now_ns: int) -> list[Command]:
     """The bottle's own table from nothing to what is in force."""
-    return from_nothing(bottle.net, bottle.written(), bottle.region, learned, now_ns)
+    rules = bottle.written() if bottle.led else None  # as it was made
+    return from_nothing(bottle.net, rules, bottle.region, learned, now_ns)
 
 
 def host_side(bottle: Bottle, now_ns: int) -> list[Command]:
@@ -212,7 +213,8 @@ def host_side_again(bottle: Bottle, now_ns: int) -> list[Command]:
     """The same over whatever is there."""
     net = bottle.net
     shut = [] if bottle.led else render_bottle.led_anew(net, render_bottle.led_nowhere(net))
-    return [*shut, *render_bottle.flushed("lrx", net.slot), *host_side(bottle, now_ns)]
+    kinds = "lrx" if bottle.led else "snlrdx"
+    return [*shut, *render_bottle.flushed(kinds, net.slot), *host_side(bottle, now_ns)]
 
 
 def leading(bottle: Bottle) -> list[Part]:

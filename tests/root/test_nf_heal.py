@@ -18,7 +18,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from netfilter import heal_rules, nfnetlink, render_bottle, watch
+from netfilter import heal_rules, nfnetlink, plan, render_bottle, watch
 from netfilter.changes import Change, Difference, Kind, Place
 from netfilter.errors import KernelRefused
 from netfilter.heal import HealingNetfilter
@@ -270,6 +270,29 @@ def test_what_meets_no_table_puts_it_back_first(healing: Healing) -> None:
     assert healing.whole() == []
     with pytest.raises(KernelRefused):
         lab.run(lab.nf.learn, 77, [learned(OTHER4)])  # no such bottle, and the table is there
+
+
+def test_bottles_that_have_no_rules_yet_are_put_back_closed(healing: Healing) -> None:
+    """One made, one cut before its first policy, one whose first policy had to be taken back."""
+    lab = healing.lab
+    for slot in (16, 17, 18):
+        lab.run(lab.nf.create_bottle, net(slot))
+    lab.run(lab.nf.cut, 17)
+    lab.run(lab.nf.apply, rules(18, 18, *SEVERAL))
+    bottle = lab.nf._bottles[18]
+    bottle.led = False
+    lab.run(bottle.inner.elements.run, plan.whole(bottle, (), 0), "as before")
+    lab.run(lab.nf._edges().elements.run, plan.host_side_again(bottle, 0), "undo the first policy")
+    for _ in range(2):
+        for name in ("am-16", "am-17", "am-18"):
+            healing.refused(name, WEB4)
+        assert healing.whole() == []
+        lab.shell("nft", "flush", "ruleset")
+        healing.mend()
+    for slot in (16, 17):
+        lab.run(lab.nf.apply, rules(slot, 20 + slot, *SEVERAL))
+        lab.connect(f"am-{slot}", WEB4).close()
+    assert healing.whole() == []
 
 
 def test_what_cannot_be_put_back_is_said_to_be_lost(healing: Healing) -> None:

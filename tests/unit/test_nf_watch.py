@@ -152,6 +152,16 @@ def test_a_transaction_is_told_in_words() -> None:
     assert told("abcde", at_most=2) == "a, b and 3 more"
 
 
+def test_of_a_transaction_of_many_parts_only_the_first_are_named_and_the_end_of_the_table_is_not_missed() -> None:
+    many = _Told()
+    for number in range(1000):
+        many.add(12, {2: b"l4_%d\0" % number})
+    assert many.much() and len(many.done) < 100
+    assert many.describe().endswith(" more")
+    many.add(2, {})
+    assert many.describe() == "table agentmon deleted" and not many.much()  # what comes then may make it anew
+
+
 def test_the_fake_holds_closed_what_was_changed_until_it_is_put_back() -> None:
     nf = FakeHealing()
     nf.open_host(host_spec())
