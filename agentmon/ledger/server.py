@@ -8,9 +8,12 @@ anybody else             the connection is closed
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import os
 import socket
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -28,6 +31,7 @@ from agentmon.ledger.reading import Reading
 from agentmon.ledger.state import Owner
 from agentmon.ledger.worker import Worker
 
+_NEEDED = (concurrent.futures.thread,)  # by to_thread(); after the drop the interpreter may be out of reach
 _UNANSWERED = 4096  # questions of one connection; above that it is not read
 _PROXY = (wire.Reserve, wire.Settle, wire.Progress, wire.Release, wire.Totals)
 _DAEMON = (
@@ -116,7 +120,11 @@ class Server:
         if self._reader is None:
             told: wire.Message = wire.Failed(asked.id, "BadInput", "this ledger is a file", "open it read-only")
         else:
-            told = await asyncio.to_thread(answer, self._reader, asked)
+            try:
+                told = await asyncio.to_thread(answer, self._reader, asked)
+            except Exception as e:  # noqa: BLE001 - nobody waits for ever for a question that cannot be answered
+                traceback.print_exc(file=sys.stderr)
+                told = wire.Failed(asked.id, "AgentmonError", f"the ledger failed on this: {e}", "see ledger.log")
         if not transport.is_closing():
             transport.write(wire.encode(told))
 
