@@ -26,7 +26,7 @@ class Reporter:
         self._repeats = Repeats()
 
     def note(self, slot: int, event: Event) -> None:
-        """Report now if this is new (bottle, kind, host, address, reason), else with the next count."""
+        """Report now if this is new (bottle, kind, host, address, reason, what was found), else with the next count."""
         first = self._first(slot, event)
         if first is not None:
             self._send(msgspec.to_builtins(first))
@@ -50,7 +50,8 @@ class Reporter:
 
     def _first(self, slot: int, event: Event) -> Event | None:
         event = _now(event)
-        key = (event.kind, event.verdict, event.reason, event.host, event.dst, event.port)
+        found = str(event.detail.get("detector", "")), str(event.detail.get("where", "")).partition(" ")[0]
+        key = (event.kind, event.verdict, event.reason, event.host, event.dst, event.port, *found)
         return self._repeats.note(slot, key, event, time.monotonic_ns())
 
     def flush(self) -> None:

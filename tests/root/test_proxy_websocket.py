@@ -396,3 +396,27 @@ def test_without_a_ledger_nothing_is_asked_of_a_provider(tmp_path_factory: pytes
     finally:
         upstream.stop()
         rig.stop()
+
+
+SECRET = "ghp_aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3fG5"
+
+
+@pytest.mark.parametrize("message", [f"see\n{SECRET}\n", f"see\n{SECRET}\n".encode()])
+@pytest.mark.parametrize("outbound", ["block", "redact", "supervise"])
+def test_a_secret_in_a_message(rig: Rig, server: SocketUpstream, outbound: str, message: str | bytes) -> None:
+    example(rig, routes=(wire.Route("chat.example.org", outbound=outbound),))
+    with dial(rig, PLAIN) as client:
+        client.send("clean")
+        assert client.recv(10) == "clean"
+        client.send(message)
+        if outbound == "redact":
+            clean = "see\nREDACTED-BY-AGENTMON\n"
+            assert client.recv(10) == (clean if isinstance(message, str) else clean.encode())
+            return
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(10)
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
+    assert "github-pat" in closed.value.rcvd.reason and SECRET not in closed.value.rcvd.reason
+    assert not any(SECRET in str(said) for said in server.seen)
+    event = rig.wait_event(kind="secret", verdict="refused")
+    assert event["detail"]["where"] == "message" and SECRET not in json.dumps(rig.events)
