@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple, cast
 
 import ebpf.spec
@@ -160,19 +161,38 @@ def learned(
     :param held: addresses that a name or inspected rule also resolves to: never opened as direct (DESIGN 3).
     """
     parts = policies.direct_parts(name)
+    by_rule, by_proto = _of_one_address(tuple((policies.number(rule), proto, ports) for rule, proto, ports in parts))
     timeout_s = max(ttl_s, floor_s)
     nft, bpf = [], []
     for address in dict.fromkeys(addresses):
         if address in held:
             continue
-        single = ip_network(address)
-        wanted = [_Wanted(single, cast(Proto, proto), ports, policies.number(rule)) for rule, proto, ports in parts]
-        by_proto: dict[Proto, list[tuple[int, int]]] = {}
-        for entry in _disjoint(wanted):
-            by_proto.setdefault(entry.proto, []).extend(entry.ports)
-            bpf.append(ebpf.spec.Entry(entry.network, entry.proto, entry.ports, entry.rule, timeout_s))
-        nft += [netfilter.spec.Learned(address, p, merged(pairs), timeout_s) for p, pairs in by_proto.items()]
+        single = _single(address)
+        bpf += [ebpf.spec.Entry(single, proto, ports, rule, timeout_s) for rule, proto, ports in by_rule]
+        nft += [netfilter.spec.Learned(address, proto, ports, timeout_s) for proto, ports in by_proto]
     return nft, bpf
+
+
+_Parts = tuple[tuple[int, str, Ports], ...]  # (number of the rule, protocol, ports)
+
+
+@lru_cache(maxsize=1024)
+def _of_one_address(parts: _Parts) -> tuple[tuple[tuple[int, Proto, Ports], ...], tuple[tuple[Proto, Ports], ...]]:
+    """What rules open of any one address, without overlaps: by rule, and by protocol. Names of a wildcard share it."""
+    any_ = IPv4Network("0.0.0.0/32")
+    disjoint = _disjoint(_Wanted(any_, cast(Proto, proto), ports, number) for number, proto, ports in parts)
+    by_proto: dict[Proto, list[tuple[int, int]]] = {}
+    for entry in disjoint:
+        by_proto.setdefault(entry.proto, []).extend(entry.ports)
+    by_rule = tuple((entry.rule, entry.proto, entry.ports) for entry in disjoint)
+    return by_rule, tuple((proto, merged(pairs)) for proto, pairs in by_proto.items())
+
+
+def _single(address: Address) -> IPv4Network | IPv6Network:
+    """The network of one address; ip_network() would print it and read it again."""
+    if isinstance(address, IPv4Address):
+        return IPv4Network((int(address), 32))
+    return IPv6Network((int(address), 128))
 
 
 def _services(place: Place) -> list[tuple[_Service, Address]]:

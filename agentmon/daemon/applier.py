@@ -36,6 +36,7 @@ class Applier:
     def __init__(self, daemon: Daemon) -> None:
         self._d = daemon
         self._endings = Endings(daemon)
+        self._epoch = -1  # the last that was saved
         self._attaching = Attaching(daemon)
         self._methods: dict[type[a.Action], Method] = {
             a.MakeCgroup: self._make_cgroup, a.MakeNet: self._make_net, a.ApplyClosed: self._apply_closed,
@@ -292,7 +293,9 @@ class Applier:
     async def _save(self, action: a.Save) -> None:
         bottle = self._d.host.bottles.get(action.slot)
         if bottle is not None and bottle.phase is not Phase.STOPPING:
-            persist.save_epoch(self._d.host.epoch)
+            if self._epoch != self._d.host.epoch:
+                persist.save_epoch(self._d.host.epoch)
+                self._epoch = self._d.host.epoch
             persist.save(bottle)
 
     async def _emit(self, action: a.Emit) -> None:

@@ -8,7 +8,7 @@ bottle also resolves to is not opened as direct.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from ipaddress import ip_address
 
 from agentmon import wire
@@ -72,7 +72,7 @@ class Commits:
                 bpf += more_bpf if left_s else []
         return nft, bpf
 
-    def _held(self, slot: int, now: float) -> set[Address]:
+    def _held(self, slot: int, now: float) -> Container[Address]:
         """Addresses that a name or inspected rule of the bottle resolves to: never opened as direct (DESIGN 3)."""
         return self._served.get(slot, Book()).open_at(now)
 

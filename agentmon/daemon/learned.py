@@ -6,11 +6,22 @@ needed: then what ended first goes first. What is open is never displaced: beyon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 
 Address = IPv4Address | IPv6Address
 MOST_OF_A_NAME = 256
+
+
+class Open(Container[Address]):
+    """The addresses that are open at one time, to be asked by `in`."""
+
+    def __init__(self, until: Mapping[Address, float], now: float) -> None:
+        self._until = until
+        self._now = now
+
+    def __contains__(self, address: object) -> bool:
+        return self._until.get(address, -1.0) >= self._now  # type: ignore[call-overload, no-any-return]
 
 
 class Book:
@@ -18,6 +29,7 @@ class Book:
 
     def __init__(self) -> None:
         self._names: dict[str, dict[Address, float]] = {}
+        self._until: dict[Address, float] = {}  # whatever name brought it; asked at every commit
         self._size = 0
         self._full_until = 0.0  # before then nothing of what is open ends: no use in looking for room
 
@@ -34,6 +46,7 @@ class Book:
             self._size += address not in known
             until_before = known.pop(address, until)  # the newest last
             known[address] = max(until, until_before)
+            self._until[address] = max(until, self._until.get(address, until))
             taken.append(address)
         if not known:
             del self._names[name]
@@ -46,6 +59,8 @@ class Book:
                 return False
             del known[oldest]
             self._size -= 1
+            if self._until.get(oldest, now + 1) <= now:
+                del self._until[oldest]
         if self._size >= most and now >= self._full_until:
             self._sweep(name, now)
         return self._size < most
@@ -58,12 +73,15 @@ class Book:
                 self._size -= 1
             if not known and name != keep:
                 del self._names[name]
+        self._until = {address: until for address, until in self._until.items() if until > now}
         ends = [until for known in self._names.values() for until in known.values()]
         self._full_until = min(ends, default=0.0)
 
     def drop(self, addresses: Iterable[Address]) -> None:
         """Forget these, whatever name brought them."""
         gone = set(addresses)
+        for address in gone:
+            self._until.pop(address, None)
         for known in self._names.values():
             for address in gone & known.keys():
                 del known[address]
@@ -76,5 +94,5 @@ class Book:
     def addresses(self) -> set[Address]:
         return {address for known in self._names.values() for address in known}
 
-    def open_at(self, now: float) -> set[Address]:
-        return {address for known in self._names.values() for address, until in known.items() if until >= now}
+    def open_at(self, now: float) -> Open:
+        return Open(self._until, now)

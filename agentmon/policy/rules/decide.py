@@ -99,8 +99,10 @@ class PolicySet:
     def resolves(self, name: str) -> Decision:
         """May `name` be answered? With the proxy's address (INSPECTED), the relay's (NAME), or its own (DIRECT)."""
         host = self._host(name)
-        if host is None:
-            return _DEFAULT
+        return _DEFAULT if host is None else self._resolved(host)
+
+    def _resolved(self, host: str) -> Decision:
+        """resolves() of a canonical name."""
         if reserved(host):
             return _PROTECTED
         opened = self._open(host)
@@ -154,7 +156,7 @@ class PolicySet:
         Empty for a name that is answered with a service address: its own addresses are never opened.
         """
         host = self._host(name)
-        if host is None or self.resolves(host).depth is not Depth.DIRECT:
+        if host is None or self._resolved(host).depth is not Depth.DIRECT:
             return []
         return [(rule, proto, ports) for rule, proto, ports, _ in self._open(host)]
 
