@@ -85,10 +85,10 @@ class _Cut(events.Event):
     ending: Ending
 
 
-def _frame(request: http.Request) -> None:
+def _frame(request: http.Request, alpn: bytes | None) -> None:
     """Let HTTP/1.1 upstreams know where a body ends that HTTP/2 framed: without a length it would be read as the next
-    request, which nobody has judged."""
-    if request.is_http2 and "content-length" not in request.headers:
+    request, which nobody has judged. To one that speaks HTTP/2 the header would be an error (RFC 9113, 8.2.2)."""
+    if request.is_http2 and alpn != b"h2" and "content-length" not in request.headers:
         request.headers["transfer-encoding"] = "chunked"
 
 
@@ -129,7 +129,7 @@ class Stream(HttpStream):
             while True:
                 command = steps.send(done)
                 if isinstance(command, SendHttp) and isinstance(command.event, RequestHeaders) and self._has_body:
-                    _frame(command.event.request)
+                    _frame(command.event.request, command.connection.alpn)
                 done = yield command
 
     def _search(self, event: RequestData | RequestEndOfMessage) -> layer.CommandGenerator[bool]:

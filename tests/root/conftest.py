@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -44,3 +45,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 def rig(running: Rig) -> Rig:
     """The same with a fresh bottle, whose budget and past are its own; a file with other needs overrides this one."""
     return fresh(running)
+
+
+@pytest.fixture(params=["http/1.1", "h2"])
+def to_provider(request: pytest.FixtureRequest, running: Rig) -> Iterator[str]:
+    """What the provider speaks with a worker whose client speaks HTTP/2."""
+    if request.param == "h2" and sys.version_info < (3, 12):
+        pytest.skip("HTTP/2 is spoken from Python 3.12 on")
+    running.upstream.speak(request.param)
+    yield request.param
+    running.upstream.speak("http/1.1")

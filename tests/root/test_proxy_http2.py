@@ -15,7 +15,7 @@ from tests.support.proxy_upstream import chunked
 pytestmark = pytest.mark.root
 
 
-def test_http2_streams_are_metered_each(rig: Rig) -> None:
+def test_http2_streams_are_metered_each(rig: Rig, to_provider: str) -> None:
     before = len(rig.rows(0))
     with h2_client(rig) as client:
 
@@ -38,7 +38,7 @@ async def streamed(seen: Any, writer: Any) -> None:
     await chunked([opening(), 0.01, DELTA, closing(7)])(seen, writer)
 
 
-def test_http2_cut_ends_every_stream_with_the_typed_error(rig: Rig) -> None:
+def test_http2_cut_ends_every_stream_with_the_typed_error(rig: Rig, to_provider: str) -> None:
     never = threading.Event()
     rig.upstream.script = lambda seen, writer: chunked([opening(), never])(seen, writer)
     ends: list[bytes] = []

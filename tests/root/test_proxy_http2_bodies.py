@@ -21,7 +21,9 @@ pytestmark = [
 ]
 
 
-def test_a_stream_reset_by_an_http2_client_is_one_estimate_and_its_neighbour_goes_on(rig: Rig) -> None:
+def test_a_stream_reset_by_an_http2_client_is_one_estimate_and_its_neighbour_goes_on(
+    rig: Rig, to_provider: str
+) -> None:
     before = len(rig.rows(0))
     go_on = threading.Event()
 
@@ -67,7 +69,9 @@ def test_a_stream_reset_by_an_http2_client_is_one_estimate_and_its_neighbour_goe
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_an_http2_body_without_a_length_is_not_read_as_the_next_request(rig: Rig, method: str) -> None:
+def test_an_http2_body_without_a_length_is_not_read_as_the_next_request(
+    rig: Rig, to_provider: str, method: str
+) -> None:
     rig.bottle("https://pkg.example.org/up/*", inspected=("api.anthropic.com",))
     hidden = b"POST /v1/messages HTTP/1.1\r\nHost: pkg.example.org\r\nContent-Length: 0\r\n\r\n"
     sock = rig.connect("pkg.example.org", alpn=["h2"])

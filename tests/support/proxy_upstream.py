@@ -16,6 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support import h2_upstream
+
 NAMES = (
     "api.anthropic.com", "api.openai.com", "chatgpt.com", "*.example.org", "generativelanguage.googleapis.com",
     "cloudcode-pa.googleapis.com", "us-x1-aiplatform.googleapis.com", "mine.openai.azure.com", "openrouter.ai",
@@ -106,8 +108,21 @@ class Upstream:
     def call(self, work: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(work)
 
+    def speak(self, *protocols: str) -> None:
+        """What is offered from the next handshake on: "h2", "http/1.1"."""
+        self._context.set_alpn_protocols(protocols)
+
+    async def _told(self, method: str, target: str, headers: dict[str, str], body: bytes, writer: Any) -> None:
+        """A request that came over HTTP/2."""
+        self.seen.append(Seen(method, target, headers, body, b"HTTP/2"))
+        await self.script(self.seen[-1], writer)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        tls = writer.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() == "h2":
+            await h2_upstream.Session(reader, writer, self._told, self.aborted.set).serve()
+            return
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -132,7 +147,7 @@ class Upstream:
                         await gone
                 if writer.is_closing():
                     return
-        except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
+        except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError, ValueError):  # EOF in a chunk's size
             self.aborted.set()
         finally:
             writer.close()

@@ -25,4 +25,4 @@ def test_what_is_named_is_there_and_one_goes_over_real_sockets(number: int) -> N
         parsed = ast.parse((ROOT / "tests" / file).read_text())
         functions = {node.name for node in parsed.body if isinstance(node, ast.FunctionDef)}
         assert test in functions, f"{file} has no {test}"
-    assert any(file.startswith(("root/test_proxy_", "e2e/")) for file, _ in named)
+    assert any(file.startswith(("root/test_proxy_", "root/test_metering_", "e2e/")) for file, _ in named)
