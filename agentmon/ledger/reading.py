@@ -68,6 +68,14 @@ class Reading(ABC):
         )
         return [line | zone for line in lines]
 
+    def daily(self, *, since_ns: int = 0, bottle: str = "") -> list[dict[str, Any]]:
+        """Weighted tokens of each local day and provider: {day, provider, weighted}."""
+        return self.dicts(
+            """SELECT day, provider, sum(weighted) AS weighted FROM usage_counts_v
+               WHERE ts_ns >= ? AND (? = '' OR bottle = ?) GROUP BY 1, 2 ORDER BY 1, 2""",
+            (since_ns, bottle, bottle),
+        )
+
     def folded_day(self, since_ns: int) -> str:
         """The local day of `since_ns` if its usage is kept as sums, so that it counts as a whole; else ""."""
         day = date.fromtimestamp(since_ns // 1_000_000_000).isoformat()
