@@ -404,6 +404,7 @@ SECRET = "ghp_aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3fG5"
 @pytest.mark.parametrize("message", [f"see\n{SECRET}\n", f"see\n{SECRET}\n".encode()])
 @pytest.mark.parametrize("outbound", ["block", "redact", "supervise"])
 def test_a_secret_in_a_message(rig: Rig, server: SocketUpstream, outbound: str, message: str | bytes) -> None:
+    rig.ask(wire.DropBottle(rig.control.next_id(), SLOT))  # with what was counted of it
     example(rig, routes=(wire.Route("chat.example.org", outbound=outbound),))
     with dial(rig, PLAIN) as client:
         client.send("clean")
