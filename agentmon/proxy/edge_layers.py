@@ -142,7 +142,8 @@ class Stream(HttpStream):
         if not text and not ends:
             return True
         yield RequestBodyHook(self.flow)
-        if window.ending is None and not window.waits:
+        failed = self.flow.error is not None  # the hook raised: what it had decided does not count
+        if window.ending is None and not window.waits and not failed:
             return True
         yield from self.cut(window.ending or Ending(None, None))
         return False
