@@ -38,7 +38,7 @@ def measure(tmp: Path, quick: bool) -> list[Figure]:
             got = interleaved(2 if quick else ROUNDS, work)
             figures.append(
                 against(f"restore.flush_{count}", "ms", got, "agentmon", GOALS.get(count, ""),
-                        note=f"the whole table of {count} bottles; closed from the first of them on, open one by one")
+                        note=f"until the last of {count} bottles is back; 32 at a time")
             )  # fmt: skip
     return figures
 
