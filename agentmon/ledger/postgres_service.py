@@ -5,6 +5,7 @@ No variable of the environment decides: libpq would read PGHOST, PGPASSWORD and 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ def shared_store(config: Mapping[str, Any], outbox: Path, *, hold_ns: int) -> Po
     """
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it only notes is an error of ours already
     command = config.get("command")
     source = sources.store({CREDENTIAL: tuple(command)} if command else {})
     password = source.read(CREDENTIAL) if command or any(source.signature(CREDENTIAL)) else None

@@ -34,9 +34,9 @@ def at(hours: float) -> Now:
     return Now(START.wall_ns + int(hours * HOUR_NS), START.boot_ns + int(hours * HOUR_NS))
 
 
-def history(path: Path, hours: list[int]) -> Book:
+def history(path: Path, hours: list[int], url: str = "") -> Book:
     """A row after each of so many hours: two bottles, three providers, estimates and their corrections."""
-    book = Book(path)
+    book = Book(path, url)
     for slot in (1, 2):
         book.open(slot, scope("agent", f"a{slot}"), scope("parent", "p", of("*", 1 << 40, "month")))
     for n, hour in enumerate(hours):
