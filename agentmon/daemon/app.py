@@ -55,6 +55,7 @@ from agentmon.daemon.secrets import RuleFile
 from agentmon.daemon.services import Service
 from agentmon.daemon.sightings import Sightings
 from agentmon.daemon.strangers import Strangers
+from agentmon.daemon.workers import Workers
 from agentmon.errors import AgentmonError, BadInput, HostLacks
 from agentmon.events import Event
 from agentmon.launch.client import Spawner
@@ -116,6 +117,7 @@ class Daemon:
         self.sightings: Sightings | None = None
         self._loop: asyncio.AbstractEventLoop
         self.ops = Ops(self)
+        self.workers = Workers(lambda: self.services.values(), self.approvals)
         self.reload = Reload(self)
         self.probed: dict[int, int] = {}  # slot → packets of the bottle's own test that the host side refused
         self._summaries: dict[int, dict[str, Any]] = {}
@@ -383,16 +385,6 @@ class Daemon:
             Event("daemon", "refused", layer="daemon", reason=f"the {service.name} has gone away",
                   hint="it is started again; until then what needs it is refused")
         )  # fmt: skip
-
-    async def tell_providers(self) -> None:
-        """The settings' providers are others now: workers are told, also those that start later."""
-        for service in self.services.values():
-            if service.spec.module == "agentmon.proxy":
-                service.configure(providers=self.settings.providers)
-                try:
-                    await service.call(wire.SetProviders(service.next_id(), dict(self.settings.providers)))
-                except AgentmonError as error:
-                    print(f"warning: providers: {error}; it is told when it is back", file=sys.stderr, flush=True)
 
     async def _on_message(self, service: Service, message: Any) -> None:
         if isinstance(message, wire.Commit):

@@ -97,11 +97,12 @@ class Reload:
             return True
         providers = registry.load(new.providers)
         self._d.settings = new
+        self._d.log.add(Event("policy", "observed", reason="settings were read anew", layer="daemon"))
         self._d.log.set_log(new.log)
         self._d.credentials.use(sources.store(new.credentials))
         if new.providers != old.providers:
             self._d.providers = providers
-            await self._d.tell_providers()
+            await self._d.workers.providers(new.providers)
         return True
 
     def _checked(self, old: Settings) -> tuple[Settings, tuple[str, ...]]:
@@ -125,33 +126,35 @@ class Reload:
     # ── bottles ──
 
     async def _bottles(self) -> None:
-        changed: dict[str, asyncio.Task[None] | None] = {}
         found = tuple(self._d.host.bottles.values())
-        for bottle in found:
-            if bottle.phase not in _STARTING:
-                changed[bottle.name] = self._one(bottle)
-        await asyncio.gather(*(task for task in changed.values() if task is not None))
+        await asyncio.gather(*(self._one(bottle) for bottle in found if bottle.phase not in _STARTING))
+        await self._d.workers.approvals(tuple(self._d.host.bottles.values()))
         names = {bottle.name for bottle in found} | {""}
         self.bad = {name: what for name, what in self.bad.items() if name in names}
         self._notes = {name: what for name, what in self._notes.items() if name in names}
         if any(bottle.phase is Phase.STARTING for bottle in found):  # they began with what was in force then
             asyncio.get_running_loop().call_later(_AGAIN_S, lambda: self._d.spawn(self.now(), "reload"))
 
-    def _one(self, bottle: Bottle) -> asyncio.Task[None] | None:
+    async def _one(self, bottle: Bottle) -> None:
         try:
             made = again.again(bottle.policy, self._d.settings, self._d.providers)
             unbuilt.refuse_on_kernel(made.policy, self._d.kernel.bpf.features())
         except (AgentmonError, OSError) as error:
             self._wrong(bottle.name, error)
-            return None
-        self._right(bottle.name)
+            return
         self._note(bottle.name, made.notes)
-        if made.policy == bottle.policy:
-            return None
-        removal = change.is_removal(bottle.policy, made.policy)
-        return self._d.runner.dispatch(
-            e.PolicyChanged(0, bottle.slot, made.policy, removal, 0, "settings and manifests were read anew")
-        )
+        if made.policy != bottle.policy:
+            removal = change.is_removal(bottle.policy, made.policy)
+            what = "settings and manifests were read anew"
+            task = self._d.runner.dispatch(e.PolicyChanged(0, bottle.slot, made.policy, removal, 0, what))
+            if task is not None:
+                await task
+            now = self._d.host.bottles.get(bottle.slot)
+            if now is not None and now.run == bottle.run and now.policy == bottle.policy:
+                failed = AgentmonError("could not be put in force", "agentmon events --kind daemon; then send SIGHUP")
+                self._wrong(bottle.name, failed)
+                return
+        self._right(bottle.name)
 
     # ── telling ──
 

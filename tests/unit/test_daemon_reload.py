@@ -41,6 +41,7 @@ class Daemon:
         self.credentials = SimpleNamespace(use=lambda store: self.done.append("store"), again=self._again)
         self.services, self.rules = {"proxy": None}, SimpleNamespace(change=self._rules)
         self.runner = SimpleNamespace(dispatch=self._dispatch)
+        self.workers = SimpleNamespace(providers=self._providers, approvals=self._approvals)
         self.kernel = SimpleNamespace(bpf=SimpleNamespace(features=lambda: frozenset({"vouch", "unix"})))
 
     async def _rules(self, proxy: object, settings: settings_file.Settings) -> None:
@@ -49,8 +50,11 @@ class Daemon:
     async def _again(self) -> None:
         self.done.append("credentials")
 
-    async def tell_providers(self) -> None:
+    async def _providers(self, declared: Any) -> None:
         self.done.append("providers")
+
+    async def _approvals(self, bottles: Any) -> None:
+        pass
 
     def _dispatch(self, event: e.PolicyChanged) -> None:
         self.changed.append(event)
@@ -116,7 +120,7 @@ def test_providers_and_the_store_of_credentials_follow(daemon: Daemon) -> None:
     reload(one)
     assert daemon.done == ["log off", "store", "providers", "credentials"]
     assert "claude.house.example" in daemon.providers["claude"].hosts
-    assert daemon.events == []
+    assert daemon.reasons() == ["settings were read anew"]
     say(daemon, "providers: {claude: {hosts: 3}}\n")
     reload(one)
     assert "providers.claude" in daemon.reasons()[-1] and daemon.settings.log == "off"
@@ -130,9 +134,9 @@ def test_what_needs_a_new_daemon_is_told_and_stays(daemon: Daemon, tmp_path: Pat
     assert all(getattr(daemon.settings, key) == getattr(before, key) for key in KEPT)
     assert daemon.settings.log == "full"
     told = {reason.partition(":")[0] for reason in daemon.reasons()}
-    assert told == {"upstream", "retention", "bottles_dir", "addresses", "log"}
+    assert told == {"upstream", "retention", "bottles_dir", "addresses", "log", "settings were read anew"}
     reload(one)
-    assert len(daemon.events) == 5
+    assert len(daemon.events) == 6
 
 
 def test_each_bottle_changes_by_itself(daemon: Daemon) -> None:
@@ -156,3 +160,14 @@ def test_each_bottle_changes_by_itself(daemon: Daemon) -> None:
     daemon.host = daemon.host.drop(17)
     reload(one)
     assert one.bad == {}
+
+
+def test_a_change_that_cannot_be_put_in_force_is_told(daemon: Daemon) -> None:
+    file = daemon.settings.bottles_dir / "m.yml"
+    file.write_text("allow: [a.example]\n")
+    daemon.run(file)
+    daemon.runner.dispatch = lambda event: None  # as when the plan failed, and all was put back
+    file.write_text("allow: [b.example]\n")
+    one = Reload(daemon)  # type: ignore[arg-type]
+    reload(one)
+    assert one.of(daemon.host.bottles[16]) == "could not be put in force"
