@@ -1,7 +1,7 @@
 """HTTP load over kept TLS connections, in a process of its own; options as JSON in argv[1], results as JSON on stdout.
 
     {"to": [ADDRESS, PORT], "source": ADDRESS, "connect": "HOST:PORT" or "", "ca": FILE, "sni": NAME,
-     "kind": "json" | "sse" | "paced", "clients": N, "seconds": S}
+     "kind": "json" | "sse" | "paced", "clients": N, "seconds": S, "body_bytes": B (optional)}
 
 Every client has its connection and one answer before the window begins; then "go" is printed.
 Result: requests, seconds (of the window), latency_ms, first_ms (first delta), delay_ms (paced deltas): lists.
@@ -93,9 +93,10 @@ def dial(options: dict) -> socket.socket:
 
 async def main() -> None:
     options = json.loads(sys.argv[1])
+    said = "Say something about measuring. " * (options.get("body_bytes", 310) // 31)
     body = {
         "model": f"claude-bench-{options['kind']}", "max_tokens": 256, "stream": options["kind"] != "json",
-        "messages": [{"role": "user", "content": "Say something about measuring. " * 10}],
+        "messages": [{"role": "user", "content": said}],
     }  # fmt: skip
     text = json.dumps(body).encode()
     request = (
