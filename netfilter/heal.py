@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from netfilter import again, heal_links, heal_rules, render
+from netfilter import again, foreign, heal_links, heal_rules, render
 from netfilter.blockers import Blocker, blockers
 from netfilter.bottle import Bottle, Pipe, bottle_pipe, now_ns
 from netfilter.bytecode import Message
@@ -277,15 +277,29 @@ class HealingNetfilter(HostNetfilter):
         return heal_rules.host_table(self._host, self._bottles.values(), now, more)
 
     def _rewrite_host(self) -> None:
-        """The table closed in one transaction, then bottles: a packet meets what was, nothing, or what is to be."""
+        """A table that is there in one transaction: what nobody changed goes on without a gap. One that has gone comes
+        back closed, then bottle by bottle."""
+        edges, now, bottles = self._edges(), now_ns(), list(self._bottles.values())
         with contextlib.suppress(KernelRefused):  # gone: and so is what it had counted
             for slot in self._bottles:
                 self._counted.setdefault(slot, Counter()).update(super().refusals(slot))
+        if self._has_table():
+            edges.nft.run(self._host_commands(), "restore the host table")
+            for bottle in bottles:
+                bottle.segments = Segments()
+                bottle.segments.change(bottle.still_learned(now), now)
+        else:
+            self._from_nothing(bottles, now)
+        self._dialled = Segments()
+        self._dialled.change(self._dials.left(now), now)
+        for bottle in bottles:
+            if bottle.net.foreign is not None:  # its own ways out are shut by chains of ours
+                foreign.shut_new(edges.nft, edges.route, bottle.net)
+
+    def _from_nothing(self, bottles: Sequence[Bottle], now: int) -> None:
         assert self._host is not None
-        edges, now = self._edges(), now_ns()
-        dialled = heal_rules.dialled(self._dials.left(now), now)
-        more = [*dialled, *edges.forwarding.notes()]
-        bottles = list(self._bottles.values())
+        edges = self._edges()
+        more = [*heal_rules.dialled(self._dials.left(now), now), *edges.forwarding.notes()]
         edges.nft.run(again.skeleton(self._host, bottles, more), "restore the host table")
         try:
             for at in range(0, len(bottles), again.AT_ONCE):
@@ -293,11 +307,6 @@ class HealingNetfilter(HostNetfilter):
         except KernelRefused as e:
             if e.errno != errno.ENOENT:  # taken away again meanwhile, which is told again
                 raise
-        for slot, bottle in self._bottles.items():
-            if bottle.net.foreign is not None:
-                self.hold_again(slot)  # its own ways out are shut by chains of ours
-        self._dialled = Segments()
-        self._dialled.change(self._dials.left(now), now)
 
     def _rewrite_bottles(self, bottles: Sequence[Bottle], now: int) -> None:
         messages: list[Message] = []

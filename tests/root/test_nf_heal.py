@@ -233,6 +233,33 @@ def test_a_permitted_flow_survives_a_flush_of_every_rule(shared: Healing) -> Non
         flow.close()
 
 
+def test_what_is_changed_of_one_bottle_is_put_back_without_a_gap_for_the_others(healing: Healing) -> None:
+    lab, over, answers = healing.lab, threading.Event(), list[bytes]()
+    for slot in (16, 17):
+        lab.bottle(slot, direct(f"{WEB4}/32", "udp"))
+    sock = lab.inside("am-17", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sock.connect((WEB4, 443))
+    sock.settimeout(2)
+
+    def ask() -> None:
+        while not over.is_set():
+            sock.send(b"datagram")
+            answers.append(sock.recv(64))  # one that is lost is an error here
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(20):
+            lab.shell("nft", "insert rule inet agentmon b16 accept")
+            assert [d.what for d in healing.mend()] == ["rule added to chain b16"]
+    finally:
+        over.set()
+        asking.join()
+        sock.close()
+    assert len(answers) > 100
+    assert healing.whole() == []
+
+
 def test_learned_addresses_come_back_with_the_time_that_is_left(shared: Healing) -> None:
     lab = shared.lab
     lab.run(lab.nf.learn, 16, [learned("198.51.100.99", timeout_s=1000)])
