@@ -25,7 +25,7 @@ from tests.support.ledger_rig import Peer, ledger
 MS = 1_000_000
 TOKEN_MS = 20  # of output
 POLL_MS = 250
-PATIENCE_MS = 120_000
+PATIENCE_MS = 240_000
 ME = Owner("boot", 1, 1)
 WALL = 1_780_000_000 * 10**9
 

@@ -1,7 +1,8 @@
 """How much of a budget a request takes while it is in flight: pure rules.
 
     full = by its own bound      likely = by the size that 99 of 100 answers of the model stayed below; else full
-    room for likely, and all in flight at their full sizes overspend by SLACK at most → likely
+    room for likely, and all in flight at their full sizes overspend by SLACK at most,
+    or would without this one not overspend at all                                    → likely
     otherwise, and nothing is in flight                                               → what is left
     otherwise                                                                         → not now: wait for settlements
 
@@ -35,7 +36,7 @@ def admit(gauges: Sequence[Gauge], full: int, likely: int) -> int | Full:
     for gauge in gauges:  # a spent budget explains more than one that is full of holds
         if gauge.spent:
             return Full(gauge, spent=True)
-    short = [g for g in gauges if g.room < likely or g.worst + full > _most(g)]
+    short = [g for g in gauges if g.room < likely or (g.worst + full > _most(g) and g.worst > g.budget.tokens)]
     for gauge in short:
         if gauge.pool.held:
             return Full(gauge, spent=False)

@@ -25,7 +25,7 @@ from agentmon.providers.declaration import Estimate
 from agentmon.proxy import bodies
 from agentmon.proxy.settlement import charge, tells_input
 
-PATIENCE_S = 120.0  # seconds
+PATIENCE_S = 240.0  # below the 300 s after which clients on Node give up on an answer's head
 _ASK_MIN_S, _ASK_MAX_S = 0.02, 0.5
 
 

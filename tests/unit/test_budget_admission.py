@@ -90,7 +90,7 @@ def test_the_last_request_gets_what_is_left_in_all_its_budgets(book: Book) -> No
 def test_learned_sizes_are_held_instead_of_the_requests_bound(book: Book) -> None:
     learn(book, 100)
     book.open(1, scope("bottle", "b1", of("claude", 100_000)))
-    granted = [book.reserve(1, 0, 50_000, f"k{n}") for n in range(3)]
+    granted = [book.reserve(1, 0, 50_001, f"k{n}") for n in range(3)]
     assert [g.tokens for g in granted[:2]] == [111, 111] and granted[2].waits
     assert book.reserve(1, 0, 50, "small").waits  # k2 stands before it
     assert book.line(1, "bottle")["held"] == 222
@@ -98,11 +98,19 @@ def test_learned_sizes_are_held_instead_of_the_requests_bound(book: Book) -> Non
     assert book.reserve(2, 0, 50, "small").tokens == 50  # never more than the request allows
 
 
+def test_one_that_may_overspend_alone_need_not_be_alone(book: Book) -> None:
+    """Its full size is far above the slack, but what flies already cannot overspend."""
+    learn(book, 100)
+    book.open(1, scope("bottle", "b1", of("claude", 10_000)))
+    assert [book.reserve(1, 0, 9_000, f"k{n}").tokens for n in range(2)] == [111, 111]  # at worst one is too much
+    assert book.reserve(1, 0, 9_000, "third").waits
+
+
 def test_a_bound_in_use_ends_the_exposure(book: Book) -> None:
     """What a stream has used already cannot be used by it once more."""
     learn(book, 100)
     book.open(1, scope("bottle", "b1", of("claude", 10_000)))
-    one = book.reserve(1, 0, 6_000, "a")
+    one = book.reserve(1, 0, 10_500, "a")
     assert book.reserve(1, 0, 5_500, "b").waits
     book.ask(wire.Progress, one.hold, usage(0, 4_000))
     assert book.line(1, "bottle")["held"] == 4_000
