@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from bench.figure import Figure, show  # noqa: E402
 
 GROUPS = (
-    "start", "cutoff", "proxy", "checks", "bulk", "relay", "connect", "live", "ledger", "admission",
+    "start", "cutoff", "proxy", "checks", "dlp", "bulk", "relay", "connect", "live", "ledger", "hosts", "admission",
     "nft", "heal", "bottles", "guard", "ebpf", "posture",
 )  # fmt: skip
 RESULTS = ROOT / "bench/results"
