@@ -66,14 +66,18 @@ def children(view: View) -> Iterator[View]:
     data = view.data
     made = []
     if b"\\" in data:
-        made.append(_pieced(view, _ESCAPED_LINE, lambda piece: (unescaped(piece),), _ESCAPES))
+        plain = _pieced(view, _ESCAPED_LINE, lambda piece: (unescaped(piece),), _ESCAPES)
+        made.append(plain)
+        if plain is not None and b"\n" not in data and not view.form:  # one line, as JSON mostly is: its words stand
+            yield plain  # in that view as well
+            return
     if view.form and (b"+" in data or b"%" in data):
         made.append(_pieced(view, _ALL, lambda piece: (_unform(piece),), _FORM))
     elif b"%" in data:
         made.append(_pieced(view, _PERCENT_WORD, lambda piece: (unquote_to_bytes(piece),), _PERCENT))
     if b"\0" in data:
         made.append(_pieced(view, _ALL, lambda piece: (piece.replace(b"\0", b""),), _NUL))
-    if view.depth == 0 and b"uoted-printable" in data:
+    if view.depth <= 1 and b"uoted-printable" in data:
         made.append(_pieced(view, _ALL, lambda piece: (quopri.decodestring(piece),), _QUOTED))
     made.append(_pieced(view, _RUN, _decoded, None))
     yield from (child for child in made if child is not None)

@@ -87,6 +87,7 @@ class Worker:
         self.bottles = Bottles(config.pool)
         kept = Path(config.rules_kept) if config.rules_kept else None
         self._shipped = dlp.detector(keep=kept)
+        dlp.warm(self._shipped)
         self._rules_digest = hashlib.sha256(b"").digest()  # of the text in force, b"" for the shipped
         self.searches = Searches(self._shipped)
         self.approvals = Approvals(self.control.daemon)
