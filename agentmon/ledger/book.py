@@ -142,7 +142,7 @@ class Book(Terms):
         hold = self.holds.get(m.hold)
         if hold is None:
             return self._settle_late(m)
-        request = _request_id(m.usage) or f"{hold.key[:_TEXT]}#{hold.id}"
+        request = request_of(m, hold)
         if self._row_of(hold.provider, request) is not None:
             self._drop(hold)
             return wire.Settled(m.id, duplicate=True, crossed=self._is_spent(hold.run, hold.provider))
@@ -156,7 +156,7 @@ class Book(Terms):
             return wire.Failed(m.id, "BadInput", f"hold {m.hold} is not known: released, or never granted")
         run = self.run_of(row.run_id)
         provider = row.usage.provider
-        request = _request_id(m.usage) or f"late#{m.hold}"
+        request = request_id_of(m.usage) or f"late#{m.hold}"
         if (
             row.usage.source != "estimate"
             or m.usage.source == "estimate"
@@ -291,7 +291,12 @@ def _wrong(usage: wire.Usage) -> str:
     return ""
 
 
-def _request_id(usage: wire.Usage) -> str:
+def request_of(m: wire.Settle, hold: Hold) -> str:
+    """The request id of the row that the message makes of the hold."""
+    return request_id_of(m.usage) or f"{hold.key[:_TEXT]}#{hold.id}"
+
+
+def request_id_of(usage: wire.Usage) -> str:
     """The provider's id; an overlong one by its digest, so that two of them stay two."""
     if len(usage.request_id) <= _TEXT:
         return usage.request_id

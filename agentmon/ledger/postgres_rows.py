@@ -48,8 +48,16 @@ SQL = {  # the names of store.py's statements
     "decision": "INSERT INTO decisions VALUES (%s, %s, %s, %s, %s)",
 }
 _WITH_HOST = frozenset({"run_open", "enforcement", "audit"})
-_USAGE = "INSERT INTO usage VALUES (DEFAULT" + ", %s" * 17 + ")"
-_HOLD = "INSERT INTO holds VALUES (%s" + ", %s" * 15 + ")"
+_USAGE_TYPES = ("bigint",) * 3 + ("text",) * 3 + ("bigint",) * 7 + ("text", "bigint", "bytea", "bigint")
+_USAGE = f"""INSERT INTO usage (ts_ns, run_id, hold, provider, model, request_id, input, cache_read, cache_write_5m,
+        cache_write_1h, output, reasoning, weighted, source, complete, raw, estimated_input)
+    SELECT * FROM unnest({", ".join(f"%s::{kind}[]" for kind in _USAGE_TYPES)})"""
+_HOLD_TYPES = (
+    ("bigint", "text", "bigint", "text", "text", "bigint", "bigint", "bigint", "text")
+    + ("bigint",) * 5
+    + ("bytea", "text")
+)
+_HOLD = f"INSERT INTO holds SELECT * FROM unnest({', '.join(f'%s::{kind}[]' for kind in _HOLD_TYPES)})"
 _TOTALS = """INSERT INTO totals
     SELECT *, %s::bigint FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[])
     ON CONFLICT (scope, name, provider, per, "window") DO UPDATE SET used = excluded.used, turn = excluded.turn"""
@@ -146,11 +154,13 @@ def write(db: Db, w: Written) -> None:
             db.execute(SQL[name].encode(), [*row, w.host] if name in _WITH_HOST else row)
         with db.cursor() as many:
             if changes.usage:
-                many.executemany(_USAGE.encode(), [[_plain(v) for v in row] for row in changes.usage])
+                rows = [[_plain(v) for v in row] for row in changes.usage]
+                many.execute(_USAGE.encode(), _columns(rows))
             if changes.gone_holds:
                 many.execute(b"DELETE FROM holds WHERE id = ANY(%s)", (changes.gone_holds,))
             if changes.new_holds:
-                many.executemany(_HOLD.encode(), [_hold_row(hold, w.host) for hold in changes.new_holds.values()])
+                held = [_hold_row(hold, w.host) for hold in changes.new_holds.values()]
+                many.execute(_HOLD.encode(), _columns(held))
             told = [_progress_row(h) for h in w.progressed if h.id not in changes.new_holds]
             if told:
                 many.executemany(_PROGRESS.encode(), told)
@@ -176,6 +186,11 @@ def write(db: Db, w: Written) -> None:
             db.execute(f"NOTIFY {CHANNEL}, '{w.host}'".encode())
 
 
+def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """What unnest() makes the same rows of."""
+    return [*map(list, zip(*rows, strict=True))]
+
+
 def _plain(value: Any) -> Any:
     """Truth as a number, as a file has it; NUL, which a text cannot have here, as U+FFFD."""
     if isinstance(value, bool):
@@ -191,14 +206,14 @@ def _is_of_all(name: str, values: Sequence[Any]) -> bool:
 def _write_sums(db: Db, w: Written) -> None:
     totals = [(*total.key, total.used) for total in w.changes.totals()]
     if totals:
-        db.execute(_TOTALS.encode(), (w.turn, *map(list, zip(*totals, strict=True))))
+        db.execute(_TOTALS.encode(), (w.turn, *_columns(totals)))
     rows = [(*key, pool.held, pool.progress, pool.exposed) for key, pool in w.pools.items()]
     empty = [row[:4] for row in rows if row[3] and not any(row[4:])]  # of one run: nobody else reads it
     full = [row for row in rows if not row[3] or any(row[4:])]
     if full:
-        db.execute(_POOLS.encode(), (w.turn, *map(list, zip(*full, strict=True))))
+        db.execute(_POOLS.encode(), (w.turn, *_columns(full)))
     if empty:
-        db.execute(_EMPTY_POOLS.encode(), [*map(list, zip(*empty, strict=True))])
+        db.execute(_EMPTY_POOLS.encode(), _columns(empty))
 
 
 def _hold_row(h: Hold, host: str) -> tuple[Any, ...]:
@@ -261,6 +276,11 @@ def strange_holds(db: Db, host: str, gone_s: float) -> list[tuple[str, Hold]]:
     return [(whose[row[0]], _hold(row, runs)) for row in found]
 
 
+def _row(found: Sequence[Any]) -> Row:
+    run_id, request_id, hold, provider, model, *rest = found
+    return Row(run_id, request_id, hold, wire.Usage(provider, model, request_id, *rest))
+
+
 def _defined(rows: Iterable[Sequence[Any]]) -> dict[Place, dict[str, Defined]]:
     found: dict[Place, dict[str, Defined]] = {}
     for scope, name, run, provider, per, tokens, shadow, origin, declared in rows:
@@ -287,6 +307,16 @@ class Rows:
 
     def __init__(self, db: Db) -> None:
         self._db = db
+        self._expected: dict[tuple[str, str], Row | None] = {}
+
+    def expect(self, requests: list[tuple[str, str]]) -> None:
+        """Look for all of them at once; by_request() knows them then."""
+        plain = [(provider, _plain(request)) for provider, request in requests]
+        self._expected = dict.fromkeys(plain)
+        if plain:
+            sql = f"""{_ROW} (provider, request_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"""
+            found = map(_row, self._db.execute(sql.encode(), _columns(plain)))
+            self._expected.update(((row.usage.provider, row.request_id), row) for row in found)
 
     def total(self, key: TotalKey) -> int:
         return self.totals([key]).get(key, 0)
@@ -297,7 +327,7 @@ class Rows:
                  ON (scope, name, provider, per, "window") = (k.s, k.n, k.p, k.e, k.w)"""
         if not keys:
             return {}
-        found = self._db.execute(sql.encode(), [*map(list, zip(*keys, strict=True))])
+        found = self._db.execute(sql.encode(), _columns(keys))
         return {(scope, name, who, per, window): used for scope, name, who, per, window, used in found}
 
     def pools(self, keys: list[PoolKey]) -> dict[PoolKey, PoolLevels]:
@@ -306,21 +336,21 @@ class Rows:
                  ON (scope, name, provider, run) = (k.s, k.n, k.p, k.r)"""
         if not keys:
             return {}
-        found = self._db.execute(sql.encode(), [*map(list, zip(*keys, strict=True))])
+        found = self._db.execute(sql.encode(), _columns(keys))
         return {(scope, name, who, run): (held, told, more) for scope, name, who, run, held, told, more in found}
 
     def by_hold(self, hold: int) -> Row | None:
         return self._row("hold = %s", (hold,))
 
     def by_request(self, provider: str, request_id: str) -> Row | None:
-        return self._row("provider = %s AND request_id = %s", (provider, _plain(request_id)))
+        key = provider, _plain(request_id)
+        if key in self._expected:
+            return self._expected[key]
+        return self._row("provider = %s AND request_id = %s", key)
 
     def _row(self, where: str, values: tuple[Any, ...]) -> Row | None:
         found = self._db.execute((_ROW + where).encode(), values).fetchone()
-        if found is None:
-            return None
-        run_id, request_id, hold, provider, model, *rest = found
-        return Row(run_id, request_id, hold, wire.Usage(provider, model, request_id, *rest))
+        return _row(found) if found is not None else None
 
     def run(self, run_id: int) -> Run:
         found = self.runs([run_id])

@@ -241,6 +241,7 @@ class PostgresStore:
                 book.next_run = turn.next_run
                 next_hold = self._next_hold(book, turn, len(asked))
                 strange = self._strange(db)
+                book.lookup.expect(book.will_ask(question for question, _ in asked))
                 answers = [book.ask(question, owner) for question, owner in asked]
                 book.charge_strange(hold for _, hold in strange)
                 book.watch()

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 from agentmon import wire
 from agentmon.ledger import budget
 from agentmon.ledger.approvals import Proposals
-from agentmon.ledger.book import Book
+from agentmon.ledger.book import Book, request_of
 from agentmon.ledger.state import (
     Account,
     Defined,
@@ -40,6 +40,7 @@ class SharedLookup(Lookup, Protocol):
 
     def totals(self, keys: list[TotalKey]) -> dict[TotalKey, int]: ...
     def pools(self, keys: list[PoolKey]) -> dict[PoolKey, PoolLevels]: ...
+    def expect(self, requests: list[tuple[str, str]]) -> None: ...
 
 
 class SharedBook(Book):
@@ -113,6 +114,11 @@ class SharedBook(Book):
             self.holds[hold.id] = hold
             self.keys[hold.owner, hold.run.id, hold.key] = hold
             self._charge_estimate(hold)
+
+    def will_ask(self, asked: Iterable[Any]) -> list[tuple[str, str]]:
+        """(provider, request id) of all that a batch is going to look for among the rows."""
+        settled = ((m, self.holds.get(m.hold)) for m in asked if isinstance(m, wire.Settle))
+        return [(hold.provider, request_of(m, hold)) for m, hold in settled if hold is not None]
 
     # ── what others must learn ───────────────────────────────────────────────
 
