@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -48,9 +48,11 @@ class Direct:
     ports: tuple[tuple[int, int], ...] = ((1, 65535),)
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """An address that a permitted name resolved to, usable for `timeout_s` from the commit (an answer renews it)."""
+class Learned(NamedTuple):
+    """An address that a permitted name resolved to, usable for `timeout_s` from the commit (an answer renews it).
+
+    A tuple, since thousands are made, hashed and compared at a change.
+    """
 
     address: Address
     proto: Proto

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Protocol
 
@@ -149,7 +148,7 @@ def test_learned_addresses_open_their_ports(world: World) -> None:
     wide = Learned(ip_address(WEB6), "tcp", ((400, 500), (5000, 6000)), 60)
     assert world.opens(16, WEB4) is None
     world.call("learn", 16, [learned(WEB4), wide])
-    world.call("learn", 16, [learned(WEB4), replace(wide, ports=((440, 450),))])  # renewed, and over a part
+    world.call("learn", 16, [learned(WEB4), wide._replace(ports=((440, 450),))])  # renewed, and over a part
     assert world.opens(16, WEB4) and world.opens(16, WEB6) and world.opens(16, WEB6, 5432)
     assert world.opens(16, WEB4, 5432) is None
 

@@ -59,7 +59,7 @@ def ranges() -> list[Command]:
     first = Learned(ip_address("203.0.113.78"), "tcp", ((8000, 8100),), 60)
     commands = render_bottle.learned_in(segments.change([first], 0), 16)
     return commands + render_bottle.learned_in(
-        segments.change([replace(first, ports=((8050, 8200),), timeout_s=600)], 0), 16
+        segments.change([first._replace(ports=((8050, 8200),), timeout_s=600)], 0), 16
     )
 
 
