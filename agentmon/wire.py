@@ -4,6 +4,7 @@
 
     daemon   ─ SetBottle DropBottle CutBottle ─▶ resolver, relay, proxy     ◀─ Ready Ack Report Commit ─
     daemon   ─ SetCredentials SetSecrets SetRules SetApprovals SetProviders ─▶ proxy    ◀─ Ack ─
+    daemon   ─ SetNames ─▶ resolver                                         ◀─ Ack ─
     proxy    ─ Propose Withdraw ─▶ daemon                                   ◀─ Decided ─
     proxy    ─ Reserve Settle Progress Release ─▶ ledger                    ◀─ Granted Denied Settled Done Failed ─
     daemon   ─ OpenRun CloseRun SetBudget Enforced Audit ─▶ ledger          ◀─ Crossed (unasked) ─
@@ -106,6 +107,19 @@ class SetSecrets(Message, frozen=True):
 
     def __repr__(self) -> str:
         return f"SetSecrets(slot={self.slot}, names={sorted(self.values)})"
+
+
+class SetNames(Message, frozen=True):
+    """To the resolver only: digests of what must not stand in the names that this run asks for (agentmon.dlp.names)."""
+
+    id: int
+    slot: int
+    run: str
+    key: bytes
+    digests: tuple[bytes, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"SetNames(slot={self.slot}, digests={len(self.digests)})"
 
 
 class SetRules(Message, frozen=True):
@@ -498,8 +512,8 @@ class Item(Message, frozen=True):
 
 
 AnyMessage = (
-    SetBottle | SetCredentials | SetSecrets | SetRules | SetApprovals | SetProviders | Propose | Withdraw | Decided
-    | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed | Lookup | Looked
+    SetBottle | SetCredentials | SetSecrets | SetNames | SetRules | SetApprovals | SetProviders
+    | Propose | Withdraw | Decided | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed | Lookup | Looked
     | OpenRun | CloseRun | SetBudget | Reserve | Granted | Denied | Settle | Settled | Progress | Release
     | Done | Failed | Crossed | Enforced | Audit | Proposed | Decide | Undecided | Read | Totals
     | Request | Reply | Item

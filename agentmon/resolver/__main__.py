@@ -11,6 +11,7 @@ from typing import Any
 
 from agentmon import service, wire
 from agentmon.channel import Channel
+from agentmon.dlp.names import Known
 from agentmon.policy.rules import RuleError
 from agentmon.reporting import Reporter
 from agentmon.resolver.commits import Commits
@@ -77,6 +78,8 @@ class Resolver:
                 self.fences.drop(message.slot)
                 self.desk.forget(message.slot)
                 self.reporter.drop(message.slot)
+            case wire.SetNames():
+                self.desk.labels.know(message.slot, message.run, Known(message.key, message.digests))
             case wire.CutBottle():
                 self.views.cut(message.slot, message.spent)
             case _:

@@ -93,7 +93,9 @@ class Desk:
             limit = self._limit(query, view, seat)
             if limit is not None:  # one event for all names: each of them is different
                 reason, rcode = limit
-                event = _event(view, "refused", reason, "", plan.rule, detail={"name": query.name})
+                event = _event(
+                    view, "refused", reason, "", plan.rule, detail={"name": self.labels.shown(view, query.name)}
+                )
                 return self._told(dns.reply(query, rcode, udp=udp), slot, event, udp, port)
             return self._ask(query, view, seat, plan, udp, port)
         reply, event = self._local(query, view, plan, udp)
@@ -117,7 +119,7 @@ class Desk:
         verdict = self.labels.spend(view, query.name, self.now_ns())
         if verdict is Verdict.FINE:
             return None
-        return verdict.value, dns.NXDOMAIN if verdict is Verdict.SHAPE else dns.SERVFAIL
+        return verdict.value, dns.SERVFAIL if verdict is Verdict.SPENT else dns.NXDOMAIN
 
     def _seat(self, view: View) -> _Seat:
         seat = self._seats.get(view.slot)
@@ -132,7 +134,7 @@ class Desk:
 
     def _local(self, query: dns.Query, view: View, plan: Plan, udp: bool) -> tuple[bytes, Event | None]:
         if plan.kind is Kind.DENIED:
-            event = _event(view, "refused", plan.reason, query.shown, plan.rule)
+            event = _event(view, "refused", plan.reason, self.labels.shown(view, query.shown), plan.rule)
             return dns.reply(query, dns.NXDOMAIN, udp=udp), event
         addresses: list[str] = []
         if plan.kind is Kind.SERVICE and query.rdtype in {dns.A, dns.AAAA}:

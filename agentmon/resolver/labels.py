@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import log2
 
+from agentmon.dlp.names import Known
 from agentmon.resolver.rate import Bucket
 from agentmon.views import View
 
@@ -33,6 +34,7 @@ class Verdict(Enum):
     FINE = ""
     SHAPE = "label"
     SPENT = "label-rate"
+    SECRET = "secret"
 
 
 @dataclass(slots=True)
@@ -47,6 +49,20 @@ class Labels:
 
     def __init__(self) -> None:
         self._purses: dict[int, _Purse] = {}
+        self._known: dict[int, tuple[str, Known]] = {}  # slot → run, what must not stand in its names
+
+    def know(self, slot: int, run: str, known: Known) -> None:
+        """All that must not stand in this run's names."""
+        self._known[slot] = run, known
+
+    def hides(self, view: View, name: str) -> bool:
+        """Whether a piece of a value that is known of this bottle stands in the name."""
+        run, known = self._known.get(view.slot, ("", None))
+        return known is not None and run == view.wire.run and known.is_in(name)
+
+    def shown(self, view: View, name: str) -> str:
+        """The name for an event: of one that hides a value the end only."""
+        return f"(hidden).{'.'.join(name.split('.')[-2:])}" if self.hides(view, name) else name
 
     def spend(self, view: View, name: str, now_ns: int) -> Verdict:
         """Judge a question that is about to go upstream, and pay for it."""
@@ -56,12 +72,15 @@ class Labels:
         free = free_part(name, purse.suffixes)
         if not free:
             return Verdict.FINE
+        if self.hides(view, free):
+            return Verdict.SECRET
         if len(free) > MAX_FREE or any(entropy(label) > MAX_ENTROPY for label in free.split(".")):
             return Verdict.SHAPE
         return Verdict.FINE if purse.bucket.take(now_ns, len(free) + 1) else Verdict.SPENT
 
     def forget(self, slot: int) -> None:
         self._purses.pop(slot, None)
+        self._known.pop(slot, None)
 
     def _purse(self, view: View, now_ns: int) -> _Purse:
         size = view.wire.limits.get("name_bytes_per_min", BYTES_PER_MIN)

@@ -89,7 +89,9 @@ class LookupDesk:
                 continue
             verdict = self.labels.spend(view, name, self.now_ns())
             if verdict is not Verdict.FINE:
-                self.reporter.note(view.slot, _event(view, verdict.value, detail={"name": name}))
+                self.reporter.note(
+                    view.slot, _event(view, verdict.value, detail={"name": self.labels.shown(view, name)})
+                )
                 raise Refusal("limit")
 
     def _still(self, question: wire.Lookup) -> bool:
