@@ -41,6 +41,7 @@ _COMMANDS = {  # name: (module in agentmon.cli, its attribute, what it does)
     "ledger": ("ledger", "ledger", "Check, back up and export the ledger."),
     "posture": ("posture", "posture", "Report what agentmon's promises rest on, on this host, now."),
     "self-check": ("posture", "self_check", "The same as posture: self-check egress."),
+    "drift": ("drift", "drift", "Compare a provider with what it was: certificate, shapes, usage."),
     "setup": ("setup_docker", "setup", "Make agentmon get along with what else runs on this host."),
     "demo": ("demo", "demo", "Show all of it against a local internet."),
     "completion": ("service", "completion", "Print a shell's completion script."),

@@ -20,10 +20,10 @@ _DAY = timedelta(days=1)
 class Authority:
     """Signs leaves; `ca.pem` in `directory` is what a client must trust, the others are key and chain of a name."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = "stand-in internet CA") -> None:
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _name("stand-in internet CA")
+        self._name = _name(name)
         self._certificate = _sign(
             _builder(self._name, self._name, self._key)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -35,7 +35,7 @@ class Authority:
         self.path.write_bytes(_pem(self._certificate))
         self.path.chmod(0o644)
 
-    def context(self, name: str) -> ssl.SSLContext:
+    def context(self, name: str, protocols: tuple[str, ...] = ("http/1.1",)) -> ssl.SSLContext:
         """A server context for `name`, with the faults that world.py gives to two of them."""
         key = ec.generate_private_key(ec.SECP256R1())
         issuer, signer = (_name(name), key) if name == world.SELF_SIGNED else (self._name, self._key)
@@ -52,13 +52,17 @@ class Authority:
         file.write_bytes(_key_pem(key) + _pem(leaf))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(file)
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols(protocols)
         return context
 
 
-def server_context(authority: Authority) -> ssl.SSLContext:
+def server_context(authority: Authority, apis_speak: tuple[str, ...] = ("http/1.1",)) -> ssl.SSLContext:
     """Chooses the certificate by SNI, like a shared front; an unknown or missing name is an alert."""
-    contexts = {name: authority.context(name) for name in world.NAMES}
+    apis = set(world.APIS.values())
+    contexts = {
+        name: authority.context(name, *([apis_speak] if entry.addresses in apis else []))
+        for name, entry in world.NAMES.items()
+    }
 
     def choose(tls: ssl.SSLObject, name: str | None, _first: ssl.SSLContext) -> int | None:
         entry = name and (contexts.get(name) or contexts.get("*." + name.partition(".")[2]))
