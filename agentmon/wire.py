@@ -513,7 +513,8 @@ class Item(Message, frozen=True):
 
 AnyMessage = (
     SetBottle | SetCredentials | SetSecrets | SetNames | SetRules | SetApprovals | SetProviders
-    | Propose | Withdraw | Decided | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed | Lookup | Looked
+    | Propose | Withdraw | Decided | DropBottle | CutBottle | Ready | Ack | Report | Commit | Committed
+    | Lookup | Looked
     | OpenRun | CloseRun | SetBudget | Reserve | Granted | Denied | Settle | Settled | Progress | Release
     | Done | Failed | Crossed | Enforced | Audit | Proposed | Decide | Undecided | Read | Totals
     | Request | Reply | Item
