@@ -10,7 +10,7 @@ import socket
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from agentmon.credentials import sources
 from agentmon.errors import BadInput, HostLacks
@@ -52,7 +52,7 @@ def _address(url: str) -> tuple[Address, int] | None:
     """None: a unix socket."""
     parts, hint = urlsplit(url), "a unix socket is reached: postgresql:///NAME?host=/run/postgresql"
     query = parse_qs(parts.query)
-    host = parts.hostname or query.get("hostaddr", query.get("host", [""]))[0]
+    host = unquote(parts.hostname or "") or query.get("hostaddr", query.get("host", [""]))[0]
     if not host or host.startswith("/"):
         return None
     if "," in parts.netloc or "," in host:

@@ -7,6 +7,7 @@
                             │      store.py commits (apsw, WAL, FULL)   │ ──▶ ledger.db
                             │   ◀ Crossed first, then the answers       │
                             └───────────────────────────────────────────┘
+    ledger: postgresql://…   postgres_store.py in place of store.py: turns, outbox.py; asking.py in place of reader.py
     daemon ── events_store.py ─▶ events.db   (its own file: a noisy bottle cannot fill the ledger's disk)
 
 A batch is whatever was queued while the last commit was on its way to the disk: one transaction, one fsync, then the

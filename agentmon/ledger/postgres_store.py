@@ -38,7 +38,7 @@ from agentmon.ledger.store import HOLD_NS, LedgerTrouble, Outcome
 BEAT_S = 30.0  # a host that holds something says so as often
 _MINUTE_NS = 60 * 10**9
 _SENT_AT_ONCE = 500  # entries of the outbox
-_KEPT = (wire.Settle, wire.Release, wire.CloseRun, wire.Enforced, wire.Audit, wire.Undecided)
+_KEPT = (wire.Settle, wire.Release, wire.OpenRun, wire.CloseRun, wire.Enforced, wire.Audit, wire.Undecided)
 _ONLY_READS = (wire.Totals, Spent, Refresh)
 _OWN_FAULT = (  # one question that the book or the schema cannot take
     ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError,
@@ -449,7 +449,7 @@ def _told_offline(question: Any, e: errors.AgentmonError) -> wire.Message | None
             return wire.Settled(id)
         case wire.Progress():
             return wire.Done(id, False)
-        case wire.Release() | wire.CloseRun() | wire.Enforced() | wire.Audit() | wire.Undecided():
+        case wire.Release() | wire.OpenRun() | wire.CloseRun() | wire.Enforced() | wire.Audit() | wire.Undecided():
             return wire.Done(id)
         case Spent():
             return wire.Done(0, [])

@@ -160,7 +160,7 @@ def test_the_database_away_what_is_reserved_is_spent_and_settled_once_when_it_is
     daemon.close()
     host.kill()
     host.start()
-    daemon = Peer(host.socket)
+    daemon = opened(host, "run0")  # as a daemon tells a ledger that has come back
     assert isinstance(daemon.ask(wire.Settle, held[1].hold, usage(9, request_id="r1")), wire.Settled)
     assert isinstance(daemon.ask(wire.Settle, held[1].hold, usage(9, request_id="r1")), wire.Settled)
     assert daemon.ask(wire.Totals, 1).error == "unavailable"

@@ -64,9 +64,12 @@ def test_away_and_back(world: World, server: Server) -> None:
     server.end()
     status, body = shell.message(SMALL)
     assert (status, body["error"]["type"]) == (503, "ledger_unavailable")
+    late = Shell(world, "late", "--provider", "claude")
+    assert late.message(SMALL)[0] == 503
     server.start()
     until(lambda: shell.message(SMALL)[0] == 200)
-    assert shell.end() == 0
+    until(lambda: late.message(SMALL)[0] == 200)
+    assert (shell.end(), late.end()) == (0, 0)
     until(lambda: {r["bottle"]: r["requests"] for r in world.rows("usage")}["waits"] >= 2)
     for file in (*world.run_dir.rglob("*.json"), *world.run_dir.rglob("*.log")):
         assert PASSWORD not in file.read_text(errors="replace"), file
