@@ -299,7 +299,7 @@ class Hooks:
     def _wanted(self, live: Live) -> bool:
         """Whether somebody still waits for this request's hold."""
         now = self.bottles.at(live.connection.slot)
-        return live.flow.client_conn.connected and now is not None and not now.cut
+        return live.awaited and now is not None and not now.cut
 
     # ── answers ──
 

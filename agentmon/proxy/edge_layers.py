@@ -35,6 +35,7 @@ from agentmon.proxy.search import Window
 
 _BROKEN_OFF = Close(1008, "ended by agentmon")
 _HELD = "agentmon held"  # key in flow.metadata
+LEFT = "agentmon left"  # the same, of a request whose client gave up while it was judged
 _codes: Any = getattr(http_events, "ErrorCode", None)  # mitmproxy 11 has plain status codes instead
 _KILL: Any = _codes.KILL if _codes else status_codes.NO_RESPONSE
 _CANCEL: Any = _codes.CANCEL if _codes else status_codes.CLIENT_CLOSED_REQUEST
@@ -114,6 +115,12 @@ class Stream(HttpStream):
 
     failure: Callable[[http.HTTPFlow, str], http.Response]
     _has_body = False
+
+    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """A client that gives up while its request is being judged is heard of at once, not only afterwards."""
+        if isinstance(event, RequestProtocolError) and self.in_hook:
+            self.flow.metadata[LEFT] = True
+        yield from super().handle_event(event)
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, _Cut):

@@ -14,7 +14,7 @@ from agentmon.proxy.bottles import Bottle
 from agentmon.proxy.decide import Allow, Facts, Verdict
 from agentmon.proxy.edge_connection import BODY_S, Connection
 from agentmon.proxy.edge_frames import Close
-from agentmon.proxy.edge_layers import Ending
+from agentmon.proxy.edge_layers import LEFT, Ending
 from agentmon.proxy.exchange import Exchange
 from agentmon.proxy.inbound import Held
 from agentmon.proxy.search import Window
@@ -51,6 +51,11 @@ class Live:
     @property
     def host(self) -> str:
         return self.verdict.host if isinstance(self.verdict, Allow) else ""
+
+    @property
+    def awaited(self) -> bool:
+        """Whether its client still waits for the answer."""
+        return self.flow.client_conn.connected and LEFT not in self.flow.metadata
 
     @property
     def sent(self) -> bool:

@@ -200,7 +200,7 @@ class Outbound:
     def _wanted(self, live: Live) -> bool:
         now = self._bottles.at(live.connection.slot)
         same = now is not None and now.view.run == live.bottle.view.run and not now.cut
-        return same and live.flow.client_conn.connected
+        return same and live.awaited
 
     async def _refuse(self, live: Live, allow: Allow, finding: Finding, reason: Reason) -> Refusal:
         await self._tell(live, allow, finding, reason)
