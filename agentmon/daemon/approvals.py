@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from agentmon import wire
@@ -20,48 +19,16 @@ from agentmon.channel import Channel
 from agentmon.control.state import Bottle, Phase
 from agentmon.daemon.hook import Hook
 from agentmon.daemon.ledger_link import LedgerLink
+from agentmon.daemon.proposals import Key, Pending, bounded, checked_reason
 from agentmon.errors import AgentmonError, BadInput, Refused
-from agentmon.events import Event, now_ns, rfc3339
+from agentmon.events import Event, now_ns
 from agentmon.policy.settings import Settings
 
 PER_BOTTLE = 16  # proposals that wait
 IN_ALL = 256
 SHARING = 64  # requests that wait for the same answer
 REMEMBERED = 4096  # values of one bottle
-_TEXT = 512
-_REASON = 500
 _KEEP_S = 0.5  # between attempts to record an end that the ledger did not take
-
-Key = tuple[str, str, bytes]  # run, host, digest
-Waiter = tuple[Channel, int]
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """One proposal that waits. `number`: the ledger's, 0 until it has it."""
-
-    asked: wire.Propose
-    bottle: str
-    waiters: list[Waiter]
-    until_ns: int  # CLOCK_REALTIME
-    asked_ns: int = field(default_factory=now_ns)
-    number: int = 0
-    timer: asyncio.TimerHandle | None = None
-    deciding: bool = False  # an operator's decision is on its way into the ledger
-    ended: bool = False
-
-    @property
-    def key(self) -> Key:
-        return self.asked.run, self.asked.host, self.asked.digest
-
-    def shown(self) -> dict[str, Any]:
-        """For people and the hook; without the digest."""
-        m = self.asked
-        return {
-            "id": self.number, "ts": rfc3339(self.asked_ns), "until": rfc3339(self.until_ns), "bottle": self.bottle,
-            "kind": "secret", "state": "waiting", "host": m.host, "method": m.method, "path": m.path,
-            "detector": m.detector, "place": m.where, "context": m.context, "requests": len(self.waiters),
-        }  # fmt: skip
 
 
 class Approvals:
@@ -120,7 +87,7 @@ class Approvals:
             answer = "full"
         else:
             wait_s = self._settings().approvals_timeout_s
-            one = Pending(_bounded(m), bottle.name, [(channel, m.id)], now_ns() + wait_s * 1_000_000_000)
+            one = Pending(bounded(m), bottle.name, [(channel, m.id)], now_ns() + wait_s * 1_000_000_000)
             self._pending[one.key] = one
             self._spawn(self._queue(one, bottle, wait_s), "proposal")
             return
@@ -285,25 +252,3 @@ class Approvals:
         event = Event("approval", verdict, bottle=one.bottle, reason=reason, layer="daemon", host=m.host, hint=hint,
                       detail=detail | more)  # fmt: skip
         self._emit(event)
-
-
-def checked_reason(reason: str) -> str:
-    """:raises BadInput: a reason that says nothing, or too much."""
-    reason = reason.strip()
-    if not reason:
-        raise BadInput("a decision needs a reason", 'it is kept in the audit: --reason "our own test key"')
-    if len(reason) > _REASON or not reason.isprintable():
-        raise BadInput(f"the reason is not one line of at most {_REASON} characters", "write a short sentence")
-    return reason
-
-
-def _bounded(m: wire.Propose) -> wire.Propose:
-    """The worker reads what strangers send: its texts are one line each, and short. Host and digest stay."""
-    return wire.Propose(
-        m.id, m.slot, m.run, m.host, _line(m.method)[:32], _line(m.path), _line(m.detector), _line(m.where),
-        _line(m.context), m.digest,
-    )  # fmt: skip
-
-
-def _line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text[:_TEXT])
