@@ -8,6 +8,7 @@ from typing import Any
 
 from agentmon.events import is_command
 from agentmon.render.reasons import UNREACHED, reason_text
+from agentmon.render.secrets import secret_text
 from agentmon.render.states import state
 from agentmon.render.words import clock, printable
 
@@ -45,6 +46,9 @@ def hint_line(event: Mapping[str, Any]) -> str:
 def sentence(event: Mapping[str, Any]) -> str:
     """Without time and bottle: `curl (pid 12) asked for www.example: refused by the resolver, no rule allows it`."""
     kind, verdict = str(event.get("kind", "")), str(event.get("verdict", ""))
+    if kind == "secret":
+        count = int(event.get("count") or 0)
+        return f"{_who(event)} {secret_text(event)}" + (f" ({count} times)" if count > 1 else "")
     if kind not in _VERBS:
         return state(event)
     if event.get("reason") == "stranger":

@@ -36,6 +36,7 @@ _REASONS = {
     "unix": "no rule allows this unix socket",
     # the name
     "bad-name": "this cannot be a host name",
+    "secret": "the name carries a secret that is known of the bottle",
     "inspected": "this name is checked inside TLS, which only the proxy does",
     "direct": "this name is opened by address, not through the relay",
     "unreachable": "the destination cannot be reached",

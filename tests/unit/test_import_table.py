@@ -25,6 +25,8 @@ EDGES = {
     ),
     "psycopg": ("agentmon.ledger.postgres",),
     "sqlite3": (),
+    "hyperscan": ("agentmon.dlp.engine",),
+    "re2": ("agentmon.dlp.rules", "agentmon.injection.rules"),
     "click": ("agentmon.cli",),
     "dns": ("agentmon.resolver",),
     "bcc": ("ebpf.loader", "ebpf.child"),  # the loader's short-lived child compiles
