@@ -104,6 +104,7 @@ class Daemon:
         )
         store = sources.store(settings.credentials)
         self.credentials = Credentials(store, lambda: self.host.bottles, lambda: self.services["proxy"], self.log.add)
+        self.credentials.resolver = lambda: self.services.get("resolver")
         self.rules = RuleFile(settings)
         self._reports = Reports(lambda: self.host.bottles, tree.processes, self.log.add)
         self.ledger: LedgerLink
@@ -375,6 +376,8 @@ class Daemon:
         if service.name == "proxy":
             await self.credentials.push(bottle)
             await service.call(self.approvals.told(bottle, service.next_id()))
+        if service.name == "resolver":
+            await self.credentials.push_names(bottle)
         await service.call(wire.SetBottle(service.next_id(), view))
         if bottle.phase in {Phase.CUT, Phase.FROZEN}:
             await service.call(wire.CutBottle(service.next_id(), bottle.slot, dict(bottle.spent or {})))

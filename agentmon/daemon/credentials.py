@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from agentmon import wire
 from agentmon.control.state import Bottle, Phase
 from agentmon.credentials.sources import Store
-from agentmon.daemon.secrets import Secrets
+from agentmon.daemon.secrets import Secrets, name_digests
 from agentmon.daemon.services import Service
 from agentmon.errors import AgentmonError
 from agentmon.events import Event
@@ -41,6 +41,7 @@ class Credentials:
         self._proxy = proxy
         self._emit = emit
         self._secrets = Secrets()
+        self.resolver: Callable[[], Service | None] = lambda: None  # told what must not stand in names
         self._seen: dict[str, tuple[object, ...]] = {}  # name → its files' signature when it was last read
         self._told: dict[tuple[str, str], str] = {}  # (run, name) → what is wrong with it
         self._given: dict[str, tuple[str, ...]] = {}  # run → the names it was told of
@@ -72,6 +73,24 @@ class Credentials:
             await proxy.call(wire.SetSecrets(proxy.next_id(), bottle.slot, bottle.run, key, known))
             if wanted:
                 await proxy.call(wire.SetCredentials(proxy.next_id(), bottle.slot, bottle.run, values))
+            await self._tell_names(bottle, key, known)
+
+    async def push_names(self, bottle: Bottle) -> None:
+        """Tell the resolver, which has just come up, what must not stand in this bottle's names; what commands print is
+        told when the bottle's credentials are read next.
+
+        :raises AgentmonError: it does not answer.
+        """
+        async with self._order:
+            key, known = await asyncio.to_thread(self._secrets.of, bottle, self._store, {})
+            await self._tell_names(bottle, key, known)
+
+    async def _tell_names(self, bottle: Bottle, key: bytes, known: Mapping[str, str]) -> None:
+        resolver = self.resolver()
+        if resolver is None or resolver.channel is None:
+            return  # it is told when it is up
+        digests = await asyncio.to_thread(name_digests, known, key)
+        await resolver.call(wire.SetNames(resolver.next_id(), bottle.slot, bottle.run, key, digests))
 
     def lacks(self, bottle: Bottle) -> bool:
         """Whether the proxy was told of other names for this run than its routes have."""

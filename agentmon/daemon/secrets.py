@@ -7,6 +7,7 @@ lies in a file, whosever route uses it. Read here as root; kept by the proxy wor
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import sys
 from collections.abc import Mapping
@@ -16,11 +17,12 @@ from agentmon import wire
 from agentmon.control.state import Bottle
 from agentmon.credentials.sources import Store
 from agentmon.daemon.services import Service
-from agentmon.dlp import forms, rules
+from agentmon.dlp import forms, names, rules
 from agentmon.errors import AgentmonError, BadInput
 from agentmon.policy.document import Place
 from agentmon.policy.settings import Settings
 
+_PASSWORD = re.compile(r"://[^/\s:@]*:([^/\s@]+)@")
 _RULES_S = 30.0  # a worker compiles them; most of a second on an idle processor
 
 
@@ -44,6 +46,18 @@ class Secrets:
                     continue  # whoever needs it is told
         values |= {f"credential {name}": value for name, value in routes.items()}
         return hashlib.blake2b(bottle.run.encode(), key=self._key).digest(), values
+
+
+def name_digests(values: Mapping[str, str], key: bytes) -> tuple[bytes, ...]:
+    """What the resolver is told of them: of a URL its password, since its host may well be asked for."""
+    return names.digests(
+        (form for value in values.values() for form in sorted(forms.name_forms(_own_part(value).encode()))), key
+    )  # fmt: skip
+
+
+def _own_part(value: str) -> str:
+    found = _PASSWORD.search(value)
+    return found[1] if found else value
 
 
 def rule_text(settings: Settings) -> bytes:
