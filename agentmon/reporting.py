@@ -42,6 +42,10 @@ class Reporter:
             return None
         return self._send_of(msgspec.to_builtins(first), slot, proto, port)
 
+    def each(self, event: Event) -> None:
+        """Report it by itself, however often the like of it was told."""
+        self._send(msgspec.to_builtins(_now(event)))
+
     async def each_of(self, slot: int, event: Event, proto: str, port: int) -> None:
         """Report it although it is not new: the process that holds `port` may be. The daemon, which alone knows that,
         tells the same thing of the same process once."""

@@ -196,7 +196,7 @@ class Hooks:
             if named is not None:
                 await named
         elif isinstance(verdict, Allow):
-            self.sightings.allowed(bottle, verdict, facts)
+            self.sightings.observed(bottle, verdict, facts)
             live.refusal = await self._outbound.split(live, verdict)
             _clean(flow.request, verdict)
             edge_inbound.asked(flow.request, verdict)
@@ -363,6 +363,9 @@ class Hooks:
         if self.live.pop(live.flow.id, None) is None:
             return
         live.over()
+        if isinstance(live.verdict, Allow) and live.sent:
+            took_ns = time.monotonic_ns() - live.began_ns
+            self.sightings.passed(live.bottle, live.verdict, live.facts, live.status, took_ns)
         if live.meter is not None:
             live.meter.close()
         if live.exchange is not None:

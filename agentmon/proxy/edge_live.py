@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -34,6 +35,7 @@ class Live:
     facts: Facts
     verdict: Verdict
     refusal: Refusal | None = None
+    began_ns: int = field(default_factory=time.monotonic_ns)
     exchange: Exchange | None = None
     tap: Tap | None = None
     strip_usage: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from agentmon.dlp.scanner import Finding as Secret
 from agentmon.events import TRAFFIC, Event
@@ -50,16 +51,26 @@ class Sightings:
         )  # fmt: skip
         return self._note_of(slot, source, event)
 
-    def allowed(self, bottle: Bottle, verdict: Allow, facts: Facts) -> None:
-        """With `log: full`, and whatever only observe mode lets through."""
-        if bottle.view.log != "full" and not verdict.observed:
+    def observed(self, bottle: Bottle, verdict: Allow, facts: Facts) -> None:
+        """What only observe mode lets through, before it goes."""
+        if verdict.observed:
+            self._note(bottle.view.slot, self._request(bottle, verdict, facts, "observed", {}))
+
+    def passed(self, bottle: Bottle, verdict: Allow, facts: Facts, status: int | None, took_ns: int) -> None:
+        """With `log: full`: each request that went out, when it is over. `status`: None where there was no answer."""
+        if bottle.view.log != "full" or verdict.observed:
             return
-        event = Event(
-            "request", "observed" if verdict.observed else "allowed", layer="proxy", proto="tcp", host=verdict.host,
-            port=facts.port, rule=verdict.rule,
-            detail={"method": facts.method[:20], "path": self.shown(bottle.view.slot, verdict.path)},
+        more = {} if status is None else {"status": status}
+        event = self._request(bottle, verdict, facts, "allowed", more | {"ms": round(took_ns / 1e6, 1)})
+        self._reporter.each(event)
+
+    def _request(self, bottle: Bottle, verdict: Allow, facts: Facts, said: str, more: dict[str, Any]) -> Event:
+        view = bottle.view
+        detail = {"method": facts.method[:20], "path": self.shown(view.slot, verdict.path)} | more
+        return Event(
+            "request", said, bottle=view.bottle, layer="proxy", proto="tcp", host=verdict.host, port=facts.port,
+            rule=verdict.rule, epoch=view.epoch, detail=detail,
         )  # fmt: skip
-        self._note(bottle.view.slot, event)
 
     def secret(
         self, slot: int, source: int, verdict: Allow, facts: Facts, found: Secret, reason: Reason

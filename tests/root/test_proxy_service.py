@@ -81,8 +81,12 @@ def test_a_first_request_that_does_not_come_in_time_is_closed(tmp_path: Path) ->
 
 def test_log_levels(rig: Rig) -> None:
     rig.bottle(log="full")
-    assert rig.request(CLAUDE, "/v1/models").status == 200
-    assert rig.wait_event(kind="request", verdict="allowed")["detail"] == {"method": "GET", "path": "/v1/models"}
+    for path in ("/v1/models", "/v1/models/one?k=v"):  # each has a line of its own, when it is over
+        assert rig.request(CLAUDE, path).status == 200
+        told = rig.wait_event(kind="request", verdict="allowed")
+        rig.events.remove(told)
+        assert told["detail"].pop("ms") >= 0
+        assert told["detail"] == {"method": "GET", "path": path.partition("?")[0], "status": 200}
     rig.bottle(log="off")
     assert rig.request(OPENAI, "/quiet").status == 403
     rig.bottle()
