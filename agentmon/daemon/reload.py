@@ -173,7 +173,7 @@ class Reload:
     def _right(self, bottle: str) -> None:
         if self.bad.pop(bottle, ""):
             reason = "files that could not be used can be used again"
-            self._d.log.add(Event("policy", "observed", bottle=bottle, reason=reason, layer="daemon"))
+            self._d.log.add(Event("daemon", "observed", bottle=bottle, reason=reason, layer="daemon"))
 
     def _note(self, bottle: str, notes: tuple[str, ...]) -> None:
         told = self._notes.get(bottle, ())
@@ -181,7 +181,7 @@ class Reload:
         for note in notes:
             if note not in told:
                 print(f"warning: {f'bottle {bottle}: ' if bottle else ''}{note}", file=sys.stderr, flush=True)
-                self._d.log.add(Event("policy", "observed", bottle=bottle, reason=note, layer="daemon"))
+                self._d.log.add(Event("daemon", "observed", bottle=bottle, reason=note, layer="daemon"))
 
 
 def _contents(settings: Path, bottles: Path) -> object:

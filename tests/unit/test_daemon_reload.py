@@ -41,7 +41,7 @@ class Daemon:
         self.credentials = SimpleNamespace(use=lambda store: self.done.append("store"), again=self._again)
         self.services, self.rules = {"proxy": None}, SimpleNamespace(change=self._rules)
         self.runner = SimpleNamespace(dispatch=self._dispatch)
-        self.workers = SimpleNamespace(providers=self._providers, approvals=self._approvals)
+        self.workers = SimpleNamespace(providers=self._providers, approvals=self._approvals, all=list)
         self.kernel = SimpleNamespace(bpf=SimpleNamespace(features=lambda: frozenset({"vouch", "unix"})))
 
     async def _rules(self, proxy: object, settings: settings_file.Settings) -> None:
