@@ -1,4 +1,7 @@
-"""Cutoff: a call spends the budget while a stream of its bottle goes on; how long until nothing more arrives."""
+"""Cutoff: a call spends the budget while a stream of its bottle goes on; how long until nothing more arrives.
+
+A hundred bottles are live: eight whose streams are quick, one after the other of them cut; the others' go on slowly.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from agentmon.ledger.reader import Reader
+from bench.crowd import Crowd
 from bench.figure import Figure, median, quantile, spread
 from bench.process import Failed
 from tests.support.live import Job, World, until
 
 PACE_MS = 10
-LIVE = 8  # bottles at once, each with its stream
+LIVE = 8  # bottles at once that are cut one after the other, each with its stream
+CROWD, QUICK_CROWD = 92, 8  # beside them
+SLOW = "claude-scripted-in500-out100-chunks6000-pace1000"
 BUDGET = 4000
 STREAM = f"claude-scripted-in500-out100-chunks6000-pace{PACE_MS}"
 SPENDER = "claude-scripted-in5000-out10"
@@ -24,14 +30,18 @@ def measure(tmp: Path, quick: bool) -> list[Figure]:
     cuts: list[dict[str, Any]] = []
     with World(tmp) as world:
         world.start_daemon()
-        for batch in range(1 if quick else 5):
-            cuts += _batch(world, [f"cut{batch}x{n}" for n in range(LIVE)])
+        crowd = QUICK_CROWD if quick else CROWD
+        with Crowd(world, crowd, SLOW) as beside:
+            for batch in range(1 if quick else 6):
+                cuts += _batch(world, [f"cut{batch}x{n}" for n in range(LIVE)])
+            if (left := beside.streaming()) != crowd:
+                raise Failed(f"{crowd - left} bottles of the crowd were cut as well")
     closed = [cut["latency_ms"] for cut in cuts]
     last = [cut["last_byte_ms"] for cut in cuts]
     error = [cut["error_ms"] for cut in cuts if cut["error_ms"] is not None]
     both = [max(pair) for pair in zip(closed, last, strict=True)]
     late = sum("destroyed" in cut["result"] for cut in cuts)
-    told = f"{len(cuts)} cuts, {LIVE} bottles live, {1000 // PACE_MS} deltas/s each"
+    told = f"{len(cuts)} cuts, {LIVE + crowd} bottles live, {LIVE} with {1000 // PACE_MS} deltas/s, the others with 1"
     return [
         Figure(
             "cutoff.p99_ms", quantile(both, 0.99), "ms", "<= 20", spread=spread(both),

@@ -16,7 +16,10 @@ _VOLATILE = re.compile(r" (expires|age|used|pref|metric) \S+| (linkdown|dead)\b|
 _OURS = re.compile(rb"agentmon|amnet|bwrap")
 _OF_A_TEST = re.compile(r"/agentmon-test-(?:[a-z]+-)?(\d+)")  # its pid
 _KERNEL_PINS = frozenset({"/sys/fs/bpf/maps.debug", "/sys/fs/bpf/progs.debug"})
-_WATCHED_DIRECTORIES = ("/run/agentmon/state", "/run/agentmon/homes", "/run/agentmon/trust")
+_WATCHED_DIRECTORIES = (
+    "/run/agentmon/state", "/run/agentmon/homes", "/run/agentmon/restored", "/run/agentmon/trust",
+    "/var/lib/agentmon/saved",
+)  # fmt: skip
 
 
 def snapshot(below: int = 1) -> Snapshot:
