@@ -83,7 +83,7 @@ class Outbound:
             found[0] = (*host, *found[0])
             return found, search.search(scanner, clean, run, allow.host, raw, coding, form)
 
-        found, body = await self._off_the_loop(len(raw), look)
+        found, body = await self._off_the_loop(_work(request, raw, coding), look)
         if body.plain is None:
             return await self._encoding(live, allow)
         first, *rest = found
@@ -235,6 +235,13 @@ class Outbound:
             return frozenset()
         values = outbound_head.own_values(head)
         return frozenset(scanner.digest(value) for value in values)
+
+
+def _work(request: http.Request, raw: bytes, coding: str) -> int:
+    """Bytes to be searched, at least; what may have to be unpacked counts as many."""
+    if coding or b"\x1f\x8b" in raw or raw.startswith(b"\x28\xb5\x2f\xfd"):
+        return _INLINE_BYTES + 1
+    return len(raw) + len(request.path) + sum(len(name) + len(value) for name, value in request.headers.fields)
 
 
 def _head(request: http.Request, allow: Allow) -> Head:

@@ -80,11 +80,11 @@ def scan(scanner: Scanner, head: Head) -> tuple[Finding, ...]:
 
 
 def redact(head: Head, findings: Iterable[Finding]) -> Redacted | None:
-    """:param findings: of scan(). None: one is in the path, or in what is no value of a header."""
+    """:param findings: of scan(). None: one is in the host or path, or in what is no value of a header."""
     found = tuple(findings)
     text, starts, _ = _text(head)
     path, mark, query = head.target.partition("?")
-    if any(f.where == "path" for f in found):
+    if any(f.where in {"host", "path"} for f in found):
         return None
     scrubbed = redacted(text, (f for f in found if f.where != "query"))
     lines = scrubbed.split(b"\n")

@@ -76,6 +76,8 @@ def test_redacting_a_head(scanner: Scanner) -> None:
     clean = outbound_head.redact(given_head, outbound_head.scan(scanner, given_head))
     assert clean is not None and clean.target == "/x?a=1&q=REDACTED-BY-AGENTMON&b=2"
     assert clean.headers == ((b"x-a", b"first"), (b"x-note", b"see REDACTED-BY-AGENTMON there"), (b"x-z", b"last"))
+    in_host = (Finding("own", "host", 0, 5, b""),)
+    assert outbound_head.redact(head("/x"), in_host) is None
     for stays in (head(f"/{TOKEN}"), Head("/", ((TOKEN.encode(), b"a"),))):
         assert outbound_head.redact(stays, outbound_head.scan(scanner, stays)) is None
 
