@@ -15,6 +15,8 @@ import dns.rdatatype
 import pytest
 
 from agentmon import wire
+from agentmon.dlp import forms
+from agentmon.dlp.names import digests as digests_of
 from tests.support import names
 from tests.support.names import Daemon, addresses, ask, until
 from tests.support.resolver_rig import BOTH, RULES, A, B, resolving
@@ -53,6 +55,23 @@ def test_a_denied_name_is_nxdomain_at_once_and_no_packet_goes_upstream(net: Simp
     assert event["count"] == 1
     assert event["ts_ns"] > 0
     assert net.daemon.commits == []
+
+
+def test_a_name_that_carries_a_known_value_goes_nowhere_and_is_not_shown(net: SimpleNamespace) -> None:
+    value = b"planted-house-value-0815"
+    digests = digests_of(forms.name_forms(value), b"key")
+    run = net.daemon.view(A).run
+    assert not net.daemon.tell(wire.SetNames, A, run, b"key", digests).error
+    net.daemon.set(A, "*.direct.example:8080")
+    text = value.hex()
+    for name in (f"{text[:40]}.direct.example", f"{text[6:20]}.more.direct.example", f"{text[:40]}.stranger.example"):
+        assert ask(net.world, A, name).rcode() == dns.rcode.NXDOMAIN
+    assert net.dns.asked == []
+    assert net.daemon.report(kind="dns", reason="secret")["detail"] == {"name": "(hidden).direct.example"}
+    assert net.daemon.report(kind="dns", reason="default")["host"] == "(hidden).stranger.example"
+    assert text[6:18] not in str(net.daemon.reports)
+    ask(net.world, A, "www.direct.example")
+    assert net.dns.asked
 
 
 def test_a_direct_name_is_committed_before_its_answer_leaves(net: SimpleNamespace) -> None:
