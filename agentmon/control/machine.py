@@ -292,8 +292,10 @@ def _adopted(host: Host, event: e.Adopted) -> Step:
     if cut:
         first, *rest = plans.cut(bottle, policy="cutoff", trigger="host", by="daemon", spent={}, crossed_ns=0)
         steps = (first, *steps, *rest)
-    if bottle.phase is Phase.FROZEN and bottle.attached is None:  # a save that the last daemon did not live to finish
-        steps += (a.SaveState(bottle.slot, bottle, "host", "daemon"),)
+    if bottle.phase is Phase.FROZEN:  # the last daemon may not have lived to finish a resume, or a save
+        steps += (a.Freeze(bottle.slot),)
+        if bottle.attached is None:
+            steps += (a.SaveState(bottle.slot, bottle, "host", "daemon"),)
     if event.lacks:
         detail = {"by": "daemon", "hint": event.hint}
         steps += (_told(bottle, "cutoff" if cut else "daemon", "refused", event.lacks, detail),)

@@ -102,6 +102,13 @@ def test_a_freeze_is_saved_only_where_there_is_something_to_start_again() -> Non
         assert ("SaveState" in names(actions)) is saved
 
 
+def test_an_adopted_one_is_stopped_and_saved_whatever_the_last_daemon_did_not_finish() -> None:
+    _, actions = step(Host(16, 20), e.Adopted(replace(FROZEN, slot=17)))
+    assert names(actions) == ["PushViews", "ApplyRules", "Freeze", "SaveState"]
+    _, actions = step(Host(16, 20), e.Adopted(replace(FROZEN, slot=17, phase=Phase.CUT)))
+    assert names(actions) == ["PushViews", "ApplyRules"]
+
+
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saved:
     monkeypatch.setattr(paths, "SAVED", tmp_path / "saved")
