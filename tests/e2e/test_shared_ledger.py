@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.e2e.test_bottle import Shell
+from tests.internet.world import NETNS, WEB
 from tests.support.live import World, until
 from tests.support.postgres_rig import ASKED, PASSWORD, Server
 
@@ -25,15 +27,21 @@ def server(postgres: Server) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[World]:
-    """The user of the URL is asked for a password, which is a credential."""
-    url = server.new().replace("postgresql://ledger@", f"postgresql://{ASKED}@")
+    """The server is somewhere in the world, and asks for a password, which is a credential."""
+    name = urlsplit(server.new()).path.strip("/")
+    url = f"postgresql://{ASKED}@{WEB[0]}:5432/{name}"
     with World(tmp_path_factory.mktemp("shared"), f"ledger: {url}\n") as made:
+        server.end()
+        server.netns = NETNS
+        server.start()
         place = made.root / "etc/agentmon/credentials"
         place.mkdir(parents=True, mode=0o700)
         (place / "ledger").write_text(PASSWORD + "\n")
         (place / "ledger").chmod(0o600)
         made.start_daemon()
         yield made
+        made.stop_daemon()
+        server.end()
 
 
 def test_commands_show_what_is_in_the_database(world: World) -> None:

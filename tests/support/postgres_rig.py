@@ -32,7 +32,7 @@ fsync = {fsync}
 autovacuum = off
 log_min_messages = warning
 """
-_ACCESS = f"local all {ASKED} scram-sha-256\nlocal all all trust\n"
+_ACCESS = f"local all {ASKED} scram-sha-256\nlocal all all trust\nhost all {ASKED} all scram-sha-256\n"
 
 
 def programs() -> Path | None:
@@ -63,6 +63,7 @@ class Server:
             config.write(_CONFIG.format(fsync=fsync) + f"unix_socket_directories = '{self.directory}'\n")
         (self.data / "pg_hba.conf").write_text(_ACCESS)
         self._names = itertools.count(1)
+        self.netns = ""  # a namespace in which it also listens on TCP, once started there
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
         with self.super() as db:
@@ -82,9 +83,12 @@ class Server:
 
     def start(self) -> None:
         with (self.directory / "log").open("ab") as log:
-            argv = [self._bin / "postgres", "-D", str(self.data)]
+            argv: list[str | Path] = [self._bin / "postgres", "-D", str(self.data)]
+            if self.netns:
+                argv = ["nsenter", f"--net=/run/netns/{self.netns}", "setpriv", "--reuid", "nobody", *argv]
+                argv += ["-c", "listen_addresses=*"]
             self._process = subprocess.Popen(
-                argv, user=self._user, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                argv, user=None if self.netns else self._user, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         until(self._answers, "the server answers")
 
