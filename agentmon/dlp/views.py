@@ -66,14 +66,17 @@ def children(view: View) -> Iterator[View]:
     data = view.data
     made = []
     if b"\\" in data:
-        plain = _pieced(view, _ESCAPED_LINE, lambda piece: (unescaped(piece),), _ESCAPES)
-        made.append(plain)
-        if plain is not None and b"\n" not in data and not view.form:  # one line, as JSON mostly is: its words stand
-            yield plain  # in that view as well
+        one_line = b"\n" not in data and not view.form
+        plain = _pieced(view, _ALL if one_line else _ESCAPED_LINE, lambda piece: (unescaped(piece),), _ESCAPES)
+        if (
+            one_line and plain is not None and plain.data != data
+        ):  # as JSON mostly is: its words stand in that view, too
+            yield plain
             return
+        made.append(None if one_line else plain)
     if view.form and (b"+" in data or b"%" in data):
         made.append(_pieced(view, _ALL, lambda piece: (_unform(piece),), _FORM))
-    elif b"%" in data:
+    elif _PERCENT.search(data):
         made.append(_pieced(view, _PERCENT_WORD, lambda piece: (unquote_to_bytes(piece),), _PERCENT))
     if b"\0" in data:
         made.append(_pieced(view, _ALL, lambda piece: (piece.replace(b"\0", b""),), _NUL))
