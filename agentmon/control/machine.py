@@ -62,7 +62,8 @@ def _new(
         hint = "end a bottle (agentmon ps), or widen addresses: in settings.yml" if slot is None else "reboot the host"
         return host, a.Fail(0, request, "HostLacks", f"the {what}: {len(host.bottles)} bottles are running", hint)
     host = replace(host, epoch=host.epoch + 1, last=slot)
-    return host, Bottle(slot, name, run, Phase.STARTING, policy, job, host.epoch, started_ns=now_ns)
+    worker = slot % host.workers
+    return host, Bottle(slot, name, run, Phase.STARTING, policy, job, host.epoch, worker, started_ns=now_ns)
 
 
 def _attach_finished(host: Host, event: e.AttachFinished) -> Step:

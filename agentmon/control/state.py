@@ -83,6 +83,7 @@ class Host:
     last: int = 0  # slot handed out last
     bottles: Mapping[int, Bottle] = field(default_factory=dict)
     saved: Mapping[str, Bottle] = field(default_factory=dict)  # by name: frozen, on disk and nowhere else
+    workers: int = 1  # of the proxy: bottles are spread over them by slot
     unknown: frozenset[int] = frozenset()  # slots that stay held, of which nobody knows the policy: never handed out
 
     def find(self, name: str) -> Bottle | None:

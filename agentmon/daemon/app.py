@@ -26,7 +26,7 @@ import ebpf.spec
 import netfilter.errors
 import netfilter.spec
 from agentmon import paths, trust, wire
-from agentmon.addresses import FIRST_SLOT, netns
+from agentmon.addresses import FIRST_SLOT, MAX_PROXIES, netns
 from agentmon.control import actions as a
 from agentmon.control import events as e
 from agentmon.control.state import Bottle, Host, Phase
@@ -96,14 +96,16 @@ class Daemon:
         self.commits = Commits(nft, bpf.learn, self._refence)
         self.spawner = Spawner(path=paths.SVC / "spawner.sock")
         self.services: dict[str, Service] = {}
-        host = Host(FIRST_SLOT, self.pool.last_slot, persist.load_epoch())
+        host = Host(FIRST_SLOT, self.pool.last_slot, persist.load_epoch(), workers=settings.proxies)
         self.runner = Runner(host, Applier(self).apply, self.clients, self._look_idle)
         self.saves = Saves()
         self.log = EventLog(
             str(paths.EVENTS), max_bytes=settings.events_bytes, max_age_s=settings.events_age_s, log=settings.log
         )
         store = sources.store(settings.credentials)
-        self.credentials = Credentials(store, lambda: self.host.bottles, lambda: self.services["proxy"], self.log.add)
+        self.credentials = Credentials(
+            store, lambda: self.host.bottles, lambda bottle: self.workers.of(bottle), self.log.add
+        )
         self.credentials.resolver = lambda: self.services.get("resolver")
         self.rules = RuleFile(settings)
         self._reports = Reports(lambda: self.host.bottles, tree.processes, self.log.add)
@@ -174,6 +176,7 @@ class Daemon:
         for spec in specs.services(self.settings, self.pool):
             self.services[spec.name] = Service(spec, self._on_message, self._on_up, self._on_down)
         self.ledger = LedgerLink(self.services["ledger"])
+        await self._end_surplus()
         await asyncio.gather(*(service.start() for service in self.services.values()))
         await self._adopt(held | {job.slot: job.run for job in jobs})
         self.sightings = Sightings(self.kernel.bpf, lambda: self.host.bottles, self.log.add, self.commits.names)
@@ -187,6 +190,13 @@ class Daemon:
         )
         self.spawn(attached.watch(), "attached")
         self.log.add(Event("daemon", "observed", reason="ready", layer="daemon", pid=os.getpid()))
+
+    async def _end_surplus(self) -> None:
+        """Of an earlier daemon that had more proxy workers."""
+        left = {path.stem for path in paths.SVC.glob(f"{specs.FIRST_PROXY}-*.pid")} - self.services.keys()
+        for spec in specs.services(replace(self.settings, proxies=MAX_PROXIES), self.pool) if left else ():
+            if spec.name in left:
+                await Service(spec, self._on_message, self._on_up, self._on_down).stop()
 
     async def _hold_again(self, slot: int) -> tuple[str, ...]:
         return await self.in_kernel(self.kernel.hold_again, slot)
@@ -227,6 +237,8 @@ class Daemon:
         on_disk = self.saves.load()
         for slot, run in alive.items():
             bottle = saved.get(slot)
+            if bottle is not None:  # by another number of workers, another one may be its own
+                bottle = replace(bottle, worker=slot % self.settings.proxies)
             if bottle is None or bottle.run != run or bottle.phase in {Phase.STARTING, Phase.STOPPING}:
                 await self.in_kernel(self.kernel.clean, slot)
                 files.remove(slot)
@@ -359,22 +371,22 @@ class Daemon:
 
     async def _on_up(self, service: Service) -> None:
         """A service (re)connected: it is told every running bottle."""
-        if service.name == "proxy":
+        if self.workers.is_one(service):
             await self.rules.tell(service)
         for bottle in tuple(self.host.bottles.values()):
             if bottle.phase in {Phase.STARTING, Phase.STOPPING}:
                 continue
             if service.name == "ledger":
                 await self.ledger.open(bottle)
-            else:
+            elif not self.workers.is_one(service) or service in self.workers.of(bottle):
                 await self._push(service, bottle)
         if service.name == "ledger":
             await self.ops.trail.flush()
 
     async def _push(self, service: Service, bottle: Bottle) -> None:
         view = self.kernel.compiled(bottle, mode_of(bottle)).view
-        if service.name == "proxy":
-            await self.credentials.push(bottle)
+        if self.workers.is_one(service):
+            await self.credentials.push_to(bottle, [service])
             await service.call(self.approvals.told(bottle, service.next_id()))
         if service.name == "resolver":
             await self.credentials.push_names(bottle)

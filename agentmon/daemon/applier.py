@@ -17,6 +17,7 @@ from agentmon.daemon import files, jobs, persist
 from agentmon.daemon.attach_plan import Attaching
 from agentmon.daemon.endings import Endings
 from agentmon.daemon.kernel import mode_of
+from agentmon.daemon.services import Service
 from agentmon.errors import AgentmonError, HostLacks, Refused
 from agentmon.events import Event
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 STREAM_GRACE_S = 0.010  # what the proxy has not closed by then, the kernel destroys
 _KILL_DEADLINE_S = 5.0
-_VIEWED = ("resolver", "relay", "proxy")
+_VIEWED = ("resolver", "relay")  # and the workers of a bottle
 
 Method = Callable[[Any], Awaitable[None]]
 
@@ -107,12 +108,14 @@ class Applier:
         if bottle.phase is Phase.STARTING or self._d.credentials.lacks(bottle):
             await self._d.credentials.push(bottle)
         if self._d.approvals.lacks(bottle):
-            proxy = self._d.services["proxy"]
-            await proxy.call(self._d.approvals.told(bottle, proxy.next_id()))
-        await asyncio.gather(*(self._push(name, view) for name in _VIEWED))
+            for proxy in self._d.workers.of(bottle):
+                await proxy.call(self._d.approvals.told(bottle, proxy.next_id()))
+        await asyncio.gather(*(self._push(service, view) for service in self._viewers(bottle)))
 
-    async def _push(self, name: str, view: wire.BottleView) -> None:
-        service = self._d.services[name]
+    def _viewers(self, bottle: Bottle) -> list[Service]:
+        return [*self._d.workers.of(bottle), *(self._d.services[name] for name in _VIEWED)]
+
+    async def _push(self, service: Service, view: wire.BottleView) -> None:
         await service.call(wire.SetBottle(service.next_id(), view))
 
     async def _launch(self, action: a.Launch) -> None:
@@ -182,7 +185,7 @@ class Applier:
         self._d.approvals.stop(slot, "the bottle was cut")
         began_ns = action.crossed_ns or time.monotonic_ns()
         acks = asyncio.gather(
-            *(self._cut_service(name, action) for name in ("proxy", "relay", "resolver")), return_exceptions=True
+            *(self._cut_service(service, action) for service in self._viewers(action.bottle)), return_exceptions=True
         )
         await asyncio.wait({acks}, timeout=STREAM_GRACE_S)
         late = not acks.done()
@@ -201,8 +204,7 @@ class Applier:
         row = (action.policy, action.trigger, action.by, max(0, ended_ns - began_ns), result)
         await self._d.ledger.enforced(action.bottle, *row)
 
-    async def _cut_service(self, name: str, action: a.CloseStreams) -> wire.Ack:
-        service = self._d.services[name]
+    async def _cut_service(self, service: Service, action: a.CloseStreams) -> wire.Ack:
         answer = await service.call(wire.CutBottle(service.next_id(), action.slot, action.spent, action.crossed_ns))
         return answer if isinstance(answer, wire.Ack) else wire.Ack(0)
 
@@ -261,11 +263,11 @@ class Applier:
         if (bottle := self._d.host.bottles.get(action.slot)) is not None:
             self._d.approvals.forget(action.slot, bottle.run)
         await self._d.collect(action.slot)
-        await asyncio.gather(*(self._drop(name, action.slot) for name in _VIEWED))
+        viewed = [service for service in self._d.services.values() if service.name != "ledger"]
+        await asyncio.gather(*(self._drop(service, action.slot) for service in viewed))
 
-    async def _drop(self, name: str, slot: int) -> None:
-        service = self._d.services.get(name)
-        if service is not None and service.channel is not None:
+    async def _drop(self, service: Service, slot: int) -> None:
+        if service.channel is not None:
             await service.call(wire.DropBottle(service.next_id(), slot))
 
     async def _close_run(self, action: a.CloseRun) -> None:

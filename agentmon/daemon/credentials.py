@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from agentmon import wire
 from agentmon.control.state import Bottle, Phase
@@ -33,12 +33,12 @@ class Credentials:
         self,
         store: Store,
         bottles: Callable[[], Mapping[int, Bottle]],
-        proxy: Callable[[], Service],
+        workers: Callable[[Bottle], Iterable[Service]],
         emit: Callable[[Event], object],
     ) -> None:
         self._store = store
         self._bottles = bottles
-        self._proxy = proxy
+        self._workers = workers
         self._emit = emit
         self._secrets = Secrets()
         self.resolver: Callable[[], Service | None] = lambda: None  # told what must not stand in names
@@ -52,6 +52,10 @@ class Credentials:
         self._store = store
 
     async def push(self, bottle: Bottle) -> None:
+        """As push_to(), to every worker that has to know the bottle."""
+        await self.push_to(bottle, self._workers(bottle))
+
+    async def push_to(self, bottle: Bottle, workers: Iterable[Service]) -> None:
         """Tell the proxy all that must not leave this bottle, and all that its routes put in; what of that cannot be
         read is left out, so it refuses.
 
@@ -68,11 +72,11 @@ class Credentials:
                 except (AgentmonError, OSError) as error:
                     self._tell(bottle, name, error)
             self._given[bottle.run] = wanted
-            proxy = self._proxy()
             key, known = await asyncio.to_thread(self._secrets.of, bottle, self._store, values)
-            await proxy.call(wire.SetSecrets(proxy.next_id(), bottle.slot, bottle.run, key, known))
-            if wanted:
-                await proxy.call(wire.SetCredentials(proxy.next_id(), bottle.slot, bottle.run, values))
+            for proxy in workers:
+                await proxy.call(wire.SetSecrets(proxy.next_id(), bottle.slot, bottle.run, key, known))
+                if wanted:
+                    await proxy.call(wire.SetCredentials(proxy.next_id(), bottle.slot, bottle.run, values))
             await self._tell_names(bottle, key, known)
 
     async def push_names(self, bottle: Bottle) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 KEPT = (  # of Settings: read when the daemon is started
     "ledger", "upstream_proxy", "upstream_dns", "upstream_ca", "events_age_s", "events_bytes", "usage_age_s",
-    "bottles_dir", "pool",
+    "bottles_dir", "pool", "proxies",
 )  # fmt: skip
 _KEYS = {"events_age_s": "retention", "events_bytes": "retention", "usage_age_s": "retention", "pool": "addresses"}
 _AGAIN_S = 0.5  # until bottles that were starting are looked at
@@ -87,7 +87,7 @@ class Reload:
         old = self._d.settings
         try:
             new, notes = self._checked(old)
-            await self._d.rules.change(self._d.services["proxy"], new)
+            await self._d.rules.change(self._d.workers.all(), new)
         except (AgentmonError, OSError) as error:
             self._wrong("", error)
             return False

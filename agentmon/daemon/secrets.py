@@ -10,7 +10,7 @@ import hashlib
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from agentmon import wire
@@ -90,14 +90,19 @@ class RuleFile:
         if error:
             print(f"error: {error}; the rules that are in force stay", file=sys.stderr, flush=True)
 
-    async def change(self, proxy: Service, settings: Settings) -> None:
+    async def change(self, proxies: Iterable[Service], settings: Settings) -> None:
         """:raises AgentmonError: the file cannot be used; the rules in force stay."""
         text = rule_text(settings)
         if (text, settings.dlp_rules) == (self._text, self._source):
             return
-        error = await self._told(proxy, settings.dlp_rules, text)
-        if error:
-            raise BadInput(error, "the rules in force stay")
+        told: list[Service] = []
+        for proxy in proxies:
+            error = await self._told(proxy, settings.dlp_rules, text)
+            if error:
+                for other in told:  # all workers search by the same rules
+                    await self.tell(other)
+                raise BadInput(error, "the rules in force stay")
+            told.append(proxy)
         self._text, self._source = text, settings.dlp_rules
 
     async def _told(self, proxy: Service, source: str, text: bytes) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agentmon import paths
-from agentmon.addresses import SERVICE_NETNS, SERVICE_VETH, Pool
+from agentmon.addresses import MAX_PROXIES, SERVICE_NETNS, SERVICE_VETH, Pool
 from agentmon.daemon import shared_ledger
 from agentmon.daemon.services import Spec
 from agentmon.errors import HostLacks
@@ -17,6 +17,7 @@ from agentmon.policy.settings import Settings
 from netfilter.spec import HostSpec
 
 USERS = {name: f"agentmon-{name}" for name in ("resolver", "relay", "proxy", "ledger")}
+FIRST_PROXY = "proxy"
 _RESOLV_CONFS = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf")
 
 
@@ -47,7 +48,7 @@ def upstream(settings: Settings) -> dict[str, Any]:
 
 def host_spec(settings: Settings) -> HostSpec:
     pool = settings.pool
-    services = [pool.resolver, pool.relay, *(pool.proxy(n) for n in range(1))]
+    services = [pool.resolver, pool.relay, *(pool.proxy(n) for n in range(MAX_PROXIES))]
     resolve = upstream(settings)
     pairs = {tuple(server[:2]) for some in (resolve["servers"], *resolve["suffixes"].values()) for server in some}
     return HostSpec(
@@ -76,6 +77,11 @@ def own_addresses() -> list[str]:
     return sorted(info["local"] for link in links for info in link.get("addr_info", ()) if "local" in info)
 
 
+def proxy_name(worker: int) -> str:
+    """The service's name, and so of its socket, log and configuration."""
+    return FIRST_PROXY if worker == 0 else f"{FIRST_PROXY}-{worker}"
+
+
 def services(settings: Settings, pool: Pool) -> list[Spec]:
     """What to start, ledger first."""
     both = {"pool4": str(pool.v4), "pool6": str(pool.v6) if pool.v6 else None}
@@ -89,8 +95,16 @@ def services(settings: Settings, pool: Pool) -> list[Spec]:
             name, f"agentmon.{kind}", {"socket": str(paths.SVC / f"{name}.sock"), "user": USERS[kind], **config}
         )
 
-    proxy_ports = [[address, port] for address in listen(pool.proxy(0)) for port in (443, 80)]
-    proxy_ports += [[address, 80] for address in listen(pool.relay)]
+    def proxy(worker: int) -> Spec:
+        ports = [[address, port] for address in listen(pool.proxy(worker)) for port in (443, 80)]
+        ports += [[address, 80] for address in listen(pool.relay)] if worker == 0 else []
+        return spec(
+            proxy_name(worker), "proxy", worker=worker, lookup_socket=lookup, listen=ports,
+            ledger_socket=str(paths.SVC / "ledger.sock"), ca_dir=str(paths.CA_DIR), rules_kept=str(paths.RULES),
+            upstream_ca=list(settings.upstream_ca), upstream_proxy=settings.upstream_proxy,
+            providers=settings.providers, **both,
+        )  # fmt: skip
+
     return [
         spec(
             "ledger", "ledger", path=str(paths.LEDGER), group="agentmon-svc", usage_age_s=settings.usage_age_s,
@@ -101,9 +115,5 @@ def services(settings: Settings, pool: Pool) -> list[Spec]:
             strip=own_addresses(), internal={"agentmon.internal": "proxy"}, **both,
         ),
         spec("relay", "relay", lookup_socket=lookup, listen=listen(pool.relay), port=443, **both),
-        spec(
-            "proxy", "proxy", worker=0, lookup_socket=lookup, ledger_socket=str(paths.SVC / "ledger.sock"),
-            listen=proxy_ports, ca_dir=str(paths.CA_DIR), upstream_ca=list(settings.upstream_ca),
-            upstream_proxy=settings.upstream_proxy, providers=settings.providers, rules_kept=str(paths.RULES), **both,
-        ),
+        *(proxy(worker) for worker in range(settings.proxies)),
     ]  # fmt: skip

@@ -1,4 +1,9 @@
-"""What proxy workers are told when the settings change, beside views: each that runs, and those that start later."""
+"""The proxy workers of one daemon: which serve a bottle, and what they are told when the settings change.
+
+A bottle belongs to one worker, by its slot: the resolver answers with that one's address, and the rules let the bottle
+reach no other. The first worker serves plain HTTP to name rules besides, of every bottle (it listens at the relay's
+address), so it is told of all.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from agentmon import wire
 from agentmon.control.state import Bottle, Phase
 from agentmon.daemon.approvals import Approvals
 from agentmon.daemon.services import Service
+from agentmon.daemon.specs import FIRST_PROXY, proxy_name
 from agentmon.errors import AgentmonError
 
 _MODULE = "agentmon.proxy"
@@ -22,9 +28,21 @@ class Workers:
         self._services = services
         self._approvals = approvals
 
+    @staticmethod
+    def is_one(service: Service) -> bool:
+        return service.spec.module == _MODULE
+
+    def of(self, bottle: Bottle) -> list[Service]:
+        """Those that have to know a bottle: its own first."""
+        own = proxy_name(bottle.worker)
+        return [s for s in sorted(self.all(), key=lambda s: s.name != own) if s.name in (own, FIRST_PROXY)]
+
+    def all(self) -> list[Service]:
+        return [service for service in self._services() if self.is_one(service)]
+
     async def providers(self, declared: Mapping[str, Any]) -> None:
         """The settings' `providers:`."""
-        for worker in self._workers():
+        for worker in self.all():
             worker.configure(providers=declared)
             await self._tell(worker, wire.SetProviders(worker.next_id(), dict(declared)))
 
@@ -32,11 +50,8 @@ class Workers:
         """How long an answer may take by now."""
         for bottle in bottles:
             if bottle.phase not in {Phase.STARTING, Phase.STOPPING} and self._approvals.lacks(bottle):
-                for worker in self._workers():
+                for worker in self.of(bottle):
                     await self._tell(worker, self._approvals.told(bottle, worker.next_id()))
-
-    def _workers(self) -> list[Service]:
-        return [service for service in self._services() if service.spec.module == _MODULE]
 
     @staticmethod
     async def _tell(worker: Service, message: wire.SetProviders | wire.SetApprovals) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from agentmon import paths
-from agentmon.addresses import Pool
+from agentmon.addresses import MAX_PROXIES, Pool
 from agentmon.errors import BadInput
 from agentmon.policy import document, values
 from agentmon.policy.document import Items, Node, Place, Scalar
@@ -60,6 +60,7 @@ class Settings:
     events_bytes: int = 256 << 20
     usage_age_s: int | None = None  # None: for ever
     alert: tuple[str, ...] = ()  # argv
+    proxies: int = field(default_factory=lambda: default_proxies())  # workers that bottles are spread over
     grants: Grants = Grants()
     credentials: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name: argv of the command that prints it
     providers: Mapping[str, Any] = field(default_factory=dict)  # for agentmon.providers.registry.load
@@ -72,6 +73,11 @@ class Settings:
     def ledger_is_shared(self) -> bool:
         """Whether hosts share it, in PostgreSQL."""
         return self.ledger.startswith(_SHARED)
+
+
+def default_proxies() -> int:
+    """A worker for every two processors, four at most."""
+    return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 def default_path() -> Path:
@@ -374,6 +380,7 @@ _READERS: Mapping[str, Callable[[Node], dict[str, Any]]] = {
     "providers": _one("providers", _providers),
     "bottles_dir": _one("bottles_dir", lambda node: Path(absolute(node))),
     "addresses": _one("pool", _pool),
+    "proxies": _one("proxies", lambda node: document.integer(node, least=1, most=MAX_PROXIES, expected="workers")),
 }
 
 __all__ = ["Grants", "Settings", "absolute", "default_path", "load", "parse"]

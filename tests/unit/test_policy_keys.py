@@ -25,7 +25,7 @@ SETTINGS = {  # key: a value that is not its default
     "upstream": "{proxy: 'http://p.example:3128', dns: [198.51.100.53], ca: /x.pem}", "grants": "{observe: true}",
     "credentials": "{k: {command: [/bin/true]}}",
     "retention": "{events: 1d, events_bytes: 1M, usage: 1d}", "providers": "{claude: {hosts: [c.example]}}",
-    "bottles_dir": "/x", "addresses": "{v4: 10.1.0.0/16}",
+    "bottles_dir": "/x", "addresses": "{v4: 10.1.0.0/16}", "proxies": "3",
 }  # fmt: skip
 MANIFEST = {
     "extends": "parent", "provider": "claude", "agents": "{a: {budget: {claude: 5}}}", "allow": "[x.example]",
