@@ -91,7 +91,7 @@ FREE = ("count", "wrong key", "status ", "again in vain")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("sdks")
     (directory / "bottles").mkdir()
-    with World(directory, f"bottles_dir: {directory}/bottles\n") as made:
+    with World(directory, f"bottles_dir: {directory}/bottles\n", speaks="h2") as made:
         made.start_daemon()
         yield made
 
@@ -138,6 +138,8 @@ def test_the_sdks_in_every_way(world: World) -> None:
     assert set(billed) == set(charged) <= set(asked)
     for key, name in asked.items():
         equal(name, billed[key], charged[key])
+    spoken = {r["version"] for r in world.counters()["requests"] if r["host"] == HOSTS["openai"]}
+    assert spoken == set(VERSIONS)  # to the provider; HTTP/2 where the client's side has it
     tried = [len(billed[key]) for key, name in asked.items() if name.endswith("impatient")]
     assert sum(tried) > len(tried), "no attempt was tried again"
     job.say("")

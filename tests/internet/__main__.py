@@ -1,7 +1,7 @@
-"""Run the stand-in internet on this host until the end of stdin, SIGTERM or SIGINT: `python -m tests.internet DIR`.
+"""Run the stand-in internet on this host until the end of stdin, SIGTERM or SIGINT: `python -m tests.internet DIR [h2]`
 
-DIR gets ca.pem and control.sock, on which every connection reads the counters as one JSON object. When everything
-answers, one line of JSON on stdout says where. Needs root.
+With `h2` the providers speak HTTP/2 with who likes it. DIR gets ca.pem and control.sock, on which every connection
+reads the counters as one JSON object. When everything answers, one line of JSON on stdout says where. Needs root.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Signals:
         end()
 
 
-async def serve(directory: Path, signals: Signals) -> None:
+async def serve(directory: Path, apis_speak: tuple[str, ...], signals: Signals) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals.end = lambda: loop.call_soon_threadsafe(stop.set)
@@ -47,7 +47,7 @@ async def serve(directory: Path, signals: Signals) -> None:
     apps = model_apis.apps(books)
     http = HttpServer({address: apps[name] for name, pair in world.APIS.items() for address in pair}, web.site)
     authority = ca.Authority(directory)
-    tls = ca.server_context(authority)
+    tls = ca.server_context(authority, apis_speak)
     for port in world.TLS_PORTS:
         await http.listen(port, tls)
     for port in world.HTTP_PORTS:
@@ -87,7 +87,7 @@ async def _end_of_stdin(stop: asyncio.Event) -> None:
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
+    if sys.argv[2:] not in ([], ["h2"]) or len(sys.argv) < 2:
         print(__doc__, file=sys.stderr)
         return 2
     if os.geteuid() != 0:
@@ -99,7 +99,7 @@ def main() -> int:
     signals = Signals()
     try:
         with links.only_one(_WAIT_FOR_OTHERS_S), links.joined():
-            asyncio.run(serve(Path(sys.argv[1]), signals))
+            asyncio.run(serve(Path(sys.argv[1]), (*sys.argv[2:], "http/1.1"), signals))
     except (links.Busy, links.Failed, OSError) as e:  # OSError: DIR is gone, an address or a port is taken
         print(f"error: the stand-in internet cannot run: {e}", file=sys.stderr)
         return 1

@@ -12,6 +12,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import h11
 
+from tests.internet import http2
+
 MAX_BODY_BYTES = 40 << 20
 
 
@@ -99,6 +101,17 @@ class Response:
             await self._writer.drain()
 
 
+class Framed(Response):
+    """The same over HTTP/2: written as HTTP/1.1 to what frames it."""
+
+    def __init__(self, method: str, reader: asyncio.StreamReader, stream: Any) -> None:
+        connection = h11.Connection(h11.SERVER)
+        connection.receive_data(f"{method} / HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        connection.next_event()  # the request
+        connection.next_event()  # its end
+        super().__init__(connection, reader, stream)
+
+
 App = Callable[[Request, Response], Awaitable[None]]
 
 
@@ -114,6 +127,14 @@ class HttpServer:
     async def listen(self, port: int, tls: ssl.SSLContext | None) -> None:
         await asyncio.start_server(self._serve, ["0.0.0.0", "::"], port, ssl=tls, backlog=1024)
 
+    async def _serve_h2(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, where: dict[str, str]
+    ) -> None:
+        async def answer(method: str, target: str, headers: dict[str, str], body: bytes, stream: Any) -> None:
+            await self._answer(Request(method, target, headers, body, **where), Framed(method, reader, stream))
+
+        await http2.Session(reader, writer, answer, lambda: None).serve()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER)
         tls = writer.get_extra_info("ssl_object")
@@ -123,6 +144,9 @@ class HttpServer:
             "sni": getattr(tls, "asked_name", "") if tls else "",
         }
         self.connections.append(where)
+        if tls is not None and tls.selected_alpn_protocol() == "h2":
+            await self._serve_h2(reader, writer, where)
+            return
         try:
             while (request := await _read(connection, reader, where)) is not None:
                 await self._answer(request, Response(connection, reader, writer))
@@ -144,6 +168,7 @@ class HttpServer:
             "sni": request.sni,
             "local": request.local,
             "peer": request.peer,
+            "version": "HTTP/2" if isinstance(response, Framed) else "HTTP/1.1",
             "body_bytes": len(request.body),
             "complete": False,
         }

@@ -1,6 +1,6 @@
-"""HTTP/2 for the upstream of the proxy's tests: the same scripts, which write HTTP/1.1, told as frames.
+"""HTTP/2 for the stand-ins: what they write as HTTP/1.1, told as frames.
 
-h11 reads what a script writes as a client would; head, data and trailers then go out under the peer's flow control.
+h11 reads what one writes as a client would; head, data and trailers then go out under the peer's flow control.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Session:
 
 
 class Stream:
-    """What a script takes for an asyncio.StreamWriter."""
+    """What a stand-in takes for an asyncio.StreamWriter."""
 
     def __init__(self, session: Session, number: int, method: str) -> None:
         self.transport = self

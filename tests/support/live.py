@@ -95,11 +95,13 @@ class World:
     """Settings, internet and daemon of one test module, with files of their own (ledger, events, sockets).
 
     :param settings: YAML text after `upstream:`'s; "{net}" is the internet's directory.
+    :param speaks: "h2" for providers that speak HTTP/2 as well.
     """
 
-    def __init__(self, tmp: Path, settings: str = "", *, internet: bool = True) -> None:
+    def __init__(self, tmp: Path, settings: str = "", *, internet: bool = True, speaks: str = "") -> None:
         self.tmp = tmp
         self.internet = internet
+        self.speaks = [speaks] if speaks else []
         self.net = tmp / "net"
         self.settings = tmp / "settings.yml"
         self.extra = settings
@@ -144,7 +146,7 @@ class World:
     def _start_internet(self) -> None:
         self.net.mkdir()
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.internet", str(self.net)], cwd=ROOT, stdin=subprocess.PIPE,
+            [sys.executable, "-m", "tests.internet", str(self.net), *self.speaks], cwd=ROOT, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, env=untraced(), text=True,
         )  # fmt: skip
 

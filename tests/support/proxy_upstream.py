@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.support import h2_upstream
+from tests.internet import http2
 
 NAMES = (
     "api.anthropic.com", "api.openai.com", "chatgpt.com", "*.example.org", "generativelanguage.googleapis.com",
@@ -121,7 +121,7 @@ class Upstream:
         self.connections += 1
         tls = writer.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() == "h2":
-            await h2_upstream.Session(reader, writer, self._told, self.aborted.set).serve()
+            await http2.Session(reader, writer, self._told, self.aborted.set).serve()
             return
         try:
             while True:
