@@ -42,7 +42,7 @@ class ForeignPipe(Pipe):
 
     def _inner_requests(self, number: int) -> Sequence[Request]:
         sysctl.write(f"ipv6/conf/{self.inner}/disable_ipv6", "0")  # engines switch it off where a network has no IPv6
-        requests = [links.no_link_local(number)]  # lo is theirs, up or down
+        requests = [*_with_route(foreign_links.lo_borrowed), links.no_link_local(number)]
         requests += [links.address(number, a) for a in self.addresses]
         requests.append(links.up(number))
         requests += [links.neighbour(number, gateway, self.mac_host) for gateway in self.gateways]
@@ -93,6 +93,7 @@ def leave(name: str) -> None:
 
     def work() -> None:
         _with_route(_remove_rules)
+        _with_route(lambda route: route.run(foreign_links.lo_returned(route)))
         try:
             _with_table(lambda elements: elements.run([table("add"), table("delete")], "remove our table"))
         except KernelRefused as e:

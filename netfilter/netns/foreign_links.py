@@ -38,6 +38,7 @@ _NEWLINK, _GETLINK, _GETNSID = 16, 18, 90
 _NEWRULE, _DELRULE, _GETROUTE = 32, 33, 26
 _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NETNSID, _INFO_KIND = 3, 5, 10, 18, 37, 1
 _NSA_NSID, _NSA_FD = 1, 3
+_IFLA_IFALIAS, _BORROWED = 20, "agentmon: was down"
 _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 4, 5, 7
 _FIRST = 16  # routes that are read
 _MAIN = 254
@@ -112,6 +113,24 @@ def down(number: int) -> Request:
 def _flags(number: int, flags: int, word: str) -> Request:
     what = f"take device {number} {word}"
     return message(ifinfmsg, _NEWLINK, 0, what, (errno.ENODEV,), index=number, flags=flags, change=_IFF_UP)
+
+
+def lo_borrowed(route: Netlink) -> list[Request]:
+    """What takes lo up where it is down, noted on it for `lo_returned`: a refusal's reset reaches its socket by lo."""
+    lo = device(route, "lo")
+    return [] if lo is None or lo.up else [_lo(_IFF_UP, _BORROWED)]
+
+
+def lo_returned(route: Netlink) -> list[Request]:
+    """What takes lo down again where `lo_borrowed` took it up, whoever did so."""
+    body = route.ask(message(ifinfmsg, _GETLINK, 0, "device lo", attrs=[("IFLA_IFNAME", "lo")]))
+    note = attributes(body, 16).get(_IFLA_IFALIAS, b"").rstrip(b"\0")
+    return [_lo(0, "")] if note == _BORROWED.encode() else []
+
+
+def _lo(flags: int, note: str) -> Request:
+    attrs = [("IFLA_IFALIAS", note)]
+    return message(ifinfmsg, _NEWLINK, 0, "switch lo", index=1, flags=flags, change=_IFF_UP, attrs=attrs)
 
 
 def way_out(device: str, number: int, gateways: Sequence[tuple[Address, Address]]) -> list[Request]:

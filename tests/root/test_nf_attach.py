@@ -152,6 +152,17 @@ def test_its_root_keeps_no_rules_from_changing_by_making_a_table_of_our_name_its
         owner.wait(10)
 
 
+@pytest.mark.parametrize("name", ["box", "routed"])
+def test_a_refusal_is_said_at_once_also_where_lo_was_down(engine: Engine, name: str) -> None:
+    """Its reset goes by lo, which is up as long as we hold it: the other test sees how it is left."""
+    engine.attach(name, *WEBS)
+    until(lambda: engine.reaches(name, WEB4))
+    for address in (OTHER4, OTHER6):
+        if name == "box" or address == OTHER4:
+            with pytest.raises(ConnectionRefusedError):
+                engine.lab.connect(name, address, timeout=2.0)
+
+
 def test_older_flows_do_not_go_on(engine: Engine) -> None:
     sock = engine.lab.connect("box", WEB4)
     engine.attach("box", *WEBS)
