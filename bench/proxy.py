@@ -27,6 +27,7 @@ SNI = "api.anthropic.com"
 KINDS = {"c1": ("json", 1), "c16": ("json", 16), "sse": ("sse", 1), "paced": ("paced", 4)}
 STREAMS = 200  # at once, for the memory they need
 WAYS = ("direct", "mitmdump", "agentmon")
+_ALL, _WORKER = slice(None), slice(1)  # of the processes whose CPU is counted: the worker, the ledger
 _ADDON = "def responseheaders(flow):\n    flow.response.stream = True\n"
 
 
@@ -103,10 +104,6 @@ def _json(seen: dict[str, dict[str, list[dict[str, Any]]]]) -> list[Figure]:
     def rates(kind: str) -> dict[str, list[float]]:
         return {way: [r["requests"] / r["seconds"] for r in seen[kind][way]] for way in WAYS}
 
-    def cpu(kind: str, way: str, parts: slice = slice(None)) -> list[float]:
-        """CPU milliseconds a request, a round each."""
-        return [sum(r["cpu_ms"][parts]) / r["requests"] for r in seen[kind][way]]
-
     def p50(kind: str, way: str) -> list[float]:
         return [median(r["latency_ms"]) for r in seen[kind][way]]
 
@@ -117,24 +114,33 @@ def _json(seen: dict[str, dict[str, list[dict[str, Any]]]]) -> list[Figure]:
         return Figure(id, median(ours), "req/s", goal, peers, {w: pairwise(ours, v) for w, v in got.items()},
                       spread(ours), note=note)  # fmt: skip
 
-    def metering(id: str, kind: str, goal: str, parts: slice, note: str) -> Figure:
-        ours, bare = cpu(kind, "agentmon", parts), cpu(kind, "mitmdump")
-        ratios = [a / b for a, b in zip(ours, bare, strict=True)]
-        ms = f"; CPU a request {median(ours):.2f} ms, mitmdump {median(bare):.2f}"
-        return Figure(id, median(ratios), "×", goal, spread=spread(ratios), note=note + ms)
-
     added = [a - b for a, b in zip(p50("c1", "agentmon"), p50("c1", "direct"), strict=True)]
     added_bare = [a - b for a, b in zip(p50("c1", "mitmdump"), p50("c1", "direct"), strict=True)]
-    everything, worker = slice(None), slice(1)
     return [
         beside("proxy.json.rps", "c1", ">= 450", "one kept connection; each request held and settled in a real ledger"),
         beside("proxy.json.c16.rps", "c16", "", "16 kept connections"),
-        metering("proxy.metering.ratio", "c1", "<= 1.15", everything, "worker and ledger, c=1"),
-        metering("proxy.metering.c16.ratio", "c16", "<= 1.15", everything, "worker and ledger, c=16"),
-        metering("proxy.metering.worker_ratio", "c1", "", worker, "the worker alone, c=1"),
+        _metering(seen, "proxy.metering.ratio", "c1", "<= 1.15", _ALL, "worker and ledger, c=1"),
+        _metering(seen, "proxy.metering.c16.ratio", "c16", "<= 1.15", _ALL, "worker and ledger, c=16"),
+        _metering(seen, "proxy.metering.worker_ratio", "c1", "", _WORKER, "the worker alone, c=1"),
         Figure("proxy.json.added_ms", median(added), "ms", peers={"mitmdump": median(added_bare)},
                spread=spread(added), note="p50 of a request less p50 direct, c=1"),
     ]  # fmt: skip
+
+
+def _metering(
+    seen: dict[str, dict[str, list[dict[str, Any]]]], id: str, kind: str, goal: str, parts: slice, note: str
+) -> Figure:
+    """CPU a request over bare mitmdump's, round by round, with all that a bottle is held to unless told otherwise."""
+
+    def cpu(way: str, parts: slice) -> list[float]:
+        return [sum(r["cpu_ms"][parts]) / r["requests"] for r in seen[kind][way]]
+
+    ours, bare = cpu("agentmon", parts), cpu("mitmdump", _ALL)
+    ratios = [a / b for a, b in zip(ours, bare, strict=True)]
+    ms = (
+        f"; CPU a request {median(ours):.2f} ms, mitmdump {median(bare):.2f}; searches of requests and answers included"
+    )
+    return Figure(id, median(ratios), "×", goal, spread=spread(ratios), note=note + ms)
 
 
 def _streams(seen: dict[str, dict[str, list[dict[str, Any]]]]) -> list[Figure]:
@@ -147,6 +153,7 @@ def _streams(seen: dict[str, dict[str, list[dict[str, Any]]]]) -> list[Figure]:
     calm_added = [a - b for a, b in zip(calm["agentmon"], calm["direct"], strict=True)]
     calm_bare = [a - b for a, b in zip(calm["mitmdump"], calm["direct"], strict=True)]
     return [
+        _metering(seen, "proxy.metering.sse.ratio", "sse", "", _ALL, "worker and ledger, streams of 200 deltas"),
         Figure("proxy.ttfb_added_ms", median(added), "ms", "<= 3", {"mitmdump": median(bare)}, {}, spread(added),
                note=f"first of 200 deltas written at full speed; direct {median(first['direct']):.2f} ms"),
         Figure("proxy.ttfb_paced_added_ms", median(calm_added), "ms", "", {"mitmdump": median(calm_bare)}, {},
