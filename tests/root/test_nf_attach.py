@@ -72,7 +72,7 @@ def test_what_is_allowed_is_reached_and_nothing_else(engine: Engine, name: str, 
         engine.sends(name, address, 443)
     engine.sends(name, OTHER4, 443, source=BOX4 if name == "box" else "10.77.0.2")
     assert not engine.reaches(name, NEIGHBOUR4, 5432)
-    assert lab.world.to(OTHER4) == lab.world.to(OTHER6) == 0
+    assert lab.world.to(OTHER4) == lab.world.to(OTHER6) == 0, (lab.world.frames, lab.world.sources)
 
 
 def test_a_neighbour_on_the_same_bridge_neither_reaches_it_nor_is_reached(engine: Engine) -> None:

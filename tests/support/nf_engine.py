@@ -72,6 +72,7 @@ class Engine:
     def quiet(self) -> None:
         """What the world has seen so far is forgotten."""
         self.lab.world.frames.clear()
+        self.lab.world.sources.clear()
         self.lab.world.bytes.clear()
 
     def sends(self, name: str, address: str, port: int, *, source: str = "") -> None:
