@@ -291,21 +291,23 @@ def test_holds_of_a_host_that_has_gone_are_charged_and_its_late_word_corrects_th
     shared = (scope("host", "host", of("claude", 1000, "month")),)
     gone.run([(wire.OpenRun(1, 1, "b1", "run1", "", shared, {}), A)], START)
     stays.run([(wire.OpenRun(1, 1, "b2", "run2", "", shared, {}), A)], START)
-    (held,) = gone.run([(wire.Reserve(1, 1, "claude", "m", 40, 60, "k"), A)], START).answers
+    asks = [(wire.Reserve(n, 1, "claude", "m", 40, 60, f"k{n}"), A) for n in (1, 2)]
+    held, given_back = gone.run(asks, START).answers
 
     def total() -> Any:
         stays.run([(wire.Reserve(2, 1, "claude", "m", 0, 2000, "asks"), A)], START)
         return stays.run([(wire.Totals(1, 1), A)], START).answers[0].value[0]
 
     end = time.monotonic() + 20
-    while total()["used"] != 100 and time.monotonic() < end:
+    while total()["used"] != 200 and time.monotonic() < end:
         pass
-    assert (total()["used"], held.tokens) == (100, 100)
+    assert (total()["used"], held.tokens) == (200, 100)
+    gone.run([(wire.Release(1, given_back.hold), A)], START)
     (late,) = gone.run([(wire.Settle(1, held.hold, usage(40, 5, "r")), A)], START).answers
     assert not late.duplicate
-    assert total()["used"] == 45
+    assert total()["used"] == 145
     with SharedReader(Database(url)) as reader:
-        assert [row["source"] for row in reader.rows()] == ["estimate", "reconciled"]
+        assert [row["source"] for row in reader.rows()] == ["estimate", "estimate", "reconciled"]
         assert reader.check() == []
     gone.close()
     stays.close()
