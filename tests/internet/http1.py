@@ -83,6 +83,11 @@ class Response:
             await asyncio.sleep(min(left, 0.05))
         self._check()
 
+    def streams(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The connection itself, for the protocol that takes over."""
+        self.status = 101
+        return self._reader, self._writer
+
     def abort(self) -> None:
         """Reset the connection in the middle of the response: an upstream that dies."""
         transport = self._writer.transport

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.internet import echo
 from tests.internet.http1 import Request, Response
 
 _CHUNK = bytes(256 << 10)
@@ -18,6 +19,8 @@ async def site(request: Request, response: Response) -> None:
             await response.send(200, request.body, {"content-type": "application/octet-stream"})
         case "/headers":
             await response.json(200, request.headers)
+        case "/socket":
+            await echo.messages(request, response)
         case "/slow":
             await _slow(float(request.query.get("s", "1")), response)
         case "/redirect":
