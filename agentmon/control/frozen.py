@@ -53,7 +53,7 @@ def restart(host: Host, event: e.RestartRequested) -> Step:
     host = replace(host.unkeep(name), epoch=host.epoch + 1, last=slot)
     bottle = replace(
         event.bottle, slot=slot, epoch=host.epoch, phase=Phase.STARTING, spent=None, held_by=-1, lacks="", pid=0,
-        started_ns=event.now_ns, restored=True,
+        started_ns=event.now_ns, restored=True, worker=slot % host.workers,
     )  # fmt: skip
     if raised_to is not None:
         raised_to = replace(raised_to, slot=slot, bottle=replace(raised_to.bottle, slot=slot))
