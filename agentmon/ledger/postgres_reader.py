@@ -65,6 +65,7 @@ class SharedReader(Reading):
             self._db = database.connect()
             self._db.execute(b"SET default_transaction_isolation TO 'repeatable read'")
             self._db.execute(b"SET idle_in_transaction_session_timeout TO '60s'")
+            self._db.execute(b"SET statement_timeout TO '10min'")  # `ledger check` reads everything
             have = postgres_migrations.version_of(self._db)
         except psycopg.Error as e:
             raise trouble(database, e) from e

@@ -159,6 +159,8 @@ class PostgresStore:
         """
         if self._idle(asked, now):
             return Outcome([None] * len(asked), [])
+        if self._line is not None:
+            self._line.heard()  # whatever this batch is, it looks at what others did until now
         try:
             out = self._with_retry(asked, now)
         except LedgerTrouble as e:
@@ -284,8 +286,6 @@ class PostgresStore:
         """Questions that change nothing: as of one moment, without waiting for the turn."""
         db = self._db
         assert db is not None
-        if self._line is not None:
-            self._line.heard()
         try:
             with self._watched(db):
                 turn = rows.look(db, self._outbox.host, self._turn, self._beat_s)

@@ -93,7 +93,7 @@ class Server:
     async def failed(self) -> None:
         """Wait for the worker's unasked end. :raises errors.AgentmonError: always."""
         await self._ended.wait()
-        raise errors.AgentmonError("the writer has failed; see the traceback above", "the daemon starts another ledger")
+        raise errors.AgentmonError("the writer has failed; see what is above", "the daemon starts another ledger")
 
     async def stop(self) -> None:
         """Hear nobody any more, commit what was asked, answer it, close."""

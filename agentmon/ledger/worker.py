@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentmon import wire
+from agentmon.errors import AgentmonError
 from agentmon.ledger import retention
 from agentmon.ledger.book import Asked, Sweep
 from agentmon.ledger.keeper import Keeper
@@ -65,6 +66,8 @@ class Worker(threading.Thread):
     def run(self) -> None:
         try:
             self._serve()
+        except AgentmonError as e:  # a newer agentmon has changed a shared ledger
+            print(f"error: ledger: {e.message}\nhint: {e.hint}", file=sys.stderr, flush=True)
         finally:  # also by an error nobody foresaw: a ledger without its writer must not look alive
             self._ended()
 

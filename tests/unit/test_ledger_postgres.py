@@ -18,6 +18,7 @@ import pytest
 from agentmon import wire
 from agentmon.credentials.secret import Secret
 from agentmon.ledger import migrations, postgres_migrations, postgres_rows, store
+from agentmon.ledger.book import Refresh
 from agentmon.ledger.migrations import NotALedger, SchemaTooNew
 from agentmon.ledger.outbox import Outbox
 from agentmon.ledger.postgres import Database
@@ -280,6 +281,23 @@ def test_what_one_host_spends_crosses_on_the_other(book: Book) -> None:
     other.ask(wire.Totals, 1)
     assert [(c.slots, c.threshold, c.used) for c in other.crossed] == [((1,), 80, 85), ((1,), 100, 120)]
     assert not book.crossed
+    other.store.close()
+
+
+def test_every_change_of_others_is_told_whatever_the_batch_that_looked(book: Book) -> None:
+    other, poked = other_host(book), threading.Semaphore(0)
+    shared = scope("host", "host", of("claude", 1000, "month"))
+    book.open(1, shared, run="a")
+    other.open(1, shared, run="b")
+    assert isinstance(other.store, PostgresStore)
+    other.store.listen(poked.release)
+    assert poked.acquire(timeout=20)  # connected: what was missed
+    for n in range(3):
+        other.all([(Refresh(), A), (wire.Reserve(1, 1, "claude", "m", 1, 1, f"k{n}"), A)])
+        while poked.acquire(blocking=False):
+            pass
+        book.spend(1, 5, f"r{n}")
+        assert poked.acquire(timeout=20), n
     other.store.close()
 
 
