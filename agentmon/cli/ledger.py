@@ -46,12 +46,12 @@ def backup(file: Path) -> None:
 @ledger.command(
     epilog=example("sudo agentmon ledger export", "sudo agentmon ledger export audit --since 7d --csv > audit.csv")
 )
-@click.argument("what", type=click.Choice(["usage", "folded", "enforcement", "audit"]), default="usage")
+@click.argument("what", type=click.Choice(["usage", "folded", "enforcement", "audit", "approvals"]), default="usage")
 @click.option("--since", metavar="TIME", help="15m, 2h, 7d ago, or 2026-01-31T12:00:00Z.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values with a header.")
 @click.option("--json", "as_json", is_flag=True, help="One object per line (the default).")
 def export(what: str, since: str | None, as_csv: bool, as_json: bool) -> None:
-    """Write every row of usage (the default), of the sums that old usage is kept as (folded), of enforcement or audit,
+    """Write every row of usage (the default), of the sums that old usage is kept as (folded), of enforcement, audit or approvals,
     oldest first."""
     from agentmon.cli.books import export_ledger
 

@@ -24,6 +24,7 @@ _COMMANDS = {  # name: (module in agentmon.cli, its attribute, what it does)
     "attach": ("attach", "attach", "Supervise what already runs: a container, a process, a namespace."),
     "detach": ("attach", "detach", "Let go of what was attached; it goes on without being held."),
     "ps": ("listing", "ps", "List running bottles."),
+    "top": ("top", "top", "Watch bottles, budgets and refusals in a terminal, and act on them."),
     "events": ("listing", "events", "Show what was refused, and how to allow it."),
     "usage": ("listing", "usage", "Show tokens used."),
     "report": ("report", "report", "Report what was used, refused, cut and decided."),

@@ -286,6 +286,7 @@ class Ops:
             "observe": bottle.policy.observe, "guard": bottle.policy.guard,
             "command": list(bottle.job.argv), "uid": bottle.job.uid, "owner": bottle.job.owner,
             "started_ns": bottle.started_ns, "epoch": bottle.epoch,
+            "scopes": [[scope.scope, scope.name] for scope in bottle.policy.scopes],
             "addr4": str(net.addr4), "addr6": str(net.addr6 or ""),
             "spent": dict(bottle.spent) if bottle.spent else None,
             "processes": self._d.kernel.tree.processes(bottle.slot), "budgets": budgets,

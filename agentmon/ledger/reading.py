@@ -99,6 +99,14 @@ class Reading(ABC):
         """budget_v: shared scopes and running bottles, in their current windows."""
         return self.dicts("SELECT * FROM budget_v ORDER BY scope, name, provider, per, run", ())
 
+    def live(self) -> list[dict[str, Any]]:
+        """Requests under way: {bottle, provider, model, tokens}, tokens as they are held, weighted; oldest first."""
+        return self.dicts(
+            """SELECT r.bottle, h.provider, h.model, h.tokens FROM holds h JOIN runs r ON r.id = h.run_id
+               ORDER BY h.id""",
+            (),
+        )
+
     def scopes(self) -> dict[str, list[tuple[str, str]]]:
         """Run → its scopes, most specific first, of the runs that are open."""
         found: dict[str, list[tuple[str, str]]] = {}

@@ -28,6 +28,7 @@ EDGES = {
     "hyperscan": ("agentmon.dlp.engine",),
     "re2": ("agentmon.dlp.rules", "agentmon.injection.rules"),
     "click": ("agentmon.cli",),
+    "textual": ("agentmon.tui",),
     "dns": ("agentmon.resolver",),
     "bcc": ("ebpf.loader", "ebpf.child"),  # the loader's short-lived child compiles
     "nftables": ("netfilter.nft",),
@@ -146,6 +147,7 @@ def test_no_import_breaks_the_table() -> None:
         ("agentmon/ledger/book.py", "import apsw"),
         ("agentmon/ledger/worker.py", "from psycopg import errors"),
         ("agentmon/cli/x.py", "from ebpf import loader"),
+        ("agentmon/cli/top.py", "from textual.app import App"),
         ("agentmon/posture/probe_kernel.py", "from netfilter.spec import Mode"),
         ("agentmon/posture/judge.py", "import netfilter.probe"),
         ("agentmon/policy/x.py", "from .. import compile\nfrom ebpf.spec import Bpf"),
