@@ -46,7 +46,7 @@ class Ops:
     def __init__(self, daemon: Daemon) -> None:
         self._d = daemon
         self._compared = Posture(daemon)
-        self.trail = AuditTrail(lambda *row: daemon.ledger.audit(*row), daemon.log.add)
+        self.trail = AuditTrail(lambda *row: daemon.ledger.audit(*row), lambda event: daemon.log.add(event))
         approvals = ApprovalOps(daemon)
         self._handlers: dict[str, Handler] = {
             "run": self._run, "reattach": self._reattach, "signal": self._signal,
