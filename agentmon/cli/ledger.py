@@ -51,8 +51,8 @@ def backup(file: Path) -> None:
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values with a header.")
 @click.option("--json", "as_json", is_flag=True, help="One object per line (the default).")
 def export(what: str, since: str | None, as_csv: bool, as_json: bool) -> None:
-    """Write every row of usage (the default), of the sums that old usage is kept as (folded), of enforcement, audit or approvals,
-    oldest first."""
+    """Write every row of usage (the default), of the sums that old usage is kept as (folded), of enforcement, audit
+    or approvals, oldest first."""
     from agentmon.cli.books import export_ledger
 
     if as_csv and as_json:
