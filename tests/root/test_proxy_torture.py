@@ -189,7 +189,7 @@ def h2_attempts() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "many cookies", [*PSEUDO, *[("cookie", f"a{n}=b") for n in range(1000)]]
 
 
-@pytest.mark.parametrize(("name", "headers"), h2_attempts())
+@pytest.mark.parametrize(("name", "headers"), list(h2_attempts()))
 def test_http2_heads_that_mean_something_else_in_http1(rig: Rig, name: str, headers: list[tuple[str, str]]) -> None:
     rig.upstream.seen.clear()
     sock = rig.connect(HOST, alpn=["h2"])
