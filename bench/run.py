@@ -26,7 +26,7 @@ from bench.figure import Figure, show  # noqa: E402
 
 GROUPS = (
     "start", "cutoff", "proxy", "checks", "dlp", "bulk", "relay", "connect", "live", "ledger", "hosts", "admission",
-    "nft", "heal", "bottles", "guard", "ebpf", "posture",
+    "nft", "heal", "bottles", "guard", "ebpf", "posture", "top",
 )  # fmt: skip
 RESULTS = ROOT / "bench/results"
 
