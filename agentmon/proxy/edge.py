@@ -47,6 +47,7 @@ from agentmon.proxy.tap import Answer, Tap
 
 _DECODED_BYTES = 64 << 20
 _BAD_ADDRESS_S = 10.0
+_POLICY = frozenset({"default", "deny", "protected", "method", "path", "header", "query", "endpoint"})
 _METHOD_HEADERS = ("x-http-method-override", "x-http-method", "x-method-override")  # the method decided is the one sent
 
 
@@ -72,8 +73,9 @@ class Hooks:
         self._inbound = Inbound(self.sightings, self.accounts)
         self._outbound = Outbound(self.searches, self.bottles, self.sightings, self.ask)
         self._sockets = Sockets(
-            self.bottles, self.accounts, self.sightings, self._inbound, self._outbound, lambda: next(self._keys)
-        )
+            self.bottles, self.accounts, self.sightings, self._inbound, self._outbound, lambda: next(self._keys),
+            self._against,
+        )  # fmt: skip
 
     # ── connections ──
 
@@ -380,6 +382,32 @@ class Hooks:
         results = [(await c.cut(self._ending), c) for c in list(self.connections.get(slot, ()))]  # all bytes first
         await asyncio.gather(*(c.closed() for n, c in results if n))
         return sum(n for n, _ in results), time.monotonic_ns()
+
+    def rejudge(self, slot: int) -> None:
+        """The bottle has another policy: what it would not permit any more ends. An HTTP/2 connection ends where
+        none of its streams is left."""
+        against: dict[str, Ending] = {}
+        for live in self.live.values():
+            now = self._against(live) if live.connection.slot == slot else None
+            if now is not None:
+                against[live.flow.id] = live.ending_with(now.status, now.error)
+        for connection in {self.live[number].connection for number in against}:
+            mine = {number for number, live in self.live.items() if live.connection is connection}
+            if mine <= against.keys():
+                self.accounts.spawn(self._end(connection, against))
+
+    def _against(self, live: Live) -> Refuse | None:
+        """What the bottle's policy of now has against a request that an earlier one permitted."""
+        bottle = self.bottles.at(live.connection.slot)
+        if bottle is None or live.ours or not isinstance(live.verdict, Allow):
+            return None
+        if bottle.view is live.bottle.view or bottle.view.run != live.bottle.view.run:
+            return None
+        now = decide(bottle, live.facts, self.providers)
+        return now if isinstance(now, Refuse) and now.reason in _POLICY else None
+
+    async def _end(self, connection: Connection, endings: Mapping[str, Ending]) -> None:
+        await connection.cut(lambda flow: endings.get(flow.id))
 
     async def _too_long(self, live: Live) -> None:
         """Answer at once, and close: the body would be thrown away."""

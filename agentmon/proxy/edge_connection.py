@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from mitmproxy import http
 from mitmproxy.options import Options
-from mitmproxy.proxy import commands, events, mode_specs
+from mitmproxy.proxy import commands, events, mode_specs, server_hooks
 from mitmproxy.proxy.server import LiveConnectionHandler
 
 from agentmon.proxy.edge_layers import CutStreams, Ending, Entry
@@ -106,6 +106,8 @@ class Connection(LiveConnectionHandler):
                 if inspect.isawaitable(result):
                     await result
             except Exception as e:  # noqa: BLE001  fail closed: what a hook did not decide does not go on
+                if isinstance(hook, server_hooks.ServerConnectHook):
+                    hook.data.server.error = "closed by agentmon"  # it is dialled otherwise
                 if isinstance(getattr(hook, "flow", None), http.HTTPFlow):
                     kill(hook.flow)  # type: ignore[attr-defined]
                 self._fail(f"hook {hook.name}", e)
@@ -124,6 +126,8 @@ class Connection(LiveConnectionHandler):
     # ── limits ──
 
     async def server_event(self, event: events.Event) -> None:
+        if self._aborted and isinstance(event, events.DataReceived | events.OpenConnectionCompleted):
+            return  # what arrives while the connections are being closed would still be acted on
         if isinstance(event, events.DataReceived):
             await self._free.wait()
             if event.connection is self.client:

@@ -109,8 +109,11 @@ class Live:
         """How this request ends when its bottle is cut; None where it has its answer already."""
         if self.ours:
             return None
-        error = bodies.cut_off(bottle.spent, self.host, bottle.view.bottle)
-        reply = answer(403, error)
+        return self.ending_with(403, bodies.cut_off(bottle.spent, self.host, bottle.view.bottle))
+
+    def ending_with(self, status: int, error: bodies.Error) -> Ending:
+        """By this error: a whole answer, an event, or a close, as far as it has come."""
+        reply = answer(status, error)
         reply.headers["connection"] = "close"
         tail = None
         if self.tap is not None and self.tap.can_end_with_event and self._error_body is not None:

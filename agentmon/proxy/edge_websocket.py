@@ -15,7 +15,7 @@ from mitmproxy.websocket import WebSocketMessage
 
 from agentmon.proxy import bodies, inject
 from agentmon.proxy.bottles import Bottles
-from agentmon.proxy.decide import Allow
+from agentmon.proxy.decide import Allow, Refuse
 from agentmon.proxy.edge_frames import Close, close_after, close_with, deflates, ended_by, share_of
 from agentmon.proxy.edge_inbound import Inbound
 from agentmon.proxy.edge_live import Live, Refusal
@@ -30,7 +30,7 @@ _PROTOCOL = "sec-websocket-protocol"
 
 
 class Sockets:
-    """:param keys: the next unique key of a metered attempt."""
+    """:param keys: the next unique key of a metered attempt. :param against: what the policy says now."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class Sockets:
         inbound: Inbound,
         outbound: Outbound,
         keys: Callable[[], str],
+        against: Callable[[Live], Refuse | None],
     ) -> None:
         self._bottles = bottles
         self._inbound = inbound
@@ -47,6 +48,7 @@ class Sockets:
         self._accounts = accounts
         self._sightings = sightings
         self._keys = keys
+        self._against = against
 
     def offered(self, request: http.Request, allow: Allow) -> None:
         """Leave of the handshake's offers what can be spoken here, and of its subprotocols what is no credential."""
@@ -103,6 +105,8 @@ class Sockets:
             now = self._bottles.at(live.connection.slot)
             if now is None or now.cut:  # while this one was being judged
                 refusal = 403, bodies.cut_off(now.spent if now is not None else {}, live.host, live.bottle.view.bottle)
+            elif (against := self._against(live)) is not None:
+                refusal = against.status, against.error
         if refusal is None:
             return
         error = refusal[1]

@@ -119,6 +119,7 @@ class Worker:
                     self.bottles.set(message.view)
                 except RuleError as e:
                     return wire.Ack(message.id, error=f"rule of bottle {message.view.bottle}: {e.message}")
+                self.hooks.rejudge(message.view.slot)
                 return wire.Ack(message.id)
             case wire.SetRules():
                 return wire.Ack(message.id, error=await asyncio.to_thread(self._rules, message))

@@ -86,9 +86,9 @@ SECRET = b"what the server says"
 SOCKET = f"wss://{OPENAI}/v1/realtime"
 
 
-def ended(rig: Rig, host: str, path: str, *headers: str, body: bytes) -> bytes:
+def ended(rig: Rig, host: str, path: str, *headers: str, body: bytes, port: int = 443) -> bytes:
     """One request whose connection ends with its answer; what came of that."""
-    sock = rig.connect(host)
+    sock = rig.connect(host, port)
     lines = [f"POST {path} HTTP/1.1", f"Host: {host}", "Connection: close", *headers, "", ""]
     sock.sendall("\r\n".join(lines).encode() + body)
     got = read_all(sock)
@@ -117,6 +117,13 @@ def uploaded(rig: Rig, server: SocketUpstream) -> bytes:
     rig.upstream.script = reply(200, SECRET)
     body = b"5\r\nhello\r\n0\r\n\r\n"
     return ended(rig, "www.example.org", "/", "Transfer-Encoding: chunked", body=body)
+
+
+def plain(rig: Rig, server: SocketUpstream) -> bytes:
+    """Over port 80: nothing between the dialling and the request."""
+    rig.bottle("www.example.org", inspected=("www.example.org",))
+    rig.upstream.script = reply(200, SECRET)
+    return ended(rig, "www.example.org", "/", "Content-Length: 5", body=b"hello", port=80)
 
 
 def untrusting(rig: Rig, server: SocketUpstream) -> bytes:
@@ -165,7 +172,7 @@ FLOWS: dict[str, tuple[Flow, str]] = {
     "on_tls_start_client": (asked, "nothing sent"),
     "on_tls_failed_client": (untrusting, "nothing sent"),
     "on_tls_start_server": (asked, "nothing sent"),
-    "on_server_connect": (asked, "nothing sent"),
+    "on_server_connect": (plain, "nothing sent"),
     "on_server_connect_error": (unreachable, "nothing sent"),
     "on_requestheaders": (asked, "nothing sent"),
     "on_request": (asked, "nothing sent"),
@@ -185,7 +192,7 @@ def test_every_hook_has_its_flow() -> None:
     assert sorted(FLOWS) == sorted(HOOKS + STREAMS)
 
 
-@pytest.mark.parametrize("flow", [asked, streamed, uploaded, socketed], ids=lambda flow: flow.__name__)
+@pytest.mark.parametrize("flow", [asked, streamed, uploaded, plain, socketed], ids=lambda flow: flow.__name__)
 def test_without_a_fault_the_flows_pass(rig: Rig, server: SocketUpstream, flow: Flow) -> None:
     assert SECRET in flow(rig, server)
 

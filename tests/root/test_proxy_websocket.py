@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
@@ -15,7 +17,8 @@ from websockets.frames import Frame, Opcode
 from agentmon import wire
 from tests.support import proxy_rig
 from tests.support.proxy_rig import SLOT, Rig
-from tests.support.proxy_talk import CLAUDE, OPENAI, SPENT, fresh, read_all
+from tests.support.proxy_talk import CLAUDE, OPENAI, SPENT, fresh, read_all, read_until
+from tests.support.proxy_upstream import chunked
 from tests.support.socket_upstream import SocketUpstream, dial
 
 pytestmark = pytest.mark.root
@@ -421,3 +424,37 @@ def test_a_secret_in_a_message(rig: Rig, server: SocketUpstream, outbound: str, 
     assert not any(SECRET in str(said) for said in server.seen)
     event = rig.wait_event(kind="secret", verdict="refused")
     assert event["detail"]["where"] == "message" and SECRET not in json.dumps(rig.events)
+
+
+# ── policy ──
+
+
+def change(rig: Rig, **view: Any) -> None:
+    """Another view of the same run."""
+    rig.view = msgspec.structs.replace(rig.view, **view)
+    assert rig.ask(wire.SetBottle(rig.control.next_id(), rig.view)).error == ""
+
+
+def test_a_policy_that_permits_it_no_more_ends_a_socket_and_a_stream(rig: Rig, server: SocketUpstream) -> None:
+    example(rig)
+    with dial(rig, PLAIN) as client:
+        change(rig, rules=("chat.example.org:443", "more.example.org:443"), epoch=2)
+        client.send("still")
+        assert client.recv(5) == "still"
+        change(rig, rules=("more.example.org:443",), epoch=3)
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(5)
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
+    assert closed.value.rcvd.reason.startswith("egress_denied: ")
+    example(rig)
+    rig.lookups.address = rig.upstream.address
+    never = threading.Event()
+    rig.upstream.script = chunked([b"data: 1\n\n", never])
+    sock = rig.connect("chat.example.org")
+    sock.sendall(b"GET /other HTTP/1.1\r\nHost: chat.example.org\r\n\r\n")
+    read_until(sock, b"data: 1")
+    change(rig, routes=(wire.Route("chat.example.org", paths=("/socket",)),))
+    assert b"0\r\n\r\n" not in read_all(sock)
+    sock.close()
+    assert rig.upstream.aborted.wait(5)
+    never.set()
