@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import grp
 import os
 import pwd
@@ -19,6 +20,7 @@ from agentmon.policy import unbuilt
 _FILES_ASIDE, _FILES_A_BOTTLE = 1024, 8  # the first 1024 are left to libnftables
 _FEW_BOTTLES = 128
 _FILES = 1 << 16  # descriptors: a bottle takes six, an ordinary limit is 1024
+_NICE = -10  # of daemon and services: jobs that burn every processor must not hold up what cuts them; theirs is 0
 _SWITCH_S = 0.0005  # how long a thread that decodes events may keep the loop, which cuts, from running (Python: 5 ms)
 
 
@@ -32,6 +34,8 @@ def main(settings_path: Path | None = None, *, until_idle: bool = False) -> None
     settings = settings_file.load(settings_path)
     unbuilt.refuse_settings(settings)
     _check_users()
+    with contextlib.suppress(PermissionError):  # in a container without CAP_SYS_NICE
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     held = lock.take()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))

@@ -50,6 +50,7 @@ def _report(report_w: int, error: messages.Error) -> None:
 
 def _prepare(spec: LaunchSpec, layout: HostLayout, stdio: Stdio, status_w: int, keep: tuple[int, int]) -> list[str]:
     os.setsid()
+    os.setpriority(os.PRIO_PROCESS, 0, 0)  # the daemon's and the spawner's is another
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)  # Python ignores some, a shell's & others: what is ignored stays so
     for target, fd in enumerate(stdio.inner):

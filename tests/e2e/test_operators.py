@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import json
+import os
 import pwd
 import subprocess
 from collections.abc import Iterator
@@ -99,6 +100,8 @@ def test_all_of_them_and_what_others_may_not(world: World) -> None:
     for words in ("cut --all", "freeze b0", "kill b1", "allow b0 x.example", "attach --pid 1"):
         done = as_member(world, *words.split())
         assert done.returncode == 3 and "sudo" in done.stderr, done.stderr
+    assert world.daemon is not None and os.getpriority(os.PRIO_PROCESS, world.daemon.pid) == -10
+    assert shells[0]("nice") == "0"
     world.agentmon("freeze", "--all")
     assert {phase(world, "b0"), phase(world, "b1")} == {"frozen"}
     world.agentmon("resume", "--all")
