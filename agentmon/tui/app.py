@@ -151,7 +151,7 @@ class Top(App[None]):
             for key, row in rows.items():
                 for column, was, now in zip(columns, self._drawn[key], row, strict=True):
                     if was != now:
-                        table.update_cell(key, column, now)
+                        table.update_cell(key, column, now, update_width=True)
         self._drawn = rows
 
     def _fill(self, name: str, rows: list[tuple[str, ...]]) -> None:
@@ -170,7 +170,7 @@ class Top(App[None]):
         log = self.query_one("#log", RichLog)
         new = list(self.model.events)[-(self.model.count - self._written) :] if self.model.count > self._written else []
         self._written = self.model.count
-        for event in new[-_TAIL:]:
+        for event in [e for e in new if e.get("kind") != "usage"][-_TAIL:]:  # usage is in the rows above
             log.write(paragraph(event).rstrip("\n"))
 
     # ── what a person does ──
