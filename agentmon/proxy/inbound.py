@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agentmon.injection.watch import OVERLAP, EventWatch, Finding, Watch
+from agentmon.injection.watch import OVERLAP, BatchedEventWatch, EventWatch, Finding, Watch
 from agentmon.providers.decoding import Decoder, decode_all
 from agentmon.providers.sse import EventGate, SseReader
 
@@ -39,7 +39,7 @@ class Reader:
         self._decoder = Decoder(coding, self._text)
         self._watch = Watch()
         self._events = SseReader(self._event) if event_stream else None
-        self._event_watch = EventWatch()
+        self._event_watch = BatchedEventWatch()
         self._begun = self._binary = False
         self._found: list[Finding] = []
 
@@ -53,6 +53,7 @@ class Reader:
         self._decoder.close()
         if self._events is not None:
             self._events.close()
+            self._found += self._event_watch.close()
         found, self._found = self._found, []
         return found
 
