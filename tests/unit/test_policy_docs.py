@@ -1,4 +1,4 @@
-"""docs/policy.md is true: every rule in its tables, every manifest in it, and the manifests under examples/."""
+"""docs/policy.md and docs/recipes.md are true: rules in their tables, manifests in them and those under examples/."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agentmon.cli.main import main
 from agentmon.errors import BadInput
 from agentmon.policy import manifest
 from agentmon.policy.explain import warnings
@@ -14,12 +15,14 @@ from agentmon.policy.merge import Options, effective
 from agentmon.policy.rules import RuleError, parse_rule
 from agentmon.policy.rules.ports import ALL, text_of
 from agentmon.policy.settings import Settings
-from agentmon.providers.declaration import Provider
+from agentmon.providers.registry import load
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/policy.md").read_text()
+RECIPES = (ROOT / "docs/recipes.md").read_text()
 EXAMPLES = ROOT / "examples/manifests"
-PROVIDERS = {"claude": Provider("claude", hosts=("api.anthropic.com",), endpoints=())}
+PROVIDERS = load()
+HOSTS_ONLY = {"aider.yml", "postgres-socket.yml"}  # what they grant only root may
 DEPTHS = {"direct": "direct", "name": "by name", "inspected": "inspected"}
 BLOCK = re.compile(r"^```yaml(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S)
 
@@ -67,7 +70,9 @@ def test_what_to_write_instead(text, instead):
 
 
 @pytest.mark.parametrize(
-    "block", list(BLOCK.finditer(GUIDE)), ids=lambda b: f"line-{GUIDE.count(chr(10), 0, b.start()) + 1}"
+    "block",
+    [*BLOCK.finditer(GUIDE), *BLOCK.finditer(RECIPES)],
+    ids=lambda b: f"line-{b.string.count(chr(10), 0, b.start()) + 1}",
 )
 def test_manifests_in_the_guide(block):
     info, body = block["info"], block["body"]
@@ -90,13 +95,27 @@ def test_manifests_in_the_guide(block):
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yml")), ids=lambda p: p.name)
-def test_examples_are_usable_and_without_idle_rules(path):
-    for bottles_dir in (EXAMPLES, ROOT / "nowhere"):  # as the host's manifest, and as a repository's
-        if bottles_dir != EXAMPLES and "extends:" in path.read_text():
-            continue
-        chain = manifest.load_chain(path, bottles_dir)
-        policy = effective(Settings(bottles_dir=bottles_dir), chain, Options(), providers=PROVIDERS)
-        assert warnings(policy) == []
+def test_examples_are_usable_and_without_idle_rules(path, tmp_path, monkeypatch, capsys):
+    """By the command, as the host's manifest; and as a repository's, where it grants nothing."""
+    settings = tmp_path / "settings.yml"
+    settings.write_text(f"bottles_dir: {EXAMPLES}\n")
+    monkeypatch.setenv("AGENTMON_SETTINGS", str(settings))
+    assert main(["policy", "check", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"{path}: ok, " in said and "warning" not in said
+    if "extends:" in path.read_text():
+        return
+    nowhere = ROOT / "nowhere"
+    chain = manifest.load_chain(path, nowhere)
+
+    def elsewhere():
+        return effective(Settings(bottles_dir=nowhere), chain, Options(), providers=PROVIDERS)
+
+    if path.name in HOSTS_ONLY:
+        with pytest.raises(BadInput, match=r"gives the job|credential"):
+            elsewhere()
+    else:
+        assert warnings(elsewhere()) == []
 
 
 def test_every_manifest_key_is_in_the_guide():
