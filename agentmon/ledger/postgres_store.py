@@ -25,6 +25,7 @@ import psycopg
 from agentmon import errors, wire
 from agentmon.ledger import postgres_migrations, retention
 from agentmon.ledger import postgres_rows as rows
+from agentmon.ledger import postgres_write as write
 from agentmon.ledger.book import HOLD_BLOCK, Asked, Refresh, Spent, Sweep
 from agentmon.ledger.migrations import SchemaTooNew
 from agentmon.ledger.outbox import Entry, Outbox
@@ -107,7 +108,7 @@ class PostgresStore:
             with self._watched(db):
                 postgres_migrations.migrate(db)
                 self._be_alone(db)
-                rows.register(db, self._outbox.host, self._name, zone())
+                write.register(db, self._outbox.host, self._name, zone())
         except BaseException as e:
             db.close()
             if isinstance(e, psycopg.Error):
@@ -259,11 +260,11 @@ class PostgresStore:
                     return outcome
                 self._batch = turn.batch + 1
                 struck = sorted({whose for whose, _ in strange})
-                written = rows.Written(
+                written = write.Written(
                     turn.turn, host, self._batch, max(sent, turn.sent), changes, pools, progressed, struck,
                     book.next_run, next_hold,
                 )  # fmt: skip
-                rows.write(db, written)
+                write.write(db, written)
                 if self._alter is not None:
                     self._alter()
                 self._unsure = _Unsure(self._batch, outcome, asked)
@@ -360,7 +361,7 @@ class PostgresStore:
             with self._watched(db):
                 db.execute(b"BEGIN")
                 db.execute(b"SELECT 1 FROM turn FOR UPDATE")
-                folded = rows.fold(db, before_ns, retention.ROWS)
+                folded = write.fold(db, before_ns, retention.ROWS)
                 if self._alter is not None:
                     self._alter()
                 db.execute(b"COMMIT")

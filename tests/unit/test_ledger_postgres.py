@@ -17,7 +17,7 @@ import pytest
 
 from agentmon import wire
 from agentmon.credentials.secret import Secret
-from agentmon.ledger import migrations, postgres_migrations, postgres_rows, store
+from agentmon.ledger import migrations, postgres_migrations, postgres_write, store
 from agentmon.ledger.book import Refresh
 from agentmon.ledger.migrations import NotALedger, SchemaTooNew
 from agentmon.ledger.outbox import Outbox
@@ -50,7 +50,7 @@ def other_host(book: Book, name: str = "other") -> Book:
 def test_both_stores_have_the_same_versions_and_statements() -> None:
     """A migration of the one needs its counterpart in the other."""
     assert postgres_migrations.MIGRATIONS[-1].version == migrations.MIGRATIONS[-1].version
-    assert postgres_rows.SQL.keys() == store._SQL.keys()
+    assert postgres_write.SQL.keys() == store._SQL.keys()
 
 
 # ── errors ───────────────────────────────────────────────────────────────────
