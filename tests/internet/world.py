@@ -62,10 +62,13 @@ NAMES: dict[str, Name] = {
     "api.mistral.ai": Name(APIS["mistral"]),
     "us-east5-aiplatform.googleapis.com": Name(APIS["vertex"]),
     "bedrock-runtime.us-east-1.amazonaws.com": Name(APIS["bedrock"]),
+    "example.com": Name(WEB),  # what README.md and docs/quickstart.md reach
+    "www.example.org": Name(FORBIDDEN),
     "www.allowed.example": Name(WEB),
     "other.allowed.example": Name(WEB),  # shares its address with www: SNI and Host tell them apart
     "direct.allowed.example": Name(DIRECT),
     "*.wild.example": Name(WEB),
+    "*.mirror.example": Name(WEB),
     "chain.allowed.example": Name(cname="middle.allowed.example"),
     "middle.allowed.example": Name(cname="www.allowed.example"),
     "loop.allowed.example": Name(cname="pool.allowed.example"),
