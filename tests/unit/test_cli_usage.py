@@ -86,7 +86,7 @@ def test_help_imports_no_command() -> None:
 @pytest.mark.parametrize(
     ("args", "status", "error", "hint"),
     [
-        (["nosuch"], 2, "No such command 'nosuch'.", "agentmon --help"),
+        (["nosuch"], 2, "there is no command 'nosuch'", "agentmon --help"),
         (["ps", "--wrong"], 2, "No such option", "agentmon ps --help"),
         (["events", "--kind", "x"], 2, "Invalid value for '--kind'", "agentmon events --help"),
         (["events", "--since", "soon"], 2, '--since "soon" is no time', "write 15m"),
