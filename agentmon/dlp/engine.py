@@ -20,6 +20,7 @@ from agentmon.dlp.rules import Rules
 from agentmon.errors import BadInput
 
 _FORMAT = b"agentmon dlp 1"
+_MOST = 1 << 20
 
 
 class Database:
@@ -29,11 +30,17 @@ class Database:
         self.blob = blob
         self._local = threading.local()
 
-    def scan(self, data: bytes) -> list[tuple[int, int]]:
-        """(id, end) of what was found; with SINGLEMATCH patterns each id once, its first end."""
+    def scan(self, data: bytes, most: int = _MOST) -> list[tuple[int, int]]:
+        """(id, end) of what was found, `most` at most; with SINGLEMATCH patterns each id once, its first end."""
         found: list[tuple[int, int]] = []
+
+        def note(id_: int, start: int, end: int, flags: int, context: object) -> bool:
+            found.append((id_, end))
+            return len(found) >= most
+
         if data:
-            self._own().scan(data, match_event_handler=lambda id_, start, end, flags, context: found.append((id_, end)))
+            with contextlib.suppress(hyperscan.ScanTerminated):
+                self._own().scan(data, match_event_handler=note)
         return found
 
     def _own(self) -> Any:

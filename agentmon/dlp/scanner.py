@@ -15,12 +15,13 @@ from agentmon.dlp.views import View
 
 MARKER = b"REDACTED-BY-AGENTMON"
 NESTED = "nested-encodings"  # more views than are looked at
-CROWDED = "too-many-candidates"  # more matches than are judged
-_FINDINGS = 64  # enough to refuse
+CROWDED = "too-many-candidates"  # more matches than are judged, or more findings than are told apart
+_FINDINGS = 256
 _JUDGED = 50_000
 _GROWTH = 6  # bytes of all views together for each byte that came
 _MORE = 1 << 20
 _AROUND = 32
+_TAIL = 4 << 10
 _TOKEN = re.compile(rb"[\w+/=.%\\~-]*")
 
 
@@ -105,7 +106,8 @@ class Scanner:
         return hashlib.blake2b(value, digest_size=32, key=self._key).digest()
 
     def scan(self, data: bytes, where: str, *, form: bool = False, since: int = 0) -> tuple[Finding, ...]:
-        """What is in `data`, by place; at most 64.
+        """What is in `data`, by place. From 256 findings on nothing more is looked for, and CROWDED is one of them: what
+        follows was not searched, and whoever approves the others has not seen it.
 
         :param form: it is application/x-www-form-urlencoded, or a query.
         :param since: only what is found from there on; rules still see all of it for their keywords.
@@ -116,7 +118,7 @@ class Scanner:
         todo = [View(data[since:], whole, lambda start, end: (start + since, end + since), 0, form) if since else whole]
         left = _GROWTH * len(data) + _MORE
         judged = _JUDGED
-        while todo and len(found) < _FINDINGS:
+        while todo:
             view = todo.pop(0)
             left -= len(view.data)
             if left < 0:
@@ -124,8 +126,9 @@ class Scanner:
                 break
             if self._exact is not None:
                 found.extend(self._known(view, where))
-            judged -= self._by_rules(view, where, found, lowered)
-            if judged < 0:
+            if len(found) < _FINDINGS:
+                judged -= self._by_rules(view, where, found, lowered)
+            if judged < 0 or len(found) >= _FINDINGS:
                 found.append(Finding(CROWDED, where, 0, len(data), self.digest(data)))
                 break
             todo.extend(views.children(view))
@@ -133,7 +136,7 @@ class Scanner:
 
     def _known(self, view: View, where: str) -> Iterable[Finding]:
         assert self._exact is not None
-        for number, end in self._exact.scan(view.data):
+        for number, end in self._exact.scan(view.data, _FINDINGS):
             size, name, digest = self._literals[number]
             start, stop = view.origin(end - size, end)
             yield Finding(f"exact:{name}", where, start, stop, digest)
@@ -228,8 +231,10 @@ def _shown(data: bytes, found: list[Finding]) -> tuple[Finding, ...]:
 def _token(data: bytes, start: int, end: int) -> tuple[int, int]:
     """The span with what may be its rest: a rule can have matched a part only."""
     head = data[max(0, start - 256) : start]
-    tail = _TOKEN.match(data, end)
+    tail = _TOKEN.match(data, end, end + _TAIL)
     before = len(head) - len(re.sub(rb"[\w+/.%~-]*\Z", b"", head))
+    if tail is not None and tail.end() == end + _TAIL:
+        return start - before, len(data)  # longer than anybody reads: nothing behind it is shown
     return start - before, tail.end() if tail else end
 
 

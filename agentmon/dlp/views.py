@@ -22,13 +22,14 @@ from urllib.parse import unquote_to_bytes
 from agentmon.dlp.rules import compiled
 
 DEPTH = 5
-_RUN = compiled(rb"[A-Za-z0-9+/_-]{60,}(?:\r?\n[A-Za-z0-9+/_-]+)+|[A-Za-z0-9+/_-]{20,}")
+_RUN = compiled(rb"[A-Za-z0-9+/_-]{20,}(?:\r?\n[A-Za-z0-9+/_-]+)+|[A-Za-z0-9+/_-]{20,}")
 _PERCENT_WORD = compiled(rb"[^\s\"'<>\\]*%[0-9A-Fa-f]{2}[^\s\"'<>\\]*")
 _ESCAPED_LINE = compiled(rb"[^\n]*\\[\"\\/bfnrtux0-7][^\n]*")
 _ALL = re.compile(rb".+", re.DOTALL)
 _PERCENT = re.compile(rb"%[0-9A-Fa-f]{2}")
 _FORM = re.compile(rb"%[0-9A-Fa-f]{2}|\+")
 _NUL = re.compile(rb"\0")
+_QUOTES = re.compile(rb"(?i)quoted-printable")
 _QUOTED = re.compile(rb"=(?:[0-9A-Fa-f]{2}|\r?\n)")
 _ESCAPES = re.compile(rb"\\(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|[0-7]{1,3}|.)", re.DOTALL)
 _OTHERS = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f"}
@@ -80,7 +81,7 @@ def children(view: View) -> Iterator[View]:
         made.append(_pieced(view, _PERCENT_WORD, lambda piece: (unquote_to_bytes(piece),), _PERCENT))
     if b"\0" in data:
         made.append(_pieced(view, _ALL, lambda piece: (piece.replace(b"\0", b""),), _NUL))
-    if view.depth <= 1 and b"uoted-printable" in data:
+    if view.depth <= 1 and _QUOTES.search(data):
         made.append(_pieced(view, _ALL, lambda piece: (quopri.decodestring(piece),), _QUOTED))
     made.append(_pieced(view, _RUN, _decoded, None))
     yield from (child for child in made if child is not None)
