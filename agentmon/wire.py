@@ -386,7 +386,9 @@ class Progress(Message, frozen=True):
 
 class Release(Message, frozen=True):
     id: int
-    hold: int
+    hold: int  # 0: the one of `slot` and `key`, if there is one; for who was not told its number
+    slot: int = -1
+    key: str = ""
 
 
 class Done(Message, frozen=True):

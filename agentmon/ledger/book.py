@@ -100,7 +100,10 @@ class Book(Terms):
         return wire.Granted(m.id, hold.id, tokens)
 
     def _release(self, m: wire.Release) -> wire.Message:
-        if (hold := self.holds.get(m.hold)) is not None:
+        hold = self.holds.get(m.hold)
+        if m.key:
+            hold = next((h for h in self.holds.values() if (h.run.slot, h.key) == (m.slot, m.key)), None)
+        if hold is not None:
             self._drop(hold)
         return wire.Done(m.id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -198,6 +199,33 @@ def test_nobody_listens(tmp_path: Path) -> None:
         await client.close()
 
     in_loop(proxy)
+
+
+def test_a_hold_that_was_granted_too_late_is_given_back(process: LedgerProcess, daemon: Peer) -> None:
+    open_run(daemon, scope("bottle", "b1", budget("claude", 1000)))
+    assert process.process is not None
+    ledger = process.process
+
+    async def proxy() -> None:
+        client = LedgerClient(process.socket, timeout_s=0.3)
+        kept = await client.reserve(1, "claude", "m", input=0, output=50, key="kept")
+        assert isinstance(kept, wire.Granted)
+        ledger.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(LedgerUnavailable, match="does not answer"):
+                await client.reserve(1, "claude", "m", input=0, output=400, key="late")
+        finally:
+            ledger.send_signal(signal.SIGCONT)
+        end = time.monotonic() + 20
+        while (await client.totals(1))[0]["held"] != 50:
+            assert time.monotonic() < end, "what nobody was told of is still held"
+            await asyncio.sleep(0.02)
+        assert isinstance(await client.reserve(1, "claude", "m", input=0, output=950, key="next"), wire.Granted)
+        await client.close()
+
+    in_loop(proxy)
+    with process.reader() as reader:
+        assert reader.rows() == []
 
 
 def test_a_peer_that_speaks_something_else_is_cut_off_and_others_go_on(process: LedgerProcess, daemon: Peer) -> None:

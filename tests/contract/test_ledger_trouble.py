@@ -44,6 +44,7 @@ def reserve(daemon: Peer, key: str) -> object:
 def test_locked_by_another_process(process: LedgerProcess) -> None:
     daemon = opened(process)
     hold = daemon.ask(wire.Reserve, 1, "claude", "m", 1, 1, "a")
+    unsent = daemon.ask(wire.Reserve, 1, "claude", "m", 1, 1, "unsent")
     other = apsw.Connection(process.path)
     other.execute("BEGIN IMMEDIATE")
     refused = daemon.ask(wire.Reserve, 1, "claude", "m", 1, 1, "b")
@@ -54,11 +55,17 @@ def test_locked_by_another_process(process: LedgerProcess) -> None:
         with pytest.raises(LedgerUnavailable, match="locked") as caught:
             await client.reserve(1, "claude", "m", input=1, output=1, key="c")
         assert caught.value.hint
+        brief = LedgerClient(process.socket, timeout_s=0.3)
+        releasing = asyncio.ensure_future(brief.release(unsent.hold))
+        given_up, _ = await asyncio.wait([releasing], timeout=1.0)  # it is as patient as a settlement
+        assert not given_up
         settling = asyncio.ensure_future(client.settle(hold.hold, usage(5, request_id="msg")))
         await asyncio.sleep(0)
         await asyncio.to_thread(other.close)
+        await releasing
         settled = await settling
         await client.close()
+        await brief.close()
         return settled
 
     assert asyncio.run(asyncio.wait_for(patient(), 30)).duplicate is False
