@@ -44,7 +44,7 @@ class Merge:
                 self._values[key] = value
             if key == "cache_creation_input_tokens" and not usage.get("cache_creation"):
                 self._values.pop("cache_creation", None)  # a later total without its split makes the old split wrong
-        self.seen = True
+            self.seen = True
 
     def usage(self, model: str, request_id: str, *, complete: bool) -> wire.Usage:
         sums = [_split(part) for part in rows(self._values.get("iterations")) or [self._values]]

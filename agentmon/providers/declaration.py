@@ -65,7 +65,7 @@ class Said:
 
 
 class SocketParser(Protocol):
-    """Reads both sides of one WebSocket, whole text messages; no method raises, what is kept is bounded."""
+    """Reads both sides of one WebSocket, whole messages of either opcode; no method raises, what is kept is bounded."""
 
     def asked(self, data: bytes) -> Asked | None:
         """A message of the client; None where it asks for no response."""

@@ -78,7 +78,7 @@ _CLIENT = Client(rw=(".codex",), env=(*_ENV, "CODEX_API_KEY"))
 
 PROVIDER = Provider(
     name="openai",
-    hosts=("api.openai.com",),
+    hosts=("api.openai.com", "*.api.openai.com"),  # and its regions: eu.api.openai.com …
     endpoints=(
         chat("/v1/chat/completions"),
         completions("/v1/completions"),

@@ -26,12 +26,13 @@ AUDIO_TOKENS_PER_S = 10  # what the models that bill tokens make of a second of 
 
 _ENDS = {"response.completed", "response.incomplete", "response.failed"}
 _MEDIA_ENDS = {"image_generation.completed", "image_edit.completed", "transcript.text.done"}
+_COUNTS = ("prompt_tokens", "input_tokens", "completion_tokens", "output_tokens", "seconds")
 _FRAME_BYTES = 150  # of a response's delta around its text
 
 
 def usage_row(usage: object, model: str, request_id: str, *, complete: bool) -> wire.Usage | None:
-    """The canonical row of any spelling of OpenAI's usage; None where there is none (null, no object)."""
-    if not isinstance(usage, dict):
+    """The canonical row of any spelling of OpenAI's usage; None where there is none (null, no object, no count)."""
+    if not isinstance(usage, dict) or not _tells(usage):
         return None
     seconds = usage.get("seconds")
     if isinstance(seconds, int | float) and not isinstance(seconds, bool):
@@ -50,6 +51,11 @@ def usage_row(usage: object, model: str, request_id: str, *, complete: bool) -> 
         output=output, reasoning=min(count(details_out.get("reasoning_tokens")) or 0, output),
         source="wire", complete=complete, raw=msgspec.json.encode(usage),
     )  # fmt: skip
+
+
+def _tells(usage: Json) -> bool:
+    """Whether there is a count in it: an empty object says nothing, not zero."""
+    return any(count(usage.get(key)) is not None for key in _COUNTS)
 
 
 def _details(usage: Json, *sides: str) -> Json:
@@ -74,7 +80,7 @@ class _Stream(SseParser):
         """Take over what an event says of the answer as a whole."""
         self._model = text(source.get("model")) or self._model
         self._id = text(source.get("id")) or self._id
-        if isinstance(source.get("usage"), dict):
+        if _tells(table(source.get("usage"))):
             self._usage = source["usage"]
 
 

@@ -2,7 +2,8 @@
 
 One socket carries many responses. Each is asked for by the client (`response.create`), or begun by the server that
 heard somebody stop speaking; each has one last event with its usage, and is one row. The parser takes whole messages,
-decompressed (permessage-deflate is the edge's work); binary ones (sound) say nothing.
+decompressed (permessage-deflate is the edge's work), whatever their opcode: a server may read JSON in binary
+frames too.
 
 Source: openai/openai-python, src/openai/types/realtime (realtime_server_event.py, realtime_client_event.py).
 """
@@ -25,6 +26,7 @@ _REMEMBERED = 512  # ids of responses that were told: one may be told again, but
 _FRAME_BYTES = 150  # of a delta around its text
 _SOUND_BYTES_PER_TOKEN = 1000  # of base64: the densest format (8 kB of sound a second) at ten tokens a second
 _SOUND = b'"input_audio_buffer.append"'
+_MAY_ASK = (b"response.create", b"\\u")  # JSON may spell a letter by its number: what has one is parsed
 
 
 class Responses:
@@ -41,16 +43,15 @@ class Responses:
         self.overflowed = False
 
     def asked(self, data: bytes) -> Asked | None:
-        """One text message from the client; None where it asks for no response."""
-        if _SOUND in data[:200]:
-            self._sound_bytes += len(data)
-            return None
-        if b"response.create" not in data:
-            self._unread_bytes += len(data)
-            return None
-        event = parse_object(data)
-        if event is None or event.get("type") != "response.create":
-            self._unread_bytes += len(data)
+        """One message from the client; None where it asks for no response."""
+        event = {} if not any(mark in data for mark in _MAY_ASK) else parse_object(data)
+        if event is None:  # not to this reader; the server's may be more tolerant
+            return Asked("", self._estimate({}, tokens_of(len(data))))
+        if event.get("type") != "response.create":
+            if _SOUND in data[:200]:
+                self._sound_bytes += len(data)
+            else:
+                self._unread_bytes += len(data)
             return None
         fields = table(event.get("response")) or event
         return Asked(text(event.get("event_id")), self._estimate(fields, count_tokens(Request("", data, fields))))
@@ -60,7 +61,7 @@ class Responses:
         return self._estimate({}, 0)
 
     def said(self, data: bytes) -> Said | None:
-        """One text message from the provider; None where it says nothing that costs."""
+        """One message from the provider; None where it says nothing that costs."""
         if len(data) > EVENT_CAP:
             self.overflowed = True
             return None

@@ -122,7 +122,7 @@ class Sockets:
                 refusal, message.content = await self._outbound.message(live, message.content)
                 if refusal is not None:
                     return refusal
-            if live.meter is None or not message.is_text:
+            if live.meter is None:
                 return None
             if message.from_client:
                 return await live.meter.asked(message.content)

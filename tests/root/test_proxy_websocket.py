@@ -294,6 +294,24 @@ def test_every_response_on_a_socket_is_held_and_is_a_row(rig: Rig, server: Socke
     assert rig.nothing_held()
 
 
+def test_what_is_asked_and_told_in_binary_frames_is_held_and_is_a_row(rig: Rig, server: SocketUpstream) -> None:
+    before = len(rig.rows(0))
+
+    async def script(peer: Any) -> None:
+        async for message in peer:
+            assert isinstance(message, bytes)
+            usage = {"input_tokens": 10, "output_tokens": 9}
+            answer = {"response": {"id": f"resp_b{id(peer):x}", "usage": usage}}
+            await peer.send(said("response.done", **answer).encode())
+
+    server.script = script
+    with dial(rig, REALTIME) as client:
+        client.send(said("response.create", response={"max_output_tokens": 50}).encode())
+        assert json.loads(client.recv(5))["type"] == "response.done"
+    assert rig.rows(before + 1)[before:] == [("openai", "rt-1", 10, 0, 0, 9, "wire", 1)]
+    assert rig.nothing_held()
+
+
 def test_a_response_that_is_lost_with_its_socket_is_charged_as_an_estimate(rig: Rig, server: SocketUpstream) -> None:
     before = len(rig.rows(0))
     server.script = realtime()

@@ -83,6 +83,11 @@ def test_an_explicit_zero_wins_and_null_or_absent_does_not() -> None:
     assert counts(usage) == (50, 0, 9, 0, 2, 0)
 
 
+def test_usage_without_a_value_is_not_zero() -> None:
+    assert read(b'{"id": "m", "type": "message", "usage": {}}') is None
+    assert read(b'{"id": "m", "type": "message", "usage": {"input_tokens": null}}') is None
+
+
 def test_several_deltas_the_last_without_usage() -> None:
     stream = start(input_tokens=1) + delta(output_tokens=5) + delta(output_tokens=9) + event("message_delta", delta={})
     assert counts(read(stream + STOP)) == (1, 0, 0, 0, 9, 0)

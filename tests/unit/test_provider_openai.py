@@ -138,6 +138,14 @@ def test_responses_with_null_usage_say_nothing() -> None:
     assert read(responses_parser, b'{"id": "r", "usage": null}', {}) is None
 
 
+@pytest.mark.parametrize("usage", [{}, {"total_tokens": None}, {"input_tokens": -1}])
+def test_usage_without_a_count_says_nothing_and_hides_none(usage: dict[str, Any]) -> None:
+    document = json.dumps({"id": "r", "usage": usage}).encode()
+    assert read(chat_parser, document, {}) is read(responses_parser, document, {}) is None
+    stream = chunk(choices=[], usage=USAGE) + chunk(choices=[], usage=usage) + DONE
+    assert counts(read(chat_parser, stream, SSE)) == (40, 60, 30, 20, True)
+
+
 def test_a_responses_stream_that_is_closed_early_is_not_complete() -> None:
     assert read(responses_parser, named("response.created", response={"id": "r", "usage": None}), {}) is None
 

@@ -217,6 +217,7 @@ def test_regions_are_covered_and_nothing_beside_them() -> None:
     assert owner("us-central1-aiplatform.googleapis.com") == owner("aiplatform.eu.rep.googleapis.com") == "vertex"
     assert owner("bedrock-runtime.eu-west-3.amazonaws.com") == "bedrock"
     assert owner("mine.openai.azure.com") == "azure"
+    assert owner("eu.api.openai.com") == owner("api.openai.com") == "openai" and owner("cdn.openai.com") is None
     assert owner("storage.googleapis.com") is owner("s3.eu-west-3.amazonaws.com") is None
     assert owner("x.us-central1-aiplatform.googleapis.com") is owner("bedrock-runtime.a.b.amazonaws.com") is None
 

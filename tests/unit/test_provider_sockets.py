@@ -117,3 +117,16 @@ def test_speech_written_down_is_a_row_of_its_own_and_an_error_names_what_it_is_a
     assert found is not None and (found.input, found.output) == (40, 0)
     assert socket.said(spoken) is None
     assert socket.said(said("error", error={"event_id": "mine"})) == Said("error", event="mine")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'{"type": "response\\u002ecreate"}',
+        b'{"a": "input_audio_buffer.append", "type": "response.create"}',
+        b'{"type": "response.create", "x": "\\ud800"}',  # half a character: some readers take it
+    ],
+)
+def test_a_response_is_asked_for_however_it_is_spelled(message: bytes) -> None:
+    asked = Responses("rt-1").asked(message)
+    assert asked is not None and asked.estimate.output == 4096
