@@ -19,7 +19,7 @@ from netfilter import render_foreign
 from netfilter.bottle import Inner, Pipe, pair
 from netfilter.errors import KernelRefused
 from netfilter.language import TABLE, table
-from netfilter.netns import foreign_links, links, namespaces, sysctl
+from netfilter.netns import foreign_links, links, namespaces, shut_rules, sysctl
 from netfilter.netns.foreign_links import Device
 from netfilter.netns.wire import ROUTE, Netlink, Request
 from netfilter.nfnetlink import Elements
@@ -173,8 +173,10 @@ def _shut(nft: Nft, route: Netlink, net: BottleNet) -> tuple[list[Device], tuple
     wanted = [(d.number, d.name) for d in outer if f"ingress{net.slot}_{d.number}" not in known]
     if wanted:
         nft.run(render_foreign.shut(net.slot, wanted), f"shut the own devices of bottle {net.slot}")
+    # What follows holds when somebody flushes our tables, too.
     ports = [d for d in outer if d.bridge and d.up]
-    route.run([foreign_links.down(d.number) for d in ports])  # holds when somebody flushes our tables, too
+    route.run([foreign_links.down(d.number) for d in ports])
+    shut_rules.keep(route, net.slot, [d.name for d in outer if not d.bridge])
     return outer, tuple(sorted({n for _, n in wanted} | {d.name for d in ports}))
 
 
@@ -186,6 +188,7 @@ def reopen(nft: Nft, route: Netlink, slot: int, netns: str, veth: str) -> None:
     with contextlib.suppress(KernelRefused):  # without a chain left the table goes too
         if not _chains(nft, None):
             nft.run(render_foreign.no_shut_table(), "remove the table of shut devices")
+    shut_rules.keep(route, slot, ())
     if namespaces.exists(netns):
         route.run([foreign_links.up(d.number) for d in _outer(route, netns, veth) if d.bridge and not d.up])
 

@@ -42,7 +42,7 @@ def ruleset(engine: Engine, name: str) -> str:
     inside = [["nft", "list", "ruleset"], ["ip", "rule"], ["ip", "-6", "rule"], ["ip", "route", "show", "table", "all"]]
     inside += [["ip", "-br", "link"], ["ip", "-br", "address"]]
     found = [engine.lab.shell("nsenter", f"--net={RUN / name}", *words) for words in inside]
-    found += [engine.lab.shell("ip", "-br", "link"), engine.lab.shell("ip", "route")]
+    found += [engine.lab.shell("ip", *words) for words in (("-br", "link"), ("route",), ("rule",), ("-6", "rule"))]
     return "\n".join([*found, engine.lab.shell("nft", "list", "tables")])
 
 
@@ -62,6 +62,11 @@ def test_what_is_allowed_is_reached_and_nothing_else(engine: Engine, name: str, 
     if side == "inside":
         lab.shell("nft", "insert", "rule", "inet", "agentmon", "b16", "meta", "mark", "set", "0x01000000", "accept")
         lab.shell("nft", "delete", "table", "netdev", "agentmon")
+        if name == "box":
+            lab.shell("ip", "link", "set", "v-box", "up")
+        else:
+            for family in ("-4", "-6"):
+                lab.shell("ip", family, "rule", "del", "priority", "2")
     engine.quiet()
     if side != "host":
         for address in (WEB4, WEB6):
@@ -72,6 +77,7 @@ def test_what_is_allowed_is_reached_and_nothing_else(engine: Engine, name: str, 
         engine.sends(name, address, 443)
     engine.sends(name, OTHER4, 443, source=BOX4 if name == "box" else "10.77.0.2")
     assert not engine.reaches(name, NEIGHBOUR4, 5432)
+    lab.seen()
     assert lab.world.to(OTHER4) == lab.world.to(OTHER6) == 0, (lab.world.frames, lab.world.sources)
 
 
@@ -106,6 +112,7 @@ def test_dns_to_anywhere_is_led_to_the_resolver_and_refused_without_that(engine:
     engine.in_there("box", "nft", "flush", "ruleset")
     engine.quiet()
     assert asks(lab, "box", OTHER4) == b""
+    lab.seen()
     assert lab.world.to(OTHER4) == 0
 
 
@@ -239,6 +246,7 @@ def test_a_way_out_that_the_host_cannot_shut_is_named_and_held_inside(engine: En
     engine.quiet()
     assert engine.reaches("mac", WEB4) and not engine.reaches("mac", OTHER4)
     engine.sends("mac", OTHER4, 443, source="203.0.113.77")
+    lab.seen()
     assert lab.world.to(OTHER4) == 0
     engine.detach()
     lab.run(lab.ip, "netns del mac")
@@ -271,6 +279,7 @@ def test_containers_inside_it_are_judged_as_it_is(engine: Engine, nested: str) -
     engine.quiet()
     for allowed, refused in ((WEB4, OTHER4), (WEB6, OTHER6)):
         assert engine.reaches(nested, allowed) and not engine.reaches(nested, refused)
+    lab.seen()
     assert lab.world.to(OTHER4) == lab.world.to(OTHER6) == 0, lab.world.frames
 
 

@@ -3,9 +3,11 @@ None of it is agentmon's."""
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import replace
 
+from netfilter.netns.sockets import Sockets
 from netfilter.spec import BottleNet, Direct, Foreign, Holding
 from tests.support.nf_lab import DNS, POOL4, POOL6, RUN, Lab, net, rules
 
@@ -13,7 +15,7 @@ BRIDGE4, BRIDGE6 = "10.88.0.1", "fd88::1"
 BOX4, BOX6 = "10.88.0.10", "fd88::10"
 NEIGHBOUR4, NEIGHBOUR6 = "10.88.0.11", "fd88::11"
 ROUTED4 = "10.77.0.2"
-_RULES = """
+RULES = """
 table inet engine {
   chain post { type nat hook postrouting priority 100; ip saddr 10.88.0.0/16 oifname != "br0" masquerade
     ip6 saddr fd88::/64 oifname != "br0" masquerade
@@ -46,7 +48,7 @@ class Engine:
         lab.ip("netns add routed", "link add routed0 type veth peer name eth0 netns routed")
         lab.ip("addr add 10.77.0.1/24 dev routed0", "link set routed0 up", "route add 10.78.0.0/24 via 10.77.0.2")
         lab.ip("addr add 10.77.0.2/24 dev eth0", "link set eth0 up", "route add default via 10.77.0.1", netns="routed")
-        lab.command("nft", _RULES)
+        lab.command("nft", RULES)
 
     def net(self, slot: int = 16) -> BottleNet:
         return replace(net(slot), foreign=Foreign((POOL4[DNS], POOL6[DNS])))
@@ -70,7 +72,13 @@ class Engine:
         return True
 
     def quiet(self) -> None:
-        """What the world has seen so far is forgotten."""
+        """What was tried so far is over, and forgotten: connections that somebody has not finished closing, and what
+        waits for a neighbour's address, would be seen later as if it had been sent then."""
+        lab = self.lab
+        for name in lab.run(os.listdir, RUN):
+            lab.inside(name, lambda: Sockets().destroy(lambda *_: True))
+            lab.shell("ip", "-n", name, "neigh", "flush", "all")
+        lab.seen()
         self.lab.world.frames.clear()
         self.lab.world.sources.clear()
         self.lab.world.bytes.clear()

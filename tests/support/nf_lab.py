@@ -32,6 +32,7 @@ RUN = Path("/run/netns")
 POOL4, POOL6 = IPv4Network("10.213.0.0/16"), IPv6Network("fd61:6d6f:6e::/64")
 DNS, RELAY, PROXY = 2, 3, 4  # offsets
 UPLINK4, UPLINK6 = "203.0.113.1", "2001:db8:1::1"
+WORLD_LINK4 = "203.0.113.2"
 WEB4, WEB6 = "198.51.100.7", "2001:db8::7"
 OTHER4, OTHER6 = "198.51.100.8", "2001:db8::8"
 METADATA = ("169.254.169.254", "168.63.129.16", "fd00:ec2::254")
@@ -249,14 +250,14 @@ class Lab:
         self.ip(
             *own,
             "link set up0 up",
-            "route add default via 203.0.113.2",
+            f"route add default via {WORLD_LINK4}",
             *(["-6 route add default via 2001:db8:1::2 dev up0"] if self.six else []),
         )
         foreign = [f"addr add {a}/{'128' if ':' in a else '32'} dev lo{' nodad' if ':' in a else ''}" for a in WORLD]
         self.ip(
             "link set lo up",
             *foreign,
-            "addr add 203.0.113.2/24 dev eth0",
+            f"addr add {WORLD_LINK4}/24 dev eth0",
             "addr add 2001:db8:1::2/64 dev eth0 nodad",
             "link set eth0 up",
             "route add default via 203.0.113.1",
@@ -327,6 +328,13 @@ class Lab:
                 sock.recv(5)
 
         self.inside(name, work)
+
+    def seen(self) -> None:
+        """What arrived in the world until now has been counted: the tap reads in order, up to a datagram for itself."""
+        before = self.world.frames[WORLD_LINK4, socket.IPPROTO_UDP]
+        with self.inside("", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+            sock.sendto(b"seen?", (WORLD_LINK4, 9))
+        until(lambda: self.world.frames[WORLD_LINK4, socket.IPPROTO_UDP] > before)
 
     def frame(self, name: str, *, source: str, to: str, mac: str, gateway_mac: str, port: int = 5432) -> None:
         """An Ethernet frame with a UDP datagram, past every hook for sockets; checksums are the kernel's to ignore."""
