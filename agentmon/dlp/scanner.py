@@ -106,8 +106,8 @@ class Scanner:
         return hashlib.blake2b(value, digest_size=32, key=self._key).digest()
 
     def scan(self, data: bytes, where: str, *, form: bool = False, since: int = 0) -> tuple[Finding, ...]:
-        """What is in `data`, by place. From 256 findings on nothing more is looked for, and CROWDED is one of them: what
-        follows was not searched, and whoever approves the others has not seen it.
+        """What is in `data`, by place. From 256 findings on nothing more is looked for, and CROWDED is one of them:
+        what follows was not searched, and whoever approves the others has not seen it.
 
         :param form: it is application/x-www-form-urlencoded, or a query.
         :param since: only what is found from there on; rules still see all of it for their keywords.

@@ -21,6 +21,7 @@ BODYLESS = (Endpoint("HEAD", "/", Metering.FREE), Endpoint("HEAD", "/**", Meteri
 
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _TWICE = re.compile(r"%25(?:25)*(?:2[EFef]|5[Cc]|00)")  # a dot, slash, backslash or NUL to whom decodes again
+_DOTS = re.compile(r"\.\.?((;|%(3B|3F|23|20|09|0A|0D)).*)?")  # also with what some servers leave off behind it
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
@@ -30,8 +31,8 @@ def normal_path(target: str) -> str | None:
     Percent-encoding of unreserved characters is undone (RFC 3986, 6.2.2). None where two servers could disagree about
     its meaning.
     """
-    path = target.partition("?")[0].partition("#")[0]
-    if not path.startswith("/") or "\\" in path or any(c <= " " or c > "~" for c in path):
+    path = target.partition("?")[0]
+    if not path.startswith("/") or "\\" in path or "#" in path or any(c <= " " or c > "~" for c in path):
         return None
 
     def unescape(match: re.Match[str]) -> str:
@@ -41,7 +42,7 @@ def normal_path(target: str) -> str | None:
     path = _ESCAPE.sub(unescape, path)
     if any(bad in path for bad in ("%2F", "%5C", "%00")) or _TWICE.search(path):
         return None
-    if any(segment.partition(";")[0] in {".", ".."} for segment in path.split("/")):
+    if any(_DOTS.fullmatch(segment) for segment in path.split("/")):
         return None
     return path
 

@@ -27,6 +27,7 @@ from agentmon.proxy.outbound import Ask, Decision, Outcome, Reason
 from agentmon.proxy.outbound_head import Head
 from agentmon.proxy.search import Searched, Searches, Window
 from agentmon.proxy.sightings import Sightings
+from agentmon.proxy.unpacked import Unpacker, Unsearchable
 
 _INLINE_BYTES = 8 << 10  # searched at once: a thread would take longer to wake
 _THREADS = 2
@@ -137,10 +138,15 @@ class Outbound:
         head = Head("", tuple(trailers.fields) if trailers else (), unscanned=outbound.unscanned(allow.route))
 
         def look() -> tuple[Finding, ...]:
-            return (*scanner.scan(text, "body"), *(outbound_head.scan(scanner, head) if trailers else ()))
+            found = [f for part in (text, *window.inside()) for f in scanner.scan(part, "body")]
+            return (*found, *(outbound_head.scan(scanner, head) if trailers else ()))
 
         with live.connection.deciding():
-            findings = await self._off_the_loop(len(text), look)
+            try:
+                findings = await self._off_the_loop(_INLINE_BYTES + 1 if window.packed else len(text), look)
+            except Unsearchable:
+                live.ours = True
+                return Ending(answer(*await self._encoding(live, allow)), None)
         if not findings:
             window.passed()
             return None
@@ -156,16 +162,24 @@ class Outbound:
         allow = live.verdict
         assert isinstance(allow, Allow)
         scanner = self._scanner_of(live)
-        findings = await self._off_the_loop(len(content), lambda: scanner.scan(content, "message"))
-        if not findings:
+
+        def look() -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+            packed = filter(None, Unpacker().feed(content))
+            return scanner.scan(content, "message"), tuple(f for text in packed for f in scanner.scan(text, "message"))
+
+        try:
+            findings, inside = await self._off_the_loop(_work_of(content), look)
+        except Unsearchable:
+            return await self._encoding(live, allow), content
+        if not findings and not inside:
             return None, content
         sent = [content]
 
         def redact() -> bool:
             sent[0] = redacted(content, findings)
-            return not scanner.scan(sent[0], "message") and _still_json(content, sent[0])
+            return not inside and not scanner.scan(sent[0], "message") and _still_json(content, sent[0])
 
-        return await self._act(live, allow, findings, redact), sent[0]
+        return await self._act(live, allow, (*findings, *inside), redact), sent[0]
 
     # ── what is done ──
 
@@ -239,9 +253,13 @@ class Outbound:
 
 def _work(request: http.Request, raw: bytes, coding: str) -> int:
     """Bytes to be searched, at least; what may have to be unpacked counts as many."""
-    if coding or b"\x1f\x8b" in raw or raw.startswith(b"\x28\xb5\x2f\xfd"):
+    if coding or raw.startswith(b"\x28\xb5\x2f\xfd"):
         return _INLINE_BYTES + 1
-    return len(raw) + len(request.path) + sum(len(name) + len(value) for name, value in request.headers.fields)
+    return _work_of(raw) + len(request.path) + sum(len(name) + len(value) for name, value in request.headers.fields)
+
+
+def _work_of(content: bytes) -> int:
+    return _INLINE_BYTES + 1 if b"\x1f\x8b" in content else len(content)
 
 
 def _head(request: http.Request, allow: Allow) -> Head:

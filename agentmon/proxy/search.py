@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from agentmon.dlp.scanner import Detector, Finding, Scanner
 from agentmon.providers.decoding import decode_all
 from agentmon.proxy.clean import OVERLAP, Clean
+from agentmon.proxy.unpacked import DEPTH, Unpacker, Unsearchable
 
 CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "identity"})
 DECODED_BYTES = 64 << 20
 _PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip, zstd: RFC 1952, RFC 8878
-_PART = b"\r\n\r\n\x1f\x8b\x08"  # a gzip file behind the head of a multipart's part
-_PARTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +81,12 @@ def search(scanner: Scanner, clean: Clean, run: str, host: str, raw: bytes, codi
     findings = tuple(f for f in found if f.end > known)
     told = {f.digest for f in findings}
     inside = [f for f in scanner.scan(raw, "body") if f.digest not in told] if plain is not raw else []
-    for packed in _parts(plain):
-        unpacked = decode_all("gzip", packed, DECODED_BYTES)
-        if unpacked is None:
-            return Searched(None)
-        inside.extend(scanner.scan(unpacked, "body"))
+    try:
+        for beside in (plain, raw[2:] if plain is not raw else b""):  # in it; behind the file that it came in
+            for text in filter(None, Unpacker().feed(beside)):
+                inside.extend(f for f in scanner.scan(text, "body") if f.digest not in told)
+    except Unsearchable:
+        return Searched(None)
     if not findings and not inside:
         clean.remember(run, digests)
     return Searched(plain, findings, tuple(inside))
@@ -101,16 +101,6 @@ def decoded(raw: bytes, coding: str) -> bytes | None:
     if not raw or (all(name == "identity" for name in names) and not raw.startswith(_PACKED)):
         return raw
     return decode_all(coding, raw, DECODED_BYTES)
-
-
-def _parts(plain: bytes) -> Iterator[bytes]:
-    at = 0
-    for _ in range(_PARTS):
-        at = plain.find(_PART, at)
-        if at < 0:
-            return
-        yield plain[at + 4 :]
-        at += len(_PART)
 
 
 E = TypeVar("E")
@@ -136,6 +126,25 @@ class Window(Generic[E]):
         self._new = bytearray()
         self._passed = False
         self._ended = False
+        self._unpacker = Unpacker()
+        self._unpacked = [b""] * DEPTH  # the ends of what was found packed so far
+
+    @property
+    def packed(self) -> bool:
+        """Whether there may be much more in it than its length says."""
+        return self._unpacker.under_way or b"\x1f\x8b" in self._new
+
+    def inside(self) -> list[bytes]:
+        """What lies packed in what is new; to be searched as well, once for each `text`.
+
+        :raises Unsearchable:
+        """
+        texts = []
+        for depth, fresh in enumerate(self._unpacker.feed(bytes(self._new))):
+            if fresh:
+                texts.append(self._unpacked[depth] + fresh)
+                self._unpacked[depth] = texts[-1][-self.HOLD :]
+        return texts
 
     def take(self, data: bytes) -> bytes:
         """What is to be searched now that `data` has come."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import random
 import ssl
 import subprocess
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,10 @@ FORMS = {
     "base64": lambda v: {"body": base64.b64encode(b"some words, " + v.encode())},
     "multipart": lambda v: {
         "body": f'--b\r\nContent-Disposition: form-data; name="f"\r\n\r\n{v}\r\n--b--\r\n'.encode(),
+        "headers": {"Content-Type": "multipart/form-data; boundary=b"},
+    },
+    "a file behind sixteen others": lambda v: {
+        "body": b"".join(b"--b\r\n\r\n" + gzip.compress(t) + b"\r\n" for t in (*[b"clean"] * 16, v.encode())),
         "headers": {"Content-Type": "multipart/form-data; boundary=b"},
     },
     "path": lambda v: {"path": f"/files/{v}"},
@@ -289,6 +295,39 @@ def test_an_upload_is_broken_off_before_the_value_leaves(rig: Rig, outbound: str
         assert answer.status == 403 and answer.json["error"]["decision"] == "stream"
     shows_nothing(rig)
     assert rig.request(HOST, "/", b"after that").status == 200
+
+
+@pytest.mark.parametrize("size", [100, 50_000])
+def test_a_packed_upload_is_searched_as_what_it_holds(rig: Rig, size: int) -> None:
+    """`curl -T - < file.tar.gz`: no coding is told, and pieces end anywhere."""
+    route(rig, "block")
+    noise = random.Random(7).randbytes(size).hex().encode()
+    clean, file = gzip.compress(noise), gzip.compress(noise + b" " + TOKEN.encode() + b" " + noise)
+    answer = chunked(rig, [clean[at : at + 9_999] for at in range(0, len(clean), 9_999)])
+    assert answer is not None and answer.status == 200 and rig.upstream.seen[-1].body == clean
+    rig.upstream.seen.clear()
+    answer = chunked(rig, [file[at : at + 9_999] for at in range(0, len(file), 9_999)])
+    assert answer is None or answer.json["error"]["decision"] == "stream"
+    assert rig.upstream.seen == [] and rig.wait_event(kind="secret", reason="stream")
+
+
+def test_approved_many_times_over_it_hides_no_other(rig: Rig) -> None:
+    proposed = answering(rig, ["approved", "rejected"])
+    text = "\n".join([TOKEN] * 400) + "\nglpat-aB3dE5gH7jK9mN1pQ3sT\n"
+    answer = rig.request(HOST, "/v1", text.encode())
+    rig.answering.join(10)  # type: ignore[attr-defined]
+    assert answer.status == 403 and rig.upstream.seen == []
+    assert {p.detector for p in proposed} == {"github-pat", "too-many-candidates"}
+
+
+def test_neither_method_nor_transfer_coding_carries_anything(rig: Rig) -> None:
+    route(rig, "block")
+    assert rig.request(HOST, "/", method=TOKEN).status == 400
+    for coding in ("gzip, chunked", "deflate, chunked"):
+        answer = chunked(rig, [zlib.compress(TOKEN.encode())], Transfer_Encoding=coding)
+        assert answer is not None and answer.status == 400
+    assert rig.upstream.seen == []
+    assert TOKEN[:12] not in json.dumps(rig.events)
 
 
 def test_the_head_of_an_upload_is_held_as_well(rig: Rig) -> None:
