@@ -146,9 +146,11 @@ class Book(Terms):
         if hold is None:
             return self._settle_late(m)
         request = request_of(m, hold)
-        if self._row_of(hold.provider, request) is not None:
-            self._drop(hold)
-            return wire.Settled(m.id, duplicate=True, crossed=self._is_spent(hold.run, hold.provider))
+        if (known := self._row_of(hold.provider, request)) is not None:
+            if not _is_another(known.usage, m.usage):
+                self._drop(hold)
+                return wire.Settled(m.id, duplicate=True, crossed=self._is_spent(hold.run, hold.provider))
+            request = f"{request}#{hold.id}"
         self._charge(hold, m.usage, request)
         return wire.Settled(m.id, crossed=self._is_spent(hold.run, hold.provider))
 
@@ -292,6 +294,15 @@ def _wrong(usage: wire.Usage) -> str:
     if usage.source not in _SOURCES:
         return f"source {usage.source[:80]!r} is not one of {', '.join(sorted(_SOURCES))}"
     return ""
+
+
+def _is_another(known: wire.Usage, told: wire.Usage) -> bool:
+    """Whether two answers with one id are two: both told completely, and not the same.
+
+    A replay has the same counts. Ollama's ids are one of 999 numbers: all but the first answers would be free.
+    """
+    whole = all(usage.complete and usage.source == "wire" for usage in (known, told))
+    return whole and any(getattr(known, name) != getattr(told, name) for name in _COUNTS)
 
 
 def request_of(m: wire.Settle, hold: Hold) -> str:

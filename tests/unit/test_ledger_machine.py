@@ -73,7 +73,7 @@ class Model:
 
     rows: list[ModelRow] = field(default_factory=list)
     holds: dict[int, ModelHold] = field(default_factory=dict)
-    requests: set[tuple[str, str]] = field(default_factory=set)
+    requests: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     open: dict[int, str] = field(default_factory=dict)
 
     def in_scope(self, slot: int, wanted: tuple[str, str]) -> bool:
@@ -186,12 +186,12 @@ class LedgerMachine(RuleBasedStateMachine):
         request = f"req{data.draw(st.integers(0, 12))}" if named else ""
         row = usage(input, output, request, provider=hold.provider)
         answer = self.ask(wire.Settle(1, id, row))
-        if request and (hold.provider, request) in self.model.requests:
-            assert answer.duplicate
+        known = self.model.requests.get((hold.provider, request)) if request else None
+        assert answer.duplicate == (known == (input, output))
+        if answer.duplicate:
             return
-        assert not answer.duplicate
         if request:
-            self.model.requests.add((hold.provider, request))
+            self.model.requests.setdefault((hold.provider, request), (input, output))
         self._row(hold, W.weigh(row))
         self.settled.append((id, row))
         run = self.model.open[hold.slot]

@@ -118,6 +118,20 @@ def test_an_agents_daily_budget_crosses_by_what_another_bottle_of_it_spends(book
     assert sorted(c.slots for c in book.crossed) == [(1,), (2,)]
 
 
+def test_two_answers_with_one_id_are_two_where_their_counts_differ(book: Book) -> None:
+    book.open(1)
+    holds = [book.reserve(1, 1, 1, key).hold for key in "abcd"]
+    rows = [usage(10, 5, "chatcmpl-7"), usage(10, 6, "chatcmpl-7"), usage(10, 5, "chatcmpl-7")]
+    rows.append(usage(0, 90, "chatcmpl-7", source="estimate", complete=False))  # of the first, broken off: a replay
+    answers = [book.ask(wire.Settle, hold, row) for hold, row in zip(holds, rows, strict=True)]
+    assert [a.duplicate for a in answers] == [False, False, True, True]
+    assert book.ask(wire.Settle, holds[1], rows[1]).duplicate
+    assert book.reads("SELECT request_id, weighted FROM usage ORDER BY id") == [
+        ("chatcmpl-7", 15), (f"chatcmpl-7#{holds[1]}", 16),
+    ]  # fmt: skip
+    assert book.line(1, "bottle")["used"] == 31 and book.line(1, "bottle")["held"] == 0
+
+
 def test_replay_by_request_and_by_hold(book: Book) -> None:
     book.open(1)
     one, two = book.reserve(1, 1, 1, "a"), book.reserve(1, 1, 1, "b")
