@@ -260,9 +260,16 @@ def _label_fits(pattern: str, label: str) -> bool:
 
 
 def _on_path(deny: Rule, path: str | None) -> bool:
+    """Also where only some servers take `path` for one that is denied: without case, with // as /, without ;parameters
+    and a slash at its end."""
     if deny.path is None:
         return True
-    return path is not None and path_matches(deny.path, path)
+    if path is None:
+        return False
+    pattern = deny.path.lower()
+    segments = [segment.partition(";")[0] for segment in path.lower().split("/")]
+    plain = "/" + "/".join(segment for segment in segments if segment)
+    return any(path_matches(pattern, reading) for reading in (path.lower(), plain, plain + "/"))
 
 
 class Conflict:
