@@ -7,9 +7,7 @@ message         of a WebSocket
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import msgspec
@@ -27,10 +25,10 @@ from agentmon.proxy.outbound import Ask, Decision, Outcome, Reason
 from agentmon.proxy.outbound_head import Head
 from agentmon.proxy.search import Searched, Searches, Window
 from agentmon.proxy.sightings import Sightings
+from agentmon.proxy.turns import Turns
 from agentmon.proxy.unpacked import Unpacker, Unsearchable
 
 _INLINE_BYTES = 8 << 10  # searched at once: a thread would take longer to wake
-_THREADS = 2
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _SHOWN_CHARS = 200
 
@@ -45,7 +43,7 @@ class Outbound:
         self._bottles = bottles
         self._sightings = sightings
         self._ask = ask
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="search")
+        self._turns = Turns()
         sightings.shown = self.shown
 
     def passes_through(self, request: http.Request) -> bool:
@@ -84,7 +82,7 @@ class Outbound:
             found[0] = (*host, *found[0])
             return found, search.search(scanner, clean, run, allow.host, raw, coding, form)
 
-        found, body = await self._off_the_loop(_work(request, raw, coding), look)
+        found, body = await self._off_the_loop(live, _work(request, raw, coding), look)
         if body.plain is None:
             return await self._encoding(live, allow)
         first, *rest = found
@@ -143,7 +141,7 @@ class Outbound:
 
         with live.connection.deciding():
             try:
-                findings = await self._off_the_loop(_INLINE_BYTES + 1 if window.packed else len(text), look)
+                findings = await self._off_the_loop(live, _INLINE_BYTES + 1 if window.packed else len(text), look)
             except Unsearchable:
                 live.ours = True
                 return Ending(answer(*await self._encoding(live, allow)), None)
@@ -168,7 +166,7 @@ class Outbound:
             return scanner.scan(content, "message"), tuple(f for text in packed for f in scanner.scan(text, "message"))
 
         try:
-            findings, inside = await self._off_the_loop(_work_of(content), look)
+            findings, inside = await self._off_the_loop(live, _work_of(content), look)
         except Unsearchable:
             return await self._encoding(live, allow), content
         if not findings and not inside:
@@ -232,10 +230,10 @@ class Outbound:
 
     # ── searching ──
 
-    async def _off_the_loop(self, size: int, look: Callable[[], T]) -> T:
+    async def _off_the_loop(self, live: Live, size: int, look: Callable[[], T]) -> T:
         if size <= _INLINE_BYTES:
             return look()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, look)
+        return await self._turns.run(live.connection.slot, look)
 
     def _scanner_of(self, live: Live) -> Scanner:
         return self._scanner(live.bottle.view.slot, live.bottle.view.run)
