@@ -29,7 +29,7 @@ _ALL = re.compile(rb".+", re.DOTALL)
 _PERCENT = re.compile(rb"%[0-9A-Fa-f]{2}")
 _FORM = re.compile(rb"%[0-9A-Fa-f]{2}|\+")
 _NUL = re.compile(rb"\0")
-_QUOTES = re.compile(rb"(?i)quoted-printable")
+_QUOTES = compiled(rb"(?i)quoted-printable")
 _QUOTED = re.compile(rb"=(?:[0-9A-Fa-f]{2}|\r?\n)")
 _ESCAPES = re.compile(rb"\\(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|[0-7]{1,3}|.)", re.DOTALL)
 _OTHERS = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f"}
