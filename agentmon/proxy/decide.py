@@ -19,6 +19,7 @@ from agentmon.proxy.bottles import Bottle
 from agentmon.proxy.routed import Asked, Uncovered, choose
 
 INTERNAL = "agentmon.internal"
+_REPEATING = frozenset({"TRACE", "TRACK"})  # RFC 9110 section 9.3.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,9 @@ def _by_route(bottle: Bottle, facts: Facts, allow: Allow) -> Verdict:
         return Refuse(403, error, "git-fetch", host, path, allow.rule)
     allow = replace(allow, lfs=use is git.Use.LFS_BATCH)
     if found is not None and found.auth_credential:
+        if facts.method in _REPEATING:
+            message = f"{facts.method} asks {host} to send back what it was sent, and it is sent a credential."
+            return Refuse(403, bodies.egress_denied(message, host), "method", host, path, allow.rule)
         if facts.sni is None:
             message = f"{host} is given its credential by https only."
             return Refuse(403, bodies.egress_denied(message, host), "plain", host, path, allow.rule)

@@ -31,6 +31,7 @@ from agentmon.providers.sse import EventGate
 from agentmon.proxy import bodies, edge_inbound, inject, introspect, outbound
 from agentmon.proxy.bottles import Bottles
 from agentmon.proxy.decide import Allow, Refuse, Tell, decide, decide_body
+from agentmon.proxy.echo import Echo
 from agentmon.proxy.edge_connection import BODY_BYTES, Connection, kill
 from agentmon.proxy.edge_inbound import Inbound
 from agentmon.proxy.edge_layers import Ending, Layer
@@ -320,6 +321,9 @@ class Hooks:
             live.tap = flow.response.stream = self._tap(live, live.exchange, flow.response)
             if live.tap.may_change_length:
                 without_length(flow)
+        if isinstance(live.verdict, Allow) and live.verdict.secret is not None:
+            live.echo = Echo(live.verdict.secret)
+            flow.response.headers.fields = live.echo.without_in(flow.response.headers.fields)
         self._inbound.head(live)
         now = self.bottles.at(connection.slot)
         if now is None or now.cut:  # the cut came while this one could not be ended
@@ -340,6 +344,8 @@ class Hooks:
         live = self.live.get(flow.id)
         if live is not None and flow.websocket is None:
             self._inbound.whole(live)
+            if live.echo is not None and flow.response is not None and flow.response.trailers:
+                flow.response.trailers.fields = live.echo.without_in(flow.response.trailers.fields)
             if live.tap is not None:
                 live.tap.ended()
             self._finish(live)
@@ -452,3 +458,4 @@ def _clean(request: http.Request, verdict: Allow) -> None:
     request.path = inject.without_keys(request.path)
     if verdict.secret is not None:
         request.headers[route.auth_header] = inject.header_value(route, verdict.secret)
+        request.headers["accept-encoding"] = "identity"  # so that an answer that repeats it can be read

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from mitmproxy import http
 
 from agentmon.injection.watch import Finding
-from agentmon.proxy import bodies, inbound
+from agentmon.proxy import bodies, echo, inbound
 from agentmon.proxy.decide import Allow
 from agentmon.proxy.edge_frames import Close
 from agentmon.proxy.edge_layers import Ending, Hold, hold_answer
@@ -36,6 +36,13 @@ class Inbound:
 
     def head(self, live: Live) -> None:
         """Of an answer whose head has come: put what reads it into its stream, or hold it."""
+        self._read(live)
+        response = live.flow.response
+        if live.echo is not None and response is not None and response.stream and response.status_code != 101:
+            then = response.stream if callable(response.stream) else inbound.passed
+            response.stream = echo.Stream(live.echo, then)
+
+    def _read(self, live: Live) -> None:
         response, how = live.flow.response, mode(live)
         assert response is not None
         if how == "off" or response.status_code == 101:
@@ -53,7 +60,8 @@ class Inbound:
             response.stream = Events(inner, self._ender(live))
         else:
             live.held = Held(coding, inner, self._ender(live))
-            hold_answer(live.flow, Hold(live.held, inbound.HOLD_BYTES, live.keep))
+            gate = live.held if live.echo is None else echo.Stream(live.echo, live.held)
+            hold_answer(live.flow, Hold(gate, inbound.HOLD_BYTES, live.keep))
 
     def whole(self, live: Live) -> None:
         """Of an answer that was held and has come to its end: it goes on, or ours does."""
@@ -61,6 +69,8 @@ class Inbound:
         if live.held is None or response is None or response.stream:
             return
         body = response.raw_content or b""
+        if live.echo is not None and body:
+            body = response.raw_content = live.echo.without(body)
         if live.tap is not None and body:
             live.tap(body)
         finding = live.held.whole(body) if body else None

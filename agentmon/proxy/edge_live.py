@@ -13,6 +13,7 @@ from agentmon.injection.watch import EventWatch
 from agentmon.proxy import bodies
 from agentmon.proxy.bottles import Bottle
 from agentmon.proxy.decide import Allow, Facts, Verdict
+from agentmon.proxy.echo import Echo
 from agentmon.proxy.edge_connection import BODY_S, Connection
 from agentmon.proxy.edge_frames import Close
 from agentmon.proxy.edge_layers import LEFT, Ending
@@ -45,6 +46,7 @@ class Live:
     buffers: bool = False  # it is being collected
     window: Window[Ending] | None = None  # what its body passes through
     meter: SocketMeter | None = None  # of a provider's WebSocket
+    echo: Echo | None = None  # of the credential that was put in
     held: Held | None = None  # the answer is kept back until it is known to be harmless
     kept_bytes: int = 0  # of the bottle's share, until this is over
     slow: asyncio.TimerHandle | None = None  # ends a body that takes too long

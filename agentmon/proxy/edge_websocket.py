@@ -97,6 +97,8 @@ class Sockets:
         data = live.flow.websocket
         assert data is not None
         if not data.messages[-1].from_client:
+            if live.echo is not None:
+                data.messages[-1].content = live.echo.without(data.messages[-1].content)
             blocked = self._inbound.message(live, data.messages[-1].content)
             if blocked is not None:
                 close_with(live.flow, blocked)

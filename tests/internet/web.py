@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from tests.internet import echo
 from tests.internet.http1 import Request, Response
 
@@ -19,6 +21,8 @@ async def site(request: Request, response: Response) -> None:
             await response.send(200, request.body, {"content-type": "application/octet-stream"})
         case "/headers":
             await response.json(200, request.headers)
+        case "/digests":  # what came, told so that no proxy on the way recognises it
+            await response.json(200, {k: hashlib.sha256(v.encode()).hexdigest() for k, v in request.headers.items()})
         case "/socket":
             await echo.messages(request, response)
         case "/slow":

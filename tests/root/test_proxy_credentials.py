@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import ssl
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agentmon import wire
 from tests.support import proxy_rig
 from tests.support.proxy_rig import Rig
 from tests.support.proxy_talk import CLAUDE, ask, fresh, message
-from tests.support.proxy_upstream import reply
+from tests.support.proxy_upstream import Seen, reply
 
 try:
     import httpx2
@@ -125,6 +128,37 @@ def test_a_metered_request_has_it_too(rig: Rig) -> None:
     rig.upstream.script = reply(200, message())
     assert rig.request(CLAUDE, "/v1/messages", ask(), headers={"x-api-key": "attacker"}).status == 200
     assert rig.upstream.seen[-1].headers["x-api-key"] == KEY
+
+
+async def repeat(seen: Seen, writer: asyncio.StreamWriter) -> None:
+    """Answer with what came, in pieces that part the key."""
+    key = seen.headers["x-api-key"]
+    body = json.dumps({"headers": seen.headers, "url": f"https://evil.example.net/?key={key}"}).encode()
+    head = f"HTTP/1.1 302 X\r\nLocation: https://evil.example.net/?key={key}\r\nContent-Type: text/plain\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+    for at in range(0, len(body), 7):
+        writer.write(body[at : at + 7])
+        await writer.drain()
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("inbound", ["off", "warn", "block"])
+@pytest.mark.parametrize("key", [KEY, 'sk/"quoted"/0815'])
+def test_a_server_that_repeats_the_key_does_not_give_it_away(rig: Rig, inbound: str, key: str) -> None:
+    rig.bottle(f"{HOST}:443", inspected=(HOST,), routes=(msgspec.structs.replace(ROUTE, inbound=inbound),))
+    give(rig, house=key)
+    rig.upstream.script = repeat
+    answer = rig.request(HOST, "/", headers={"Accept-Encoding": "gzip"})
+    seen = rig.upstream.seen[-1]
+    assert seen.headers["x-api-key"] == key and seen.headers["accept-encoding"] == "identity"
+    shown = json.dumps(answer.headers) + answer.body.decode()
+    assert answer.status == 302 and not answer.broken
+    assert key not in shown and json.dumps(key)[1:-1] not in shown
+    assert answer.json["headers"]["host"] == HOST and set(answer.json["headers"]["x-api-key"]) == {"*"}
+
+
+def test_what_asks_a_server_to_repeat_is_refused(rig: Rig) -> None:
+    assert rig.request(HOST, "/", method="TRACE").status == 403 and rig.upstream.seen == []
 
 
 def test_a_dropped_bottle_takes_its_credentials_along(rig: Rig) -> None:
