@@ -58,6 +58,7 @@ class Broken:
 
     slot: int
     what: str
+    hint: str = "agentmon events --kind tamper shows what was done"
 
 
 @dataclass(frozen=True, slots=True)

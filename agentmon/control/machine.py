@@ -127,7 +127,7 @@ def _broken(host: Host, event: e.Broken) -> Step:
         return host, ()  # what others started is held again, and by the host's side meanwhile
     bottle = bottle.with_phase(Phase.STOPPING)
     message = f"the bottle was ended: {event.what}"
-    error = {"class": "HostLacks", "message": message, "hint": "agentmon events --kind tamper shows what was done"}
+    error = {"class": "HostLacks", "message": message, "hint": event.hint}
     told = _told(bottle, "kill", "refused", event.what, {})
     return host.put(bottle), (told, *plans.stop(bottle, -1, error))
 

@@ -31,7 +31,7 @@ from agentmon.control import actions as a
 from agentmon.control import events as e
 from agentmon.control.state import Bottle, Host, Phase
 from agentmon.credentials import sources
-from agentmon.daemon import files, jobs, persist, specs
+from agentmon.daemon import files, jobs, launcher_watch, persist, specs
 from agentmon.daemon.alerts import Alerts
 from agentmon.daemon.applier import Applier
 from agentmon.daemon.approvals import Approvals
@@ -168,6 +168,8 @@ class Daemon:
             print(f"warning: {_LEFT_OUT.get(group, group)}: not on this host ({why})", file=sys.stderr)
         jobs = await self.spawner.start()
         self.spawn(self._watch_exits(), "exits")
+        watched = launcher_watch.watch(self.spawner, lambda: self.host.bottles, self.runner.dispatch, self.log.add)
+        self.spawn(watched, "launcher")
         held = {slot: b.run for slot, b in persist.load_all().items() if b is not None and self._still_there(b)}
         unreadable = await self.in_kernel(self._clean_dead, {job.slot for job in jobs} | held.keys())
         for slot in unreadable:
