@@ -22,6 +22,7 @@ EVENTS = LIB / "events/events.db"  # owner root
 CA_DIR = LIB / "ca"  # mitmproxy-ca.pem (key, agentmon-proxy 0600), ca.pem (certificate, 0644)
 RULES = LIB / "rules"  # what the shipped rules for secrets compile to, root
 SAVED = LIB / "saved"  # RUN/: private state of frozen bottles, root 0700
+CI = LIB / "ci"  # NAME.json, NAME.steps: sessions of `agentmon ci`, root 0700
 EPOCH = LIB / "epoch"  # last epoch handed out, decimal
 
 RUN = ROOT / "run/agentmon"

@@ -28,6 +28,7 @@ _COMMANDS = {  # name: (module in agentmon.cli, its attribute, what it does)
     "events": ("listing", "events", "Show what was refused, and how to allow it."),
     "usage": ("listing", "usage", "Show tokens used."),
     "report": ("report", "report", "Report what was used, refused, cut and decided."),
+    "ci": ("ci", "ci", "Observe or hold a CI job, and fail when it reached something new."),
     "cut": ("operator", "cut", "Cut a bottle off from everything but its proxy and resolver."),
     "freeze": ("operator", "freeze", "Cut a bottle and stop its processes."),
     "resume": ("resume", "resume", "Let a cut or frozen bottle go on."),

@@ -160,6 +160,9 @@ class _Reader:
             self._set_aside(Unmet(_shown(event), "bad-name"), event)
             return
         asked_only = event["kind"] == "dns"
+        if asked_only and host.startswith("_"):  # RFC 2782, 8552: asked about, and nothing connects to it (apt does)
+            self._set_aside(Unmet(host, "lookup"), event)
+            return
         port = _HTTPS if asked_only else int(event.get("port") or _HTTPS)
         path = str((event.get("detail") or {}).get("path") or "") if event["kind"] == "request" else ""
         self._add(Need(host, "", "tcp", port, path), event, assumed=asked_only)

@@ -84,8 +84,13 @@ def _evidence(rule: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def because_text(word: str) -> str:
+    """Why something is not proposed, of learn's word for it."""
+    return _BECAUSE.get(word) or reason_text({"reason": word}) or "no reason was given"
+
+
 def _not_proposed(unmet: Mapping[str, Any]) -> str:
-    because = _BECAUSE.get(unmet["because"]) or reason_text({"reason": unmet["because"]}) or "no reason was given"
+    because = because_text(unmet["because"])
     denied = f" ({printable(unmet['rule'])})" if unmet["rule"] and unmet["because"] not in _BECAUSE else ""
     what = printable(unmet["what"])[:_WIDTH] or "others"
     return f"{what}: {_seen(unmet)}; {because}{denied}"

@@ -17,6 +17,8 @@ _REFUSED = TRAFFIC | {"bypass", "escape", "secret", "injection", "websocket"}
 _TOP = 50  # refusals that are shown, the most frequent first
 _USAGE = ("requests", "input", "cache_read", "cache_write", "output", "weighted", "estimated", "incomplete")
 
+Section = tuple[str, list[tuple[str, ...]], str]  # heading, table with its head, what is said where it is empty
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -55,6 +57,8 @@ class Report:
     more: int
     layers: Mapping[str, int]
     events_from: str = ""  # time of the oldest event that was read; older ones may not be kept any more
+    found: str = ""  # a sentence that goes before all others
+    first: tuple[Section, ...] = ()  # sections that do
 
     @property
     def tokens(self) -> int:
@@ -115,8 +119,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[tuple[str,
     return [tuple(head), *found] if found else []
 
 
-def sections(report: Report) -> list[tuple[str, list[tuple[str, ...]], str]]:
-    """(heading, table, what is said where it is empty), in the order of every front end."""
+def sections(report: Report) -> list[Section]:
+    """In the order of every front end."""
     groups = [
         (f"Usage by {by}", table((by, "requests", "input", "cache read", "cache write", "output", "weighted"), (
             (u.name, *(u.counts[k] for k in _USAGE[:6])) for u in found)), "nothing was used")
@@ -134,6 +138,7 @@ def sections(report: Report) -> list[tuple[str, list[tuple[str, ...]], str]]:
     refused = table(("times", "bottle", "what", "how to allow it"), (
         (r.count, r.bottle, r.what, r.hint) for r in report.refusals))  # fmt: skip
     return [
+        *report.first,
         ("Refused", refused, "nothing was refused"),
         ("Cut, frozen, killed, resumed", cuts, "no bottle was"),
         ("Approvals", approvals, "nothing was asked"),

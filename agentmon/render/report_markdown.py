@@ -28,7 +28,7 @@ def lead(report: Report) -> str:
     """The sentence at the top of every form."""
     cut = sum(1 for c in report.cuts if c.get("policy") in {"cutoff", "freeze", "kill"})
     times = "once" if report.refused == 1 else f"{report.refused} times"
-    return (
+    return (report.found and f"{report.found} ") + (
         f"{tokens(report.tokens)} weighted tokens used, {times if report.refused else 'nothing'} refused, "
         f"{cut or 'no'} cut{'' if cut == 1 else 's'}, {len(report.approvals) or 'no'} approval"
         f"{'' if len(report.approvals) == 1 else 's'} asked."

@@ -155,6 +155,7 @@ def test_libcs_datagram_sockets_are_no_needs_and_a_real_one_is() -> None:
         (event("connect", "refused", reason="unix", path="/run/x.sock"), "unix"),
         (event("connect", "refused", host="localhost", port=443, layer="relay"), "protected"),
         (looked_up("nothing.x.example"), "lookup"),
+        (looked_up("_https._tcp.apt.example", verdict="refused"), "lookup"),
     ],
 )
 def test_what_no_rule_should_open_is_told_and_not_proposed(seen: dict[str, Any], because: str) -> None:
