@@ -4,7 +4,7 @@ TORTURE := tests/contract/test_budget_races.py tests/root/test_proxy_race.py tes
 BPF_SOURCES := $(wildcard ebpf/bpf/*.h ebpf/bpf/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit torture coverage test-kernels adversarial lint bench docs uninstall
+.PHONY: help setup demo test test-unit torture coverage test-kernels adversarial ci-demo lint bench docs uninstall
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
@@ -33,6 +33,9 @@ torture: setup ## a hundred rounds of the tests of races and of kills at random 
 
 coverage: setup ## every test, one after another, with branch coverage of all processes in .cache/coverage.txt (root)
 	@COVERAGE=1 scripts/test.sh
+
+ci-demo: setup ## a part of these tests as a CI job that may reach nothing, reported by step (root); docs/operations/ci.md
+	@scripts/ci_demo.sh
 
 lint: setup ## format, style, types, imports
 	@$(PYTHON) -m ruff format --check --quiet .  || { echo 'hint: .venv/bin/ruff format .' >&2; exit 1; }
