@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Step:
     """One command of a session, what is typed into it, and the lines that it has to print among others."""
 
     command: str
-    set_up: bool
+    kind: str  # what stands behind ```console
     typed: list[str] = field(default_factory=list)
     printed: list[str] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ def steps(page: str) -> Iterator[Step]:
             if line.startswith("$ "):
                 if step is not None:
                     yield step
-                step = Step(line[2:], block["info"].strip() == "set-up")
+                step = Step(line[2:], block["info"].strip())
             elif step is None:
                 raise ValueError(f"a console block begins with {line!r}; its first line is `$ command`")
             elif line.startswith("> "):
@@ -89,13 +89,14 @@ def run(step: Step, place: Path, env: dict[str, str]) -> tuple[float, str]:
     return took, ""
 
 
-def walk(pages: Sequence[str], place: Path, env: dict[str, str], *, set_up: bool) -> bool:
-    """Run the sessions of `pages` in the clone at `place`; prints a line a step. True if all was as they say."""
+def walk(pages: Sequence[str], place: Path, env: dict[str, str], leave_out: Collection[str] = ()) -> bool:
+    """Run the sessions of `pages` in the clone at `place`, but for those of the kinds in `leave_out`; prints a line a
+    step. True if all was as they say."""
     began = time.monotonic()
     for page in pages:
         for step in steps((place / page).read_text()):
             shown = step.command.partition("\n")[0]
-            if step.set_up and not set_up:
+            if step.kind in leave_out:
                 print(f"  left out  {page}: $ {shown}")
                 continue
             took, wrong = run(step, place, env)
@@ -135,7 +136,7 @@ def main() -> int:
         here = place / "agentmon"
         print(f"{clone(here):8.1f} s  git clone")
         env = dict(os.environ) | (in_place_of_set_up(here) if options.set_up_done else {})
-        return 0 if walk(options.pages, here, env, set_up=not options.set_up_done) else 1
+        return 0 if walk(options.pages, here, env, {"set-up"} if options.set_up_done else ()) else 1
     finally:
         shutil.rmtree(place)
 

@@ -23,7 +23,7 @@ def test_the_sessions_of_the_pages_in_a_fresh_clone(tmp_path: Path, capsys: pyte
         env = world.env | newcomer.in_place_of_set_up(place)
         for page in PAGES:  # as they stand in this checkout, committed or not
             (place / page).write_text((newcomer.ROOT / page).read_text())
-        as_they_say = newcomer.walk(PAGES, place, env, set_up=False)
+        as_they_say = newcomer.walk(PAGES, place, env, {"set-up"})
         until(lambda: not world.run_dir.exists(), 30, "the daemon that `run` started did not end")
     out, err = capsys.readouterr()
     assert as_they_say, out + err
