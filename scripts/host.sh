@@ -21,7 +21,8 @@ cgroup2_mount() { awk '{ for (i = 7; i <= NF; i++) if ($i == "-" && $(i + 1) == 
 # those of a shared ledger start a server, those of completion ask real shells.
 case "${0##*/} ${1:-}" in
 "setup.sh tests")
-    PACKAGES="$PACKAGES podman runc postgresql zsh fish tmux"
+    PACKAGES="$PACKAGES podman runc postgresql zsh fish tmux git"
+    command -v npm >/dev/null || PACKAGES="$PACKAGES npm" # it comes with node where that is not Debian's
     command -v podman >/dev/null || say "podman and runc are for tests only: they attach to a real container"
     command -v psql >/dev/null || say "postgresql is for tests only: they start a server of their own, on no port"
     ;;

@@ -24,13 +24,14 @@ from agentmon.errors import HostLacks
 _HOLDER = 'echo $$ >"$1/cgroup.procs" && exec unshare --net -- sh -c "echo ready && exec sleep infinity"'
 # Sockets by which libc would have the host look names up, outside of every rule.
 _ASKING = "/run/systemd/resolve/io.systemd.Resolve /run/nscd/socket /var/run/nscd/socket"
-_INSIDE = f"""conf=$1 user=$2 group=$3; shift 3
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # of what runs as root here, whatever the caller's is
+_INSIDE = f"""conf=$1 user=$2 group=$3 path=$4; shift 4
 mount --bind "$conf" "$(readlink -f /etc/resolv.conf)" || exit 125
 for socket in {_ASKING}; do
     if [ -S "$socket" ]; then mount --bind /dev/null "$socket" || exit 125; fi
 done
-if [ "$user" = 0 ]; then exec "$@"; fi
-exec setpriv --reuid "$user" --regid "$group" --init-groups -- "$@"
+if [ "$user" = 0 ]; then PATH=$path; exec "$@"; fi
+exec setpriv --reuid "$user" --regid "$group" --init-groups -- env PATH="$path" "$@"
 """
 _READY_S = 10.0
 _GONE_S = 5.0
@@ -97,12 +98,12 @@ def _processes(cgroup: Path) -> list[int]:
 
 
 def process_of(pid: int) -> Process | None:
-    """Who has this number now; None: nobody."""
+    """Who has this number now; None: nobody, or one that has ended and is not waited for yet."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
-    return Process(pid, int(fields[19]))
+    return None if fields[0] in {b"Z", b"X"} else Process(pid, int(fields[19]))
 
 
 def end(process: Process) -> None:
@@ -120,9 +121,9 @@ def end(process: Process) -> None:
         os.close(fd)
 
 
-def argv(holder: Process, user: tuple[int, int], command: Sequence[str]) -> list[str]:
-    """The command that enters and becomes `command`, as (uid, gid)."""
-    inside = ["sh", "-c", _INSIDE, "sh", str(_resolv()), str(user[0]), str(user[1]), *command]
+def argv(holder: Process, user: tuple[int, int], path: str, command: Sequence[str]) -> list[str]:
+    """The command that enters and becomes `command`, as (uid, gid) and with this PATH; itself it needs PATH's."""
+    inside = ["sh", "-c", _INSIDE, "sh", str(_resolv()), str(user[0]), str(user[1]), path, *command]
     return ["nsenter", f"--net=/proc/{holder.pid}/ns/net", "--", "unshare", "--mount", "--propagation", "slave", "--",
             *inside]  # fmt: skip
 

@@ -97,14 +97,15 @@ def enter(name: str, step: str | None, command: tuple[str, ...]) -> None:
     if place.process_of(found.holder.pid) != found.holder:
         raise AgentmonError(f"the place of session {name!r} has gone", "sudo agentmon ci stop; then start again")
     user, environment = _caller()
+    path = _path()
     if step:
         environment["AGENTMON_STEP"] = step
-    argv = place.argv(found.holder, user, command)
+    argv = place.argv(found.holder, user, path, command)
     if named := step_of(b"\0".join(os.fsencode(f"{k}={v}") for k, v in environment.items())):
         watch.note_self(session.steps_file(name), named)
     try:
         place.enter(found.cgroup)
-        os.execvpe(argv[0], argv, environment)
+        os.execvpe(argv[0], argv, environment | {"PATH": place.PATH})
     except FileNotFoundError as e:
         raise HostLacks(f"{argv[0]} or the session's cgroup is not there: {e}", "apt-get install util-linux") from e
     except OSError as e:
@@ -124,6 +125,23 @@ def _caller() -> tuple[tuple[int, int], dict[str, str]]:
     if entry.pw_uid:
         environment |= {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
     return (entry.pw_uid, entry.pw_gid), environment
+
+
+def _path() -> str:
+    """The PATH of who called sudo, which gives what it starts one of its own (sudoers(5), secure_path); else ours."""
+    pid = os.getppid()
+    for _ in range(2):  # sudo may have a process between itself and what it starts (use_pty)
+        try:
+            place = Path(f"/proc/{pid}")
+            if (place / "comm").read_text().strip() != "sudo":
+                break
+            for part in (place / "environ").read_bytes().split(b"\0"):
+                if part.startswith(b"PATH="):
+                    return os.fsdecode(part.removeprefix(b"PATH="))
+            pid = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
+    return os.environ.get("PATH", os.defpath)
 
 
 @ci.command(

@@ -27,7 +27,8 @@ def verdict(report: Report, session: Session, compared: Compared, baseline: str)
     still = "" if session.stopped_ns else " so far"
     words = [f"{session.what} was {held} for {took}{still}: {_many(len(compared.reached), 'destination')}."]
     if baseline and compared.clean:
-        words.append(f"All of it is in {baseline}.")
+        clean = f"All of it is in {baseline}." if compared.reached else f"Nothing was told that is not in {baseline}."
+        words.append(clean)
     elif baseline:
         what = [_many(len(compared.new), "destination") + f" not in {baseline}"] if compared.new else []
         what += [f"{len(compared.untold)} that no rule can say"] if compared.untold else []

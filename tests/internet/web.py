@@ -1,10 +1,10 @@
-"""The plain web host: a page, bulk data, an echo; answers for any name, like a shared front."""
+"""The plain web host: a page, bulk data, an echo, files of mirrors; answers for any name, like a shared front."""
 
 from __future__ import annotations
 
 import hashlib
 
-from tests.internet import echo
+from tests.internet import echo, mirror
 from tests.internet.http1 import Request, Response
 
 _CHUNK = bytes(256 << 10)
@@ -30,7 +30,7 @@ async def site(request: Request, response: Response) -> None:
         case "/redirect":
             await response.send(307, b"", {"location": request.query.get("to", "/")})
         case _:
-            await response.send(404, b"not here\n", {"content-type": "text/plain"})
+            await mirror.files(request, response)
 
 
 async def _bulk(size: int, response: Response) -> None:
