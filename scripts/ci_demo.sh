@@ -11,7 +11,7 @@ agentmon=.venv/bin/agentmon
 "$agentmon" ci start --name own --enforce --baseline examples/ci/egress.yml
 trap '"$agentmon" ci stop --name own >/dev/null 2>&1 || true' EXIT
 "$agentmon" ci exec --name own --step tests -- .venv/bin/python -m pytest -q -p no:cacheprovider "$@"
-"$agentmon" ci exec --name own --step 'not in the baseline' -- curl -sS -m 5 -o /dev/null https://www.example.org/ || say "refused, as it should be"
+"$agentmon" ci exec --name own --step 'not in the baseline' -- curl -sS -m 5 -o /dev/null https://new.example/ || say "refused, as it should be"
 "$agentmon" ci stop --name own
 status=0
 env -u GITHUB_STEP_SUMMARY "$agentmon" ci report --name own --artefacts .cache/ci || status=$?
