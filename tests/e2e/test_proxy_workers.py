@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def jobs(world: World) -> dict[str, Job]:
+def jobs(world: World) -> Iterator[dict[str, Job]]:
     """By worker: two bottles in slots that follow one another."""
     found: dict[str, Job] = {}
     for name in ("one", "two"):
@@ -40,7 +40,10 @@ def jobs(world: World) -> dict[str, Job]:
         address = ask(job, f"getent ahostsv4 {HOST} | head -n 1 | cut -d' ' -f1")
         found[{"10.213.0.4": "proxy", "10.213.0.5": "proxy-1"}[address]] = job
     assert set(found) == set(NAMES)
-    return found
+    yield found
+    for job in found.values():
+        job.say("exit 0")
+        assert job.end()[0] == 0
 
 
 def ask(job: Job, text: str) -> str:
@@ -108,6 +111,3 @@ def test_another_daemon_with_fewer_workers_takes_over(world: World, jobs: dict[s
     until(lambda: not os.path.exists(f"/proc/{second}"), 10)
     for job in jobs.values():
         until(lambda job=job: ask(job, FETCH) == "200", 20, "a bottle of the second worker is not served")
-    for job in jobs.values():
-        job.say("exit 0")
-        assert job.end()[0] == 0
