@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -84,10 +86,32 @@ class SocketUpstream:
 
 def dial(rig: Rig, url: str, **options: Any) -> ClientConnection:
     """The bottle's client, after its handshake."""
-    port = 443 if url.startswith("wss:") else 80
-    sock = socket.create_connection((rig.address, port), 10, (rig.source, 0))
-    context = ssl.create_default_context(cafile=str(rig.ca)) if port == 443 else None
+    scheme, _, rest = url.partition("://")
+    sock: Any = rig.connect(rest.partition("/")[0], 443 if scheme == "wss" else 80)
+    sock.settimeout(None)
+    if scheme == "wss":
+        tls, (sock, end) = sock, socket.socketpair()
+        threading.Thread(target=_carry, args=(tls, end), daemon=True).start()
     options.setdefault("ping_interval", None)
     return connect(
-        url, sock=sock, ssl=context, open_timeout=10, close_timeout=5, max_size=64 << 20, legacy=True, **options
+        f"ws://{rest}", sock=sock, open_timeout=10, close_timeout=5, max_size=64 << 20, legacy=True, **options
     )
+
+
+def _carry(tls: ssl.SSLSocket, end: socket.socket) -> None:
+    """Both directions in one thread, until either side ends. The library reads in a thread of its own while it writes
+    in another, which one TLS connection is not made for: now and then its handshake hung or the connection broke."""
+    other = {tls: end, end: tls}
+    with tls, end, contextlib.suppress(OSError):
+        while True:
+            for side in [tls] if tls.pending() else select.select([tls, end], [], [])[0]:
+                side.setblocking(False)
+                try:
+                    data = side.recv(1 << 16)
+                except ssl.SSLWantReadError:  # a record of TLS itself
+                    continue
+                finally:
+                    side.setblocking(True)
+                if not data:
+                    return
+                other[side].sendall(data)
