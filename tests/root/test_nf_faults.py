@@ -18,7 +18,7 @@ from tests.support.nf_lab import OTHER4, PORTS, WEB4, WEB6, Lab, direct, learned
 
 pytestmark = pytest.mark.root
 LIMIT = Path("/proc/sys/net/netfilter/nf_conntrack_max")
-LINES = 10_000
+LINES = 100_000
 
 
 @pytest.fixture
