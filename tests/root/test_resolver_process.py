@@ -57,6 +57,14 @@ def test_a_denied_name_is_nxdomain_at_once_and_no_packet_goes_upstream(net: Simp
     assert net.daemon.commits == []
 
 
+def test_an_allowed_name_with_a_search_suffix_is_nxdomain_at_once(net: SimpleNamespace) -> None:
+    """What a stub tries first (resolv.conf(5), ndots): the name itself comes next."""
+    net.daemon.set(A, "service.example:443", "*.wild.example:443", "direct.example:5432")
+    for name in ("service.example", "direct.example", "a.wild.example"):
+        assert ask(net.world, A, f"{name}.corp.internal").rcode() == dns.rcode.NXDOMAIN
+    assert not [asked for asked in net.dns.asked if "corp" in asked[0]]
+
+
 def test_a_name_that_carries_a_known_value_goes_nowhere_and_is_not_shown(net: SimpleNamespace) -> None:
     value = b"planted-house-value-0815"
     digests = digests_of(forms.name_forms(value), b"key")
