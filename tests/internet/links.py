@@ -15,11 +15,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.internet import world
+from tests.internet import taken, world
 
 _CLONE_NEWNET = 0x40000000
 _LOCK = "\0amnet-world"
 _FALLBACK_METRIC = 65000
+_OTHERS_S = 70.0  # longer than a closed connection waits for its peer (tcp_fin_timeout)
 
 _OPEN = (world.DNS, world.WEB, world.DIRECT, *world.APIS.values())
 
@@ -44,7 +45,7 @@ table inet amnet {{
 
 
 class Busy(RuntimeError):
-    """Another stand-in internet runs on this host, and goes on running."""
+    """Another stand-in internet runs on this host, or somebody talks to an address that it takes, and goes on."""
 
 
 class Failed(RuntimeError):
@@ -72,8 +73,10 @@ def only_one(within_s: float) -> Iterator[None]:
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """The world exists and this thread is in its namespace; afterwards the thread is back and nothing is left. Root."""
-    host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     remove()
+    if left := taken.free(world.FORBIDDEN_NETS, _OTHERS_S):
+        raise Busy(f"this host is connected to {', '.join(sorted(left))}, which it would take; wait for that to end")
+    host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         _make()
         _enter(Path("/run/netns") / world.NETNS)

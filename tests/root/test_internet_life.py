@@ -12,11 +12,18 @@ from pathlib import Path
 import pytest
 
 from agentmon.cli import leftovers
-from tests.internet import Internet, links, untraced, world
+from tests.internet import Internet, links, taken, untraced, world
+from tests.support.nf_lab import WEB4, WEB6, Lab
 
 pytestmark = pytest.mark.root
 
 NETNS = Path("/run/netns", world.NETNS)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as made:
+        yield made
 
 
 @pytest.fixture
@@ -73,6 +80,26 @@ def test_a_second_one_waits_for_the_first(second: subprocess.Popen[str]) -> None
     second.stdin.close()
     with links.only_one(20):
         wait_for(lambda: second.poll() is not None)
+
+
+def test_what_the_host_is_connected_to_is_not_taken_under_way(lab: Lab) -> None:
+    """A segment of such a connection would be counted as a bottle's leak."""
+    sock = lab.connect("", WEB4)
+    nets = (f"{WEB4}/32", f"{WEB6}/128")
+    assert lab.inside("", lambda: taken.free(nets, 0.2)) == {WEB4}
+    sock.close()
+    assert lab.inside("", lambda: taken.free(nets, 20)) == set()
+    with lab.connect("", WEB6):
+        assert lab.inside("", lambda: taken.peers(nets)) == {WEB6}
+        assert lab.inside("", lambda: taken.peers(("10.0.0.0/8",))) == set()
+
+
+def test_it_does_not_begin_while_the_host_is_connected_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taken, "peers", lambda _: {world.FORBIDDEN[0]})
+    monkeypatch.setattr(links, "_OTHERS_S", 0.0)
+    with pytest.raises(links.Busy, match=f"connected to {world.FORBIDDEN[0]}"), links.only_one(60), links.joined():
+        pass
+    assert not NETNS.exists()
 
 
 def test_bad_use_is_told() -> None:
