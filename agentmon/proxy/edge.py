@@ -445,6 +445,7 @@ async def _wait(named: Awaitable[None]) -> None:
 
 def _clean(request: http.Request, verdict: Allow) -> None:
     """Origin form, whatever the client wrote; the credentials that the route says, and no others."""
+    request.method = request.method  # as it was judged: mitmproxy reads it in capitals, and sends what was written
     if request.authority and not request.is_http2:
         request.authority = ""
     if verdict.holds_method:

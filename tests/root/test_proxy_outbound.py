@@ -323,6 +323,7 @@ def test_approved_many_times_over_it_hides_no_other(rig: Rig) -> None:
 def test_neither_method_nor_transfer_coding_carries_anything(rig: Rig) -> None:
     route(rig, "block")
     assert rig.request(HOST, "/", method=TOKEN).status == 400
+    assert rig.request(HOST, "/", method="gEt").status == 200 and rig.upstream.seen.pop().method == "GET"
     for coding in ("gzip, chunked", "deflate, chunked"):
         answer = chunked(rig, [zlib.compress(TOKEN.encode())], Transfer_Encoding=coding)
         assert answer is not None and answer.status == 400
