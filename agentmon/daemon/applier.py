@@ -16,6 +16,7 @@ from agentmon.control.state import Bottle, Phase
 from agentmon.daemon import files, jobs, persist
 from agentmon.daemon.attach_plan import Attaching
 from agentmon.daemon.endings import Endings
+from agentmon.daemon.enforcements import Enforcements
 from agentmon.daemon.kernel import mode_of
 from agentmon.daemon.services import Service
 from agentmon.errors import AgentmonError, HostLacks, Refused
@@ -37,6 +38,7 @@ class Applier:
     def __init__(self, daemon: Daemon) -> None:
         self._d = daemon
         self._endings = Endings(daemon)
+        self._enforcements = Enforcements(lambda *row: daemon.ledger.enforced(*row), daemon.spawn)
         self._epoch = -1  # the last that was saved
         self._attaching = Attaching(daemon)
         self._methods: dict[type[a.Action], Method] = {
@@ -202,7 +204,7 @@ class Applier:
         result = f"{closed} streams closed, {others} other flows ended"
         result += "; flows destroyed in the kernel after the grace" if late or failed else ""
         row = (action.policy, action.trigger, action.by, max(0, ended_ns - began_ns), result)
-        await self._d.ledger.enforced(action.bottle, *row)
+        await self._enforcements.record(action.bottle, *row)
 
     async def _cut_service(self, service: Service, action: a.CloseStreams) -> wire.Ack:
         answer = await service.call(wire.CutBottle(service.next_id(), action.slot, action.spent, action.crossed_ns))
@@ -216,7 +218,9 @@ class Applier:
             self._d.kernel.tree.limit(action.slot, action.bottle.policy.limits.get("pids", 0))
 
     async def _enforced(self, action: a.Enforced) -> None:
-        await self._d.ledger.enforced(action.bottle, action.policy, action.trigger, action.by, 0, action.result)
+        goes_on = action.policy == "resume"  # unrecorded nothing does
+        record = self._d.ledger.enforced if goes_on else self._enforcements.record
+        await record(action.bottle, action.policy, action.trigger, action.by, 0, action.result)
 
     # ── what outlives a reboot ──
 
@@ -231,7 +235,7 @@ class Applier:
             hint = "it is frozen all the same; it does not outlive a reboot"
             told = Event("freeze", "observed", bottle=bottle.name, layer="daemon", reason=result, hint=hint)
             self._d.log.add(told)
-        await self._d.ledger.enforced(bottle, "save", action.trigger, action.by, 0, result)
+        await self._enforcements.record(bottle, "save", action.trigger, action.by, 0, result)
 
     async def _settle_state(self, action: a.SettleState) -> None:
         await self._d.saves.settled(action.bottle.run)

@@ -1,7 +1,7 @@
 """Runs plans: one at a time for each bottle, cuts at once, stops before everything that was queued.
 
 A failed action ends its plan, answers the request that waited for it, and goes back to the controller as PlanFailed.
-A stop plan goes on past failures: all its actions are idempotent and the bottle must be gone at its end.
+Stops and cuts go on past failures: their actions are idempotent, and the bottle must be gone, or shut, at their end.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Runner:
         """Apply one bottle's actions; returns the failure that ended them."""
         kinds = {type(action) for action in plan}
         if a.CutKernel in kinds:
-            return await self._each(slot, plan, generation=None)
+            return await self._cut(slot, plan)
         stopping = a.Ended in kinds
         if stopping:
             self._generation[slot] = self._generation.get(slot, 0) + 1
@@ -105,6 +105,18 @@ class Runner:
                 self.dispatch(failure)
                 return failure
         return None
+
+    async def _cut(self, slot: int, plan: Iterable[a.Action]) -> e.PlanFailed | None:
+        """Each step closes something, or keeps it closed: one that fails keeps no other from being done."""
+        failure = None
+        for action in plan:
+            try:
+                await self._timed(action)
+            except (AgentmonError, OSError) as error:
+                failure = failure or _failure(slot, action, error, None)
+        if failure is not None:
+            self.dispatch(failure)
+        return failure
 
     async def _all(self, plan: Iterable[a.Action]) -> None:
         for action in plan:
