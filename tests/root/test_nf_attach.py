@@ -320,6 +320,36 @@ def echoes(sock: socket.socket) -> bool:
         return False
 
 
+def test_the_hosts_rule_for_a_routed_veth_comes_back_and_goes_with_the_bottle() -> None:
+    """Also when the device has gone before; a device of that name that comes later is nobody's."""
+
+    def there() -> list[bool]:
+        return ["iif routed0" in lab.shell("ip", family, "rule", "show", "priority", "2") for family in ("-4", "-6")]
+
+    with Lab() as lab:
+        made = Engine(lab)
+        lab.open()
+        made.attach("routed")
+        assert there() == [True, True]
+        lab.shell("ip", "-6", "rule", "del", "priority", "2")
+        lab.run(lab.nf.hold_again, 16)
+        assert there() == [True, True]
+        lab.shell("ip", "link", "del", "routed0")
+        lab.shell("ip", "link", "add", "routed0", "type", "bridge")
+        lab.run(lab.nf.hold_again, 16)
+        assert there() == [False, False]
+        made.detach()
+        made.attach("neighbour")  # a port of a bridge is taken down instead
+        assert lab.shell("ip", "rule", "show", "priority", "2") == ""
+        made.detach()
+        lab.shell("ip", "link", "del", "routed0")
+        lab.run(lab.ip, "link add routed0 type veth peer name eth0 netns routed")
+        made.attach("routed")
+        lab.shell("ip", "link", "del", "routed0")
+        made.detach()
+        assert there() == [False, False]
+
+
 def test_its_own_table_is_made_as_nothing_else_could(engine: Engine) -> None:
     """A host without IPv6 in its pool: nothing of that family leaves."""
     with Lab(six=False) as lab:
