@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from websockets.exceptions import WebSocketException
 
+from agentmon import wire
 from agentmon.proxy.edge import Hooks
 from tests.support import proxy_rig
 from tests.support.proxy_rig import Rig
@@ -27,10 +28,13 @@ pytestmark = pytest.mark.root
 
 HOOKS = sorted(name for name in vars(Hooks) if name.startswith("on_"))
 # Everything that mitmproxy calls is a hook, or one of these: callables that bytes pass through.
-STREAMS = ["agentmon.proxy.tap.Tap.__call__", "agentmon.proxy.inbound.Copy.__call__"]
+STREAMS = [
+    f"agentmon.proxy.{name}.__call__"
+    for name in ("tap.Tap", "inbound.Copy", "inbound.Events", "inbound.Held", "search.Window", "echo.Stream")
+]
 PRELUDE = """
-import inspect, pathlib
-from agentmon.proxy import edge, inbound, tap
+import importlib, inspect, pathlib
+from agentmon.proxy import edge
 fault = pathlib.Path({file!r})
 def wrap(owner, name, label, when):
     plain = getattr(owner, name)
@@ -53,8 +57,9 @@ def wrap(owner, name, label, when):
     setattr(owner, name, wrapped)
 for name in [n for n in vars(edge.Hooks) if n.startswith("on_")]:
     wrap(edge.Hooks, name, name, "")
-wrap(tap.Tap, "__call__", "agentmon.proxy.tap.Tap.__call__", "")
-wrap(inbound.Copy, "__call__", "agentmon.proxy.inbound.Copy.__call__", "")
+for label in {streams!r}:
+    module, owner, name = label.rsplit(".", 2)
+    wrap(getattr(importlib.import_module(module), owner), name, label, "")
 """
 
 
@@ -63,7 +68,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     directory = tmp_path_factory.mktemp("hooks")
     fault = directory / "fault"
     fault.write_text("")
-    rig = proxy_rig.start(directory, prelude=PRELUDE.format(file=str(fault)))
+    rig = proxy_rig.start(directory, prelude=PRELUDE.format(file=str(fault), streams=STREAMS))
     yield rig
     rig.stop()
 
@@ -109,6 +114,31 @@ def asked(rig: Rig, server: SocketUpstream) -> bytes:
 def streamed(rig: Rig, server: SocketUpstream) -> bytes:
     rig.upstream.script = chunked([opening(), DELTA, SECRET, closing(4)])
     return metered(rig, ask(stream=True))
+
+
+def blocking(rig: Rig, server: SocketUpstream) -> bytes:
+    """Events of which each is read before it goes on."""
+    rig.bottle(routes=(wire.Route(CLAUDE, inbound="block"),))
+    return streamed(rig, server)
+
+
+def held(rig: Rig, server: SocketUpstream) -> bytes:
+    """A long answer, kept back until enough of it was read."""
+    rig.bottle(
+        "www.example.org", inspected=("www.example.org",), routes=(wire.Route("www.example.org", inbound="block"),)
+    )
+    rig.upstream.script = reply(200, SECRET + b"." * (2 << 20), {"content-type": "text/plain"})
+    return ended(rig, "www.example.org", "/", "Content-Length: 5", body=b"hello")
+
+
+def keyed(rig: Rig, server: SocketUpstream) -> bytes:
+    """A request that is given a credential, whose answer is searched for it."""
+    route = wire.Route("www.example.org", auth_header="x-api-key", auth_credential="house", inbound="off")
+    rig.bottle("www.example.org", inspected=("www.example.org",), routes=(route,))
+    given = wire.SetCredentials(rig.control.next_id(), proxy_rig.SLOT, rig.run, {"house": "sk-of-the-house"})
+    assert rig.ask(given).error == ""
+    rig.upstream.script = reply(200, SECRET)
+    return ended(rig, "www.example.org", "/", "Content-Length: 5", body=b"hello")
 
 
 def uploaded(rig: Rig, server: SocketUpstream) -> bytes:
@@ -185,6 +215,10 @@ FLOWS: dict[str, tuple[Flow, str]] = {
     "on_websocket_end": (socketed, "no more passed"),
     "agentmon.proxy.tap.Tap.__call__": (streamed, "nothing passed"),
     "agentmon.proxy.inbound.Copy.__call__": (streamed, "nothing passed"),
+    "agentmon.proxy.inbound.Events.__call__": (blocking, "nothing passed"),
+    "agentmon.proxy.inbound.Held.__call__": (held, "nothing passed"),
+    "agentmon.proxy.search.Window.__call__": (uploaded, "no body sent"),
+    "agentmon.proxy.echo.Stream.__call__": (keyed, "nothing passed"),
 }
 
 
@@ -192,7 +226,9 @@ def test_every_hook_has_its_flow() -> None:
     assert sorted(FLOWS) == sorted(HOOKS + STREAMS)
 
 
-@pytest.mark.parametrize("flow", [asked, streamed, uploaded, plain, socketed], ids=lambda flow: flow.__name__)
+@pytest.mark.parametrize(
+    "flow", [asked, streamed, blocking, held, keyed, uploaded, plain, socketed], ids=lambda flow: flow.__name__
+)
 def test_without_a_fault_the_flows_pass(rig: Rig, server: SocketUpstream, flow: Flow) -> None:
     assert SECRET in flow(rig, server)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import zlib
@@ -445,6 +446,19 @@ def test_a_secret_in_a_message(rig: Rig, server: SocketUpstream, outbound: str, 
     assert not any(SECRET in str(said) for said in server.seen)
     event = rig.wait_event(kind="secret", verdict="refused")
     assert event["detail"]["where"] == "message" and SECRET not in json.dumps(rig.events)
+
+
+@pytest.mark.parametrize("outbound", ["block", "redact"])
+def test_a_packed_file_in_a_message_is_read(rig: Rig, server: SocketUpstream, outbound: str) -> None:
+    rig.ask(wire.DropBottle(rig.control.next_id(), SLOT))
+    example(rig, routes=(wire.Route("chat.example.org", outbound=outbound),))
+    with dial(rig, PLAIN) as client:
+        client.send(gzip.compress(b"clean"))
+        assert client.recv(10) == gzip.compress(b"clean")
+        client.send(b"a file: " + gzip.compress(f"see\n{SECRET}\n".encode()))
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(10)
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008 and len(server.seen) == 1
 
 
 # ── policy ──
