@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -108,6 +109,30 @@ def test_a_terminated_daemon_leaves_its_bottles_to_the_next(world: World) -> Non
     assert any(e.get("reason") == "adopted" and e.get("bottle") == "upgrade" for e in told)
     job.say("exit 7")
     assert job.end()[0] == 7
+
+
+def spawner_of(world: World) -> int:
+    """The spawner has no pid file: it is known by its command line and the test's own root."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            here = str(world.root).encode() in (place / "environ").read_bytes()
+            if here and b"agentmon.launch.spawner" in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
+    (pid,) = found
+    return pid
+
+
+def test_a_killed_spawner_is_replaced_and_its_jobs_end_with_a_reason(world: World) -> None:
+    """How a job ended nobody could say any more, so it is ended, and `run` says why; the next one works."""
+    job = shell(world, "waited-for")
+    os.kill(spawner_of(world), signal.SIGKILL)
+    status, _, err = job.end()
+    assert status == 125 and "launches and waits for jobs was killed" in err and "hint:" in err
+    until(lambda: not any(r["bottle"] == "waited-for" for r in world.rows("ps")))
+    assert world.agentmon("run", "--", "echo", "on").stdout == "on\n"
+    told = world.rows("events", "--kind", "daemon")
+    assert any("started again, 1 jobs are ended" in event.get("reason", "") for event in told)
 
 
 @pytest.mark.parametrize("target", ["/run", "/"])
