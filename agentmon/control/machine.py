@@ -171,9 +171,9 @@ def _cut(host: Host, bottle: Bottle, policy: str, trigger: str, by: str, spent: 
 
 def _operator(host: Host, event: e.Operator) -> Step:
     if event.bottle:
-        found = host.find(event.bottle)
-        if found is None and event.bottle in host.saved:
+        if event.bottle in host.saved:  # a name goes before the number of somebody else's slot
             return frozen.operator(host, host.saved[event.bottle], event)
+        found = host.find(event.bottle)
         if found is None:
             names = ", ".join(sorted(b.name for b in host.bottles.values())) or "none"
             return host, (

@@ -105,7 +105,7 @@ class Ops:
         if peer.uid == 0 or request.op in _OPEN_TO_GROUP:
             return
         name = request.args.get("bottle")
-        if request.op in _OWN and name:
+        if request.op in _OWN and name and not request.args.get("all"):
             bottle = self._target(request, str(name))
             if bottle.job.owner == peer.uid:
                 if request.args.get("budget") and not self._d.settings.grants.raise_budget:

@@ -227,6 +227,15 @@ def test_operator_verbs_answer_wrong_bottles_and_phases() -> None:
         assert isinstance(fail, a.Fail) and phase.value in fail.message
 
 
+def test_a_saved_bottle_that_is_named_like_a_slot_is_itself() -> None:
+    """Who may discard his own saved bottle "16" must not kill what runs in slot 16."""
+    before = host(one=Phase.RUNNING)
+    saved = replace(before.bottles[16], name="16", run="run-16", phase=Phase.FROZEN, policy=policy("16"))
+    after, actions = step(before.keep(saved), e.Operator(3, "kill", "16", 1000))
+    assert after.bottles == before.bottles and "KillAll" not in names(actions)
+    assert not after.saved and names(actions)[0] == "DropState"
+
+
 def test_cut_all_takes_every_running_bottle_and_answers_once() -> None:
     after, actions = step(host(one=Phase.RUNNING, two=Phase.CUT, three=Phase.RUNNING), e.Operator(3, "cut", "", 0))
     assert names(actions).count("CutKernel") == 2 and names(actions).count("Answer") == 1
