@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from agentmon.ledger.reader import Reader
-from tests.e2e.test_bottle import Shell
+from tests.e2e.test_bottle import Shell, _cgroup_events
 from tests.support.live import World, until
 
 pytestmark = pytest.mark.e2e
@@ -79,3 +81,38 @@ def test_cut_all_cuts_all_and_resume_says_what_it_did(world: World) -> None:
     assert [shell.message(SMALL)[0] for shell in shells] == [200, 403]
     world.agentmon("resume", "one1")
     assert [shell.end() for shell in shells] == [0, 0]
+
+
+def test_a_freeze_is_whole_while_the_ledger_is_away_and_is_recorded_when_it_is_back(world: World) -> None:
+    shell = Shell(world, "icy", "--provider", "claude", "--budget", "100000")
+    (row,) = [r for r in world.rows("ps") if r["bottle"] == "icy"]
+    pid = world.pid_of("ledger")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        world.agentmon("freeze", "icy")
+        assert "frozen 1" in _cgroup_events(row["slot"])
+        assert world.daemon is not None
+        world.daemon.kill()  # what is kept on disk is that it is frozen
+        world.daemon.wait()
+        assert "frozen 1" in _cgroup_events(row["slot"])
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    world.start_daemon()
+    assert {r["bottle"]: r["phase"] for r in world.rows("ps")}["icy"] == "frozen"
+    pid = world.pid_of("ledger")
+    world.agentmon("resume", "icy")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        world.agentmon("freeze", "icy")
+        assert "frozen 1" in _cgroup_events(row["slot"])
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+    def recorded() -> list[str]:
+        with Reader(str(world.root / "var/lib/agentmon/ledger/ledger.db")) as reader:
+            return [r["policy"] for r in reader.enforcement(bottle="icy") if "recorded late" in r["result"]]
+
+    until(lambda: "freeze" in recorded(), 20, "the freeze is in no row")
+    world.agentmon("resume", "icy")
+    assert shell.message(SMALL)[0] == 200
+    assert shell.end() == 0
