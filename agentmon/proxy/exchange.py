@@ -150,6 +150,15 @@ class Exchange:
         row = charge(estimate, w.provider, w.key, sent=sent, status=status, usage=usage, seen=seen)
         self._accounts.spawn(self._release(hold) if row is None else self._settle(hold, row))
 
+    def unheld(self, usage: wire.Usage | None = None) -> None:
+        """The provider has begun it unasked, or done it, and there was no hold to be had: it is in no row, and told."""
+        w = self._whose
+        told = f" of {usage.input} + {usage.output} tokens" if usage is not None else ""
+        reason = f"a response{told} that {w.provider} began by itself could not be held: it is in no row"
+        self._accounts.report(
+            Event("lost", bottle=w.bottle, layer="proxy", host=w.host, reason=reason, hint="its socket was closed")
+        )
+
     async def _tell(self, hold: int) -> None:
         try:
             while self._next is not None and not self._finished:

@@ -96,6 +96,7 @@ class SocketMeter:
         exchange = self._new()
         refusal = await exchange.reserve(self._parser.begun(), self._wanted)
         if refusal is not None:
+            exchange.unheld()
             return refusal
         self._open[number] = _Open(exchange)
         if self._closed:
@@ -114,6 +115,8 @@ class SocketMeter:
                 return None
             exchange = self._new()
             refusal = await exchange.reserve(self._parser.begun(), self._wanted)
+            if refusal is not None:
+                exchange.unheld(said.usage)
         exchange.finish(sent=True, status=200, usage=said.usage, seen=seen)
         return refusal
 

@@ -15,9 +15,11 @@ from agentmon.providers.anthropic_usage import parser
 from agentmon.providers.declaration import Estimate
 from agentmon.providers.include_usage import without_usage
 from agentmon.providers.openai_usage import chat_parser
+from agentmon.providers.sockets import Responses
 from agentmon.providers.sse import EventGate
 from agentmon.proxy.exchange import Accounts, Exchange, Whose
 from agentmon.proxy.settlement import charge
+from agentmon.proxy.sockets import SocketMeter
 from agentmon.proxy.tap import Answer, Tap
 
 ESTIMATE = Estimate("m", 50, 100)
@@ -189,6 +191,27 @@ def test_progress_is_told_one_at_a_time_the_latest_last() -> None:
 
     books, _ = trial(body)
     assert [call[2].output for call in books.calls if call[0] == "progress"] == [1, 5, 9]
+
+
+def test_what_a_provider_does_unasked_and_cannot_be_held_is_told() -> None:
+    books, events = Books(), list[Event]()
+    books.denies = True
+
+    async def main() -> None:
+        accounts = Accounts(books, events.append)
+        meter = SocketMeter(Responses("rt-1"), lambda: Exchange(accounts, WHOSE), wanted)
+        usage = b'{"input_tokens": 7, "output_tokens": 5}'
+        for message in (
+            b'{"type": "response.created", "response": {"id": "r1"}}',
+            b'{"type": "response.done", "response": {"id": "r2", "usage": %b}}' % usage,
+        ):
+            refusal = await meter.said(message)
+            assert refusal is not None and refusal[0] == 403
+        await accounts.settled(5)
+
+    asyncio.run(main())
+    assert names(books) == ["reserve", "reserve"] and [e.kind for e in events] == ["lost", "lost"]
+    assert "could not be held" in events[0].reason and "of 7 + 5 tokens" in events[1].reason
 
 
 @pytest.mark.parametrize(("sent", "what"), [(True, "settle"), (False, "release")])
