@@ -21,26 +21,31 @@ routes:
   - {{host: {HOST}, paths: [/socket], outbound: block, inbound: warn}}
 """
 # One line on stdin is a URL and a message; one on stdout says what came of it. A socket is kept for its next message.
+# One thread: the library's blocking client reads TLS in one while it writes it in another, and hangs now and then.
 TALKS = """
-import json, os, ssl, sys
+import asyncio, json, os, ssl, sys
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 kept = {}
-for line in sys.stdin:
-    url, message = json.loads(line)
+async def answer(url, message):
     try:
         if url not in kept:
             context = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"]) if url[:4] == "wss:" else None
-            kept[url] = connect(url, ssl=context, open_timeout=10, legacy=True)
-        kept[url].send(message)
-        print(json.dumps(["heard", kept[url].recv(10)]), flush=True)
+            kept[url] = await connect(url, ssl=context, open_timeout=10, proxy=None)
+        await kept[url].send(message)
+        return ["heard", await asyncio.wait_for(kept[url].recv(), 10)]
     except ConnectionClosed as e:
         close = kept.pop(url).protocol.close_rcvd
-        print(json.dumps(["closed", close and close.code, close and close.reason]), flush=True)
+        return ["closed", close and close.code, close and close.reason]
     except InvalidStatus as e:
-        print(json.dumps(["refused", e.response.status_code]), flush=True)
+        return ["refused", e.response.status_code]
     except OSError as e:
-        print(json.dumps(["broken", str(e)]), flush=True)
+        return ["broken", str(e)]
+async def main():
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        print(json.dumps(await answer(*json.loads(line))), flush=True)
+asyncio.run(main())
 """
 
 
