@@ -6,11 +6,11 @@ cd "$(dirname "$0")/.."
 . scripts/host.sh
 [ "$(id -u)" = 0 ] || fail "only root can hold a job's steps" "sudo make ci-demo"
 agentmon=.venv/bin/agentmon
-[ $# -gt 0 ] || set -- tests/unit/test_policy_rules.py tests/unit/test_guard_policy.py tests/unit/test_resolver_core.py
+[ $# -gt 0 ] || set -- tests/unit/test_policy_rules.py tests/unit/test_channel.py tests/unit/test_resolver_core.py
 
 "$agentmon" ci start --name own --enforce --baseline examples/ci/egress.yml
 trap '"$agentmon" ci stop --name own >/dev/null 2>&1 || true' EXIT
-"$agentmon" ci exec --name own --step tests -- .venv/bin/python -m pytest -q -p no:cacheprovider "$@"
+"$agentmon" ci exec --name own --step tests -- .venv/bin/python -m pytest -q "$@"
 "$agentmon" ci exec --name own --step 'not in the baseline' -- curl -sS -m 5 -o /dev/null https://new.example/ || say "refused, as it should be"
 "$agentmon" ci stop --name own
 status=0
