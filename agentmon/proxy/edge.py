@@ -379,7 +379,8 @@ class Hooks:
         if live.exchange is not None:
             usage = live.tap.close() if live.tap is not None else None
             seen = live.tap.output_seen if live.tap is not None else 0
-            live.exchange.finish(sent=live.sent, status=live.status, usage=usage, seen=seen)
+            unread = live.tap.failed if live.tap is not None else ""
+            live.exchange.finish(sent=live.sent, status=live.status, usage=usage, seen=seen, unread=unread)
 
     # ── ending ──
 

@@ -138,8 +138,10 @@ class Exchange:
             self._telling = True
             self._accounts.spawn(self._tell(self._hold))
 
-    def finish(self, *, sent: bool, status: int | None, usage: wire.Usage | None, seen: int = 0) -> None:
-        """The request is over; the first call counts. `seen`: see charge()."""
+    def finish(
+        self, *, sent: bool, status: int | None, usage: wire.Usage | None, seen: int = 0, unread: str = ""
+    ) -> None:
+        """The request is over; the first call counts. `seen`: see charge(). `unread`: why its answer was not read."""
         if self._finished:
             return
         self._finished = True
@@ -148,7 +150,7 @@ class Exchange:
             return
         w = self._whose
         row = charge(estimate, w.provider, w.key, sent=sent, status=status, usage=usage, seen=seen)
-        self._accounts.spawn(self._release(hold) if row is None else self._settle(hold, row))
+        self._accounts.spawn(self._release(hold) if row is None else self._settle(hold, row, unread))
 
     def unheld(self, usage: wire.Usage | None = None) -> None:
         """The provider has begun it unasked, or done it, and there was no hold to be had: it is in no row, and told."""
@@ -174,7 +176,7 @@ class Exchange:
         except AgentmonError as e:
             self._lost("release", e)
 
-    async def _settle(self, hold: int, row: wire.Usage) -> None:
+    async def _settle(self, hold: int, row: wire.Usage, unread: str) -> None:
         try:
             await self._accounts.ledger.settle(hold, row)
         except AgentmonError as e:
@@ -187,7 +189,16 @@ class Exchange:
         }  # fmt: skip
         w = self._whose
         self._accounts.report(
-            Event("usage", verdict="observed", bottle=w.bottle, layer="proxy", host=w.host, port=443, detail=detail)
+            Event(
+                "usage",
+                verdict="observed",
+                bottle=w.bottle,
+                layer="proxy",
+                host=w.host,
+                port=443,
+                detail=detail,
+                reason=f"the answer could not be read: {unread}" if unread else "",
+            )
         )
 
     def _lost(self, what: str, error: AgentmonError) -> None:

@@ -96,7 +96,8 @@ class Tap:
         if getattr(self._parser, "overflowed", False):
             self.failed = self.failed or "an event was too large to be read"
         usage = self._parser.usage()
-        if usage is not None and not self._ended and getattr(self._parser, "ends_with_body", False):
+        unended = not self._ended and getattr(self._parser, "ends_with_body", False)
+        if usage is not None and (self.failed or unended):
             usage = msgspec.structs.replace(usage, complete=False)
         return usage
 

@@ -365,6 +365,24 @@ def test_compressed_streams_take_no_event_of_ours() -> None:
     assert untyped.may_change_length and not untyped.can_end_with_event
 
 
+def test_what_could_not_be_read_is_not_complete_and_is_told() -> None:
+    tap, _ = make_tap()
+    tap(START)
+    tap(b'event: message_delta\ndata: {"x": "' + b"x" * (17 << 20) + b'", "usage": {"output_tokens": 900}}\n\n')
+    tap(b'event: message_stop\ndata: {"type": "message_stop"}\n\n')
+    tap.ended()
+    usage = tap.close()
+    assert usage is not None and not usage.complete and "too large" in tap.failed
+
+    async def body(exchange: Exchange, books: Books, events: list[Event]) -> None:
+        await exchange.reserve(ESTIMATE, wanted)
+        exchange.finish(sent=True, status=200, usage=usage, unread=tap.failed)
+
+    books, events = trial(body)
+    assert (books.calls[1][2].output, books.calls[1][2].source) == (100, "estimate")
+    assert events[0].kind == "usage" and events[0].reason == "the answer could not be read: " + tap.failed
+
+
 def test_an_oversized_event_is_flagged() -> None:
     class Large:
         overflowed = True
