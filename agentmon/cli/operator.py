@@ -12,6 +12,7 @@ from agentmon.cli.control import ask
 from agentmon.errors import BadInput, Refused
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Data instead of text.")
+_DRY = click.option("--dry-run", is_flag=True, help="Print what would be done to the kernel's rules; change nothing.")
 _ALL = click.option("--all", "every", is_flag=True, help="Every running bottle.")
 _DONE = {"cut": "cut", "freeze": "frozen", "resume": "resumed", "kill": "ended"}
 
@@ -76,10 +77,12 @@ def kill(bottle: str | None, every: bool, as_json: bool) -> int:
     return operate("kill", bottle, every, as_json)
 
 
-def _rule(verb: str, bottle: str, rule: str, as_json: bool) -> None:
-    value = ask(verb, bottle=bottle, rule=rule)
+def _rule(verb: str, bottle: str, rule: str, as_json: bool, dry_run: bool) -> None:
+    value = ask(verb, bottle=bottle, rule=rule, **({"dry_run": True} if dry_run else {}))
     if as_json:
         emit_json(value if isinstance(value, dict) else {"bottle": bottle, "rule": rule})
+    elif dry_run:
+        emit("\n".join(value["steps"]) or "nothing would change")
     else:
         emit(f"{bottle}: {'allowed' if verb == 'allow' else 'denied'} {rule}")
 
@@ -89,16 +92,18 @@ def _rule(verb: str, bottle: str, rule: str, as_json: bool) -> None:
 )
 @click.argument("bottle", shell_complete=bottles)
 @click.argument("rule")
+@_DRY
 @_JSON
-def allow(bottle: str, rule: str, as_json: bool) -> None:
+def allow(bottle: str, rule: str, as_json: bool, dry_run: bool) -> None:
     """Add RULE to what the running BOTTLE may reach. Connections that are open stay open."""
-    _rule("allow", bottle, rule, as_json)
+    _rule("allow", bottle, rule, as_json, dry_run)
 
 
 @click.command(epilog=example("agentmon deny build-17 index.example.org"))
 @click.argument("bottle", shell_complete=bottles)
 @click.argument("rule")
+@_DRY
 @_JSON
-def deny(bottle: str, rule: str, as_json: bool) -> None:
+def deny(bottle: str, rule: str, as_json: bool, dry_run: bool) -> None:
     """Deny RULE to the running BOTTLE; it wins over what is allowed. Open connections to it are closed."""
-    _rule("deny", bottle, rule, as_json)
+    _rule("deny", bottle, rule, as_json, dry_run)

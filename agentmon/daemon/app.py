@@ -61,6 +61,7 @@ from agentmon.events import Event
 from agentmon.launch.client import Spawner
 from agentmon.launch.host_sockets import Places, places
 from agentmon.policy import unbuilt
+from agentmon.policy.effective import EffectivePolicy
 from agentmon.policy.settings import Settings
 from agentmon.providers import registry
 from netfilter.changes import SelfHealing
@@ -362,6 +363,12 @@ class Daemon:
             fenced = self.commits.fenced(slot)
             return self.kernel.apply(bottle, mode_of(bottle), *self.commits.carried(bottle), fenced)
         return False
+
+    def plan_rules(self, bottle: Bottle, policy: EffectivePolicy, removal: bool) -> list[str]:
+        """What another policy would do to a bottle's rules of packets; in the kernel thread, and nothing is changed."""
+        changed = replace(bottle, policy=policy, epoch=self.host.epoch + 1 if removal else bottle.epoch)
+        learned, _ = self.commits.carried(changed)
+        return self.kernel.plan(changed, mode_of(changed), learned, self.commits.fenced(bottle.slot))
 
     def _refence(self, bottle: Bottle) -> None:
         """From the kernel thread: the same policy in a new epoch, so that flows to what is fenced now end too."""

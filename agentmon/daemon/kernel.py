@@ -213,6 +213,26 @@ class Kernel:
 
         :param fenced: addresses denied beside the policy's own: a deeper rule holds them.
         """
+        rules, bpf = self._fenced(bottle, mode, fenced)
+        owes = self.nft.put(replace(rules, learned=tuple(nft_learned)))
+        self.bpf.apply(replace(bpf, allow=(*bpf.allow, *bpf_learned)))
+        self.attach_programs(bottle.slot)
+        return owes
+
+    def plan(
+        self,
+        bottle: Bottle,
+        mode: str,
+        nft_learned: Sequence[netfilter.spec.Learned] = (),
+        fenced: Iterable[IPv4Address | IPv6Address] = (),
+    ) -> list[str]:
+        """What `apply` would do to the rules of packets, a line for each step; nothing is changed."""
+        rules, _ = self._fenced(bottle, mode, fenced)
+        return self.nft.plan(replace(rules, learned=tuple(nft_learned)))
+
+    def _fenced(
+        self, bottle: Bottle, mode: str, fenced: Iterable[IPv4Address | IPv6Address]
+    ) -> tuple[netfilter.spec.BottleRules, ebpf.spec.BottlePolicy]:
         compiled = self.compiled(bottle, mode)
         rules, bpf = compiled.rules, compiled.bpf
         for address in sorted(fenced, key=str):
@@ -224,10 +244,7 @@ class Kernel:
                 bpf = replace(
                     bpf, deny=(*bpf.deny, ebpf.spec.Entry(network, proto, ALL_PORTS, len(bottle.policy.rules)))
                 )
-        owes = self.nft.put(replace(rules, learned=tuple(nft_learned)))
-        self.bpf.apply(replace(bpf, allow=(*bpf.allow, *bpf_learned)))
-        self.attach_programs(bottle.slot)
-        return owes
+        return rules, bpf
 
     def apply_bpf_closed(self, bottle: Bottle) -> None:
         self.bpf.apply(self.compiled(bottle, "closed").bpf)

@@ -242,6 +242,10 @@ class Ops:
         bottle = self._bottle(str(request.args["bottle"]))
         text = str(request.args["rule"])
         policy, removal = requests.with_rule(bottle.policy, text, deny=request.op == "deny")
+        if request.args.get("dry_run"):
+            steps = await self._d.in_kernel(self._d.plan_rules, bottle, policy, removal)
+            connection.send(wire.Reply(request.id, {"bottle": bottle.name, "rule": text, "steps": steps}))
+            return
         number = self._d.clients.add(connection, request)
         uid, what = connection.peer.uid, f"{request.op} {text}"
         done = self._d.runner.dispatch(e.PolicyChanged(number, bottle.slot, policy, removal, uid, what))

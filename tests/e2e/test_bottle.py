@@ -64,6 +64,11 @@ class Shell:
 def test_allow_and_deny_take_effect_while_it_runs(world: World) -> None:
     shell = Shell(world, "live", "--allow", "www.allowed.example:443")
     assert shell.status("https://other.allowed.example/") == "000"
+    would = world.agentmon("allow", "live", "tcp://203.0.113.77:9", "--dry-run").stdout
+    assert "203.0.113.77 . tcp . 9" in would and "inside" in would, would
+    assert "203.0.113.77" not in world.agentmon("policy", "explain", "live").stdout
+    assert "end the flows" in world.agentmon("deny", "live", "www.allowed.example", "--dry-run").stdout
+    assert shell.status("https://www.allowed.example/") == "200"
     world.agentmon("allow", "live", "other.allowed.example:443")
     assert shell.status("https://other.allowed.example/") == "200"
     world.agentmon("deny", "live", "other.allowed.example:443")
