@@ -138,6 +138,7 @@ def view(policy: EffectivePolicy, place: Place, epoch: int, mode: netfilter.spec
         proxy=tuple(str(a) for a in _in_families(place, proxy)),
         agent=policy.agent,
         log=policy.log,
+        unreadable=policy.unreadable,
         limits=dict(sorted(policy.limits.items())),
     )
 

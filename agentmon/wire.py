@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 MAX_FRAME = 16 << 20
-VERSION = 2  # of this file; services of another version are replaced by a starting daemon
+VERSION = 3  # of this file; services of another version are replaced by a starting daemon
 
 _LENGTH = struct.Struct(">I")
 
@@ -75,6 +75,7 @@ class BottleView(msgspec.Struct, frozen=True, omit_defaults=True):
     proxy: tuple[str, ...] = ()
     agent: str = ""
     log: str = "blocks"
+    unreadable: str = "settle"  # settle | cut: answers whose usage cannot be read
     limits: dict[str, int] = {}
 
 

@@ -19,7 +19,7 @@ from agentmon.policy.rules.relate import patterns_above
 
 _FACTS = (
     "shutdown", "guard", "observe", "home", "ro", "rw", "unix", "listen", "io_uring", "limits", "provider", "agent",
-    "weights", "log",
+    "weights", "log", "unreadable",
 )  # fmt: skip
 _DEPTHS = {"": 0} | {depth.name.lower(): int(depth) for depth in Depth}
 _TEXTUAL = (

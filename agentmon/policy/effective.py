@@ -35,6 +35,7 @@ class EffectivePolicy:
     io_uring: bool = False
     limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
     log: str = "blocks"
+    unreadable: str = "settle"  # settle | cut: answers whose usage cannot be read
     sources: tuple[str, ...] = ()  # files it was made of, for `policy explain` and events
     origin: Origin | None = None  # of a running bottle: what it was made of
     origins: tuple[str, ...] = ()  # one per rule: "FILE:LINE", "--allow", "provider claude", "settings FILE:LINE" …

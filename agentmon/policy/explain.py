@@ -116,6 +116,7 @@ def explain(
             for s in policy.scopes
         ],
         "shutdown": policy.shutdown,
+        "unreadable": policy.unreadable,
         "guard": dict(zip(("mode", "checks", "unchecked"), (policy.guard, *GUARD[policy.guard]), strict=True)),
         "listen": None if policy.listen is None else list(policy.listen),
         "unix": list(policy.unix),

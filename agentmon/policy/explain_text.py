@@ -32,6 +32,7 @@ def explain_text(data: Mapping[str, Any]) -> str:
     budgets = [_budget(scope, b) for scope in data["budgets"] for b in scope["budgets"]]
     lines += [f"budget: {line}" for line in budgets] or ["budget: none"]
     lines.append(f"when it is spent: {data['shutdown']}")
+    lines += ["answers whose usage cannot be read: broken off"] if data["unreadable"] == "cut" else []
     guard = data["guard"]
     lines += [f"guard {guard['mode']}: {guard['checks']}", f"  does not check {guard['unchecked']}"]
     if data["listen"] is not None:

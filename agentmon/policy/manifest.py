@@ -18,7 +18,7 @@ from agentmon.policy import document, routes, sockets, values
 from agentmon.policy.document import Node, Place, Scalar
 from agentmon.policy.effective import LIMITS
 from agentmon.policy.routes import PlacedRoute
-from agentmon.policy.settings import SHUTDOWNS, Settings
+from agentmon.policy.settings import SHUTDOWNS, UNREADABLE, Settings
 from agentmon.policy.values import Budget, PlacedRule
 
 MAX_CHAIN = 8
@@ -40,6 +40,7 @@ class Manifest:
     routes: tuple[PlacedRoute, ...] = ()
     budget: tuple[Budget, ...] = ()
     shutdown: str | None = None
+    unreadable: str | None = None
     guard: str | None = None
     home: str | None = None
     ro: tuple[str, ...] = ()  # absolute, or "~/…"
@@ -231,6 +232,7 @@ _READERS: Mapping[str, Callable[[Node], Any]] = {
     "routes": routes.routes,
     "budget": values.budgets,
     "shutdown": _choice(SHUTDOWNS),
+    "unreadable": _choice(UNREADABLE),
     "guard": _choice(GUARDS),
     "home": _choice(HOMES),
     "ro": lambda node: document.items(node, "a list of paths"),

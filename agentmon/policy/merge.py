@@ -26,7 +26,7 @@ from agentmon.policy.manifest import GUARDS, HOMES, Manifest, only_lowers, untru
 from agentmon.policy.options import Options, environment
 from agentmon.policy.rules import Rule, RuleError, conflicts, parse_rule
 from agentmon.policy.scopes import scopes
-from agentmon.policy.settings import SHUTDOWNS, Settings
+from agentmon.policy.settings import SHUTDOWNS, UNREADABLE, Settings
 from agentmon.policy.values import PlacedRule
 from agentmon.providers.declaration import Provider
 
@@ -87,6 +87,7 @@ def effective(
         io_uring=_nearest((m.io_uring for m in manifests), False),
         limits={key: _nearest((m.limits.get(key) for m in manifests), value) for key, value in LIMITS.items()},
         log=settings.log,
+        unreadable=_unreadable(settings, manifests),
         sources=tuple(m.file for m in manifests) + ((settings.source,) if settings.source else ()),
     )
 
@@ -99,6 +100,12 @@ def _guard(manifests: Sequence[Manifest]) -> str:
     given = _nearest((m.guard for m in manifests if m.trusted), "observe")
     asked = (m.guard for m in manifests if m.guard and not m.trusted)
     return max((given, *asked), key=GUARDS.index)
+
+
+def _unreadable(settings: Settings, manifests: Sequence[Manifest]) -> str:
+    """The strictest that anybody says: no manifest, whoever wrote it, is milder than the host."""
+    asked = (m.unreadable for m in manifests if m.unreadable)
+    return max((settings.unreadable, *asked), key=UNREADABLE.index)
 
 
 def _listen(manifests: Sequence[Manifest]) -> tuple[str, ...] | None:

@@ -23,6 +23,7 @@ from agentmon.providers import registry
 
 SHUTDOWNS = ("cutoff", "freeze", "kill")  # from the mildest to the strictest
 LOGS = ("off", "blocks", "full")
+UNREADABLE = ("settle", "cut")  # from the milder to the stricter
 Server = tuple[str, int] | tuple[str, int, str]  # address, port, and over TLS what its certificate is for
 
 
@@ -46,6 +47,7 @@ class Settings:
     ceiling: tuple[Budget, ...] = ()
     weights: Mapping[str, int] = field(default_factory=lambda: dict(WEIGHTS))
     shutdown: str = "cutoff"
+    unreadable: str = "settle"
     deny: tuple[PlacedRule, ...] = ()
     log: str = "blocks"
     ledger: str = "sqlite:///" + str(paths.LEDGER)
@@ -366,6 +368,7 @@ _READERS: Mapping[str, Callable[[Node], dict[str, Any]]] = {
     "ceiling": _one("ceiling", values.budgets),
     "weights": _one("weights", _weights),
     "shutdown": _one("shutdown", lambda node: document.choice(node, SHUTDOWNS)),
+    "unreadable": _one("unreadable", lambda node: document.choice(node, UNREADABLE)),
     "deny": _one("deny", values.deny_rules),
     "log": _one("log", lambda node: document.choice(node, LOGS)),
     "ledger": _one("ledger", _ledger),

@@ -81,6 +81,7 @@ class Parser(Protocol):
     """Reads one response body. feed() never raises and never keeps more than one event (capped) plus 64 KiB.
 
     Parsers may have, besides: `streams` (an SSE event of ours may follow), `overflowed` (an event was over the cap),
+    `damaged` (the framing is lost: nothing that follows can be read),
     `output_seen` (tokens of the text so far), `ends_with_body` (nothing inside the body tells its regular end).
     """
 

@@ -29,6 +29,12 @@ _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
+def unknown(coding: str) -> str:
+    """The first coding of a Content-Encoding that is not undone here; "" where there is none."""
+    names = (part.strip().lower() for part in coding.split(","))
+    return next((name for name in names if name and name != "identity" and _codec(name) is None), "")
+
+
 class Undecodable(Exception):
     """The bytes are not of this coding."""
 

@@ -133,6 +133,11 @@ class EventGate:
         """Of the event that has begun."""
         return len(self._pending)
 
+    @property
+    def inside(self) -> bool:
+        """Whether part of an event has left."""
+        return self._passing
+
     def feed(self, data: bytes) -> bytes:
         """The bytes that may leave now."""
         self._pending += data

@@ -39,6 +39,11 @@ class StreamParser(ABC):
         return self._framing.overflowed
 
     @property
+    def damaged(self) -> bool:
+        """Whether the framing is lost: nothing that follows can be read."""
+        return bool(getattr(self._framing, "damaged", False))
+
+    @property
     def output_seen(self) -> int:
         """Tokens of output that the text so far amounts to, on the high side."""
         return tokens_of(self._text_bytes)

@@ -57,6 +57,13 @@ def inbound_blocked(host: str, rule: str, says: str) -> Error:
     return {"type": "inbound_blocked", "message": message, "host": host, "rule": rule}
 
 
+def answer_unreadable(host: str, why: str) -> Error:
+    """403: its usage cannot be read, and the policy has such answers broken off (`unreadable: cut`)."""
+    message = f"The answer of {host} cannot be metered ({why}) and was broken off. Retrying does not help."
+    hint = "the operator can: unreadable: settle, in the settings"
+    return {"type": "answer_unreadable", "message": message, "host": host, "hint": hint}
+
+
 def ledger_unavailable() -> Error:
     """503: what cannot be recorded is not forwarded."""
     return {

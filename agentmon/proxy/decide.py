@@ -123,6 +123,7 @@ _HINTS = {
     "framing": "no rule helps: the client has to send what every server reads alike",
     "git-push": "no rule helps: commits leave a bottle by its files",
     "git-fetch": "write git_fetch: true into the host's route in the manifest",
+    "unreadable": "unreadable: settle in the settings and manifests lets such answers pass, charged as held",
     "endpoint": "no rule helps: what cannot be metered is refused on a provider's host",
 }
 

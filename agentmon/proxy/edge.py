@@ -38,6 +38,7 @@ from agentmon.proxy.edge_layers import Ending, Layer
 from agentmon.proxy.edge_live import Live, Refusal, answer, facts_of, without_length
 from agentmon.proxy.edge_outbound import Outbound
 from agentmon.proxy.edge_tls import Tls
+from agentmon.proxy.edge_unreadable import Unreadable
 from agentmon.proxy.edge_websocket import Sockets
 from agentmon.proxy.exchange import Accounts, Exchange, Whose
 from agentmon.proxy.outbound import Ask
@@ -72,6 +73,7 @@ class Hooks:
         self._keys = (f"{os.getpid():x}-{time.monotonic_ns():x}-{n}" for n in itertools.count(1))
         self._bad: dict[str, float] = {}  # address → when it may be tried again
         self._inbound = Inbound(self.sightings, self.accounts)
+        self._unreadable = Unreadable(self.sightings, self.accounts)
         self._outbound = Outbound(self.searches, self.bottles, self.sightings, self.ask)
         self._sockets = Sockets(
             self.bottles, self.accounts, self.sightings, self._inbound, self._outbound, lambda: next(self._keys),
@@ -319,6 +321,8 @@ class Hooks:
         flow.response.stream = True
         if live.exchange is not None:
             live.tap = flow.response.stream = self._tap(live, live.exchange, flow.response)
+            if self._unreadable.head(live):
+                return
             if live.tap.may_change_length:
                 without_length(flow)
         if isinstance(live.verdict, Allow) and live.verdict.secret is not None:
@@ -338,12 +342,20 @@ class Hooks:
         kind = headers.get("content-type", "")
         sse = "text/event-stream" in kind or not kind  # without a type: a stream where it turns out to be one
         gate = EventGate(without_usage) if live.strip_usage and sse and not coding else None
-        return Tap(live.verdict.endpoint.parser(headers), Answer(coding, sse), gate, exchange.progress)
+        return Tap(
+            live.verdict.endpoint.parser(headers),
+            Answer(coding, sse),
+            gate,
+            exchange.progress,
+            self._unreadable.breaker(live),
+        )
 
     def on_response(self, connection: Connection, flow: http.HTTPFlow) -> None:
         live = self.live.get(flow.id)
         if live is not None and flow.websocket is None:
             self._inbound.whole(live)
+            if live.held is not None:
+                self._unreadable.whole(live)
             if live.echo is not None and flow.response is not None and flow.response.trailers:
                 flow.response.trailers.fields = live.echo.without_in(flow.response.trailers.fields)
             if live.tap is not None:

@@ -27,6 +27,7 @@ from tests.support.proxy_talk import (
     fresh,
     last_row,
     message,
+    opening,
     read_until,
 )
 from tests.support.proxy_upstream import chunked, reply
@@ -255,6 +256,68 @@ def test_an_unknown_coding_passes_and_the_hold_is_charged(rig: Rig) -> None:
     response = rig.request(CLAUDE, "/v1/messages", ask(max_tokens=55, stream=True))
     assert response.body == b"\x00\x9f\x01" * 999
     assert last_row(rig, before)[5:] == (55, "estimate", 0)
+
+
+def unread(rig: Rig, why: str) -> dict[str, Any]:
+    """What is told of the usage of an answer that was broken off: why its row is an estimate."""
+    assert rig.nothing_held()
+    usage = rig.wait_event(kind="usage")
+    assert why in usage["reason"] and usage["detail"]["complete"] is False
+    return dict(usage["detail"])
+
+
+@pytest.mark.parametrize(("host", "ends"), [(CLAUDE, False), (OPENAI, True)])
+def test_where_the_policy_cuts_no_byte_of_an_unknown_coding_passes(rig: Rig, host: str, ends: bool) -> None:
+    before, never = len(rig.rows(0)), threading.Event()
+    path = "/v1/messages" if host == CLAUDE else "/v1/chat/completions"
+    rig.bottle(unreadable="cut")
+    rig.upstream.script = chunked([b"\x00\x9f\x01" * 999, *([] if ends else [never])], {"content-encoding": "compress"})
+    response = rig.request(host, path, ask(max_tokens=55, stream=True))
+    assert (response.status, response.json["error"]["type"]) == (403, "answer_unreadable")
+    assert "content-encoding" not in response.headers and response.headers["x-should-retry"] == "false"
+    assert last_row(rig, before)[5:] == (55, "estimate", 0)
+    unread(rig, "'compress' is unknown")
+    refusal = rig.wait_event(kind="request", reason="unreadable", host=host)
+    assert refusal["verdict"] == "refused" and "unreadable: settle" in refusal["hint"]
+    never.set()
+
+
+def test_where_the_policy_cuts_an_error_in_an_unknown_coding_passes(rig: Rig) -> None:
+    before = len(rig.rows(0))
+    rig.bottle(unreadable="cut")
+    rig.upstream.script = reply(429, b"\x00\x9f\x01", {"content-encoding": "compress"})
+    response = rig.request(CLAUDE, "/v1/messages", ask(max_tokens=55))
+    assert (response.status, response.body) == (429, b"\x00\x9f\x01")
+    assert rig.nothing_held() and len(rig.rows(0)) == before
+
+
+def test_where_the_policy_cuts_an_oversized_event_ends_the_stream_with_the_error(rig: Rig) -> None:
+    before, never = len(rig.rows(0)), threading.Event()
+    rig.bottle(unreadable="cut")
+    rig.upstream.script = chunked([opening(), b'event: x\ndata: {"x": "', b"x" * (17 << 20), never])
+    response = rig.request(CLAUDE, "/v1/messages", ask(max_tokens=55, stream=True))
+    assert (response.status, response.broken) == (200, False) and len(response.body) < 17 << 20
+    assert b'event: error\ndata: {"type":"error","error":{"type":"answer_unreadable"' in response.body
+    assert last_row(rig, before)[5:] == (55, "estimate", 0)
+    assert unread(rig, "too large")["input"] == 20
+    never.set()
+
+
+@pytest.mark.parametrize("inbound", ["warn", "block"])
+def test_where_the_policy_cuts_damage_ends_an_answer_that_is_no_stream(rig: Rig, inbound: str) -> None:
+    """Begun, it is broken off; held back as a whole (`inbound: block`), the error is its answer."""
+    before = len(rig.rows(0))
+    rig.bottle(unreadable="cut", routes=(wire.Route(CLAUDE, inbound=inbound),))
+    body = bytearray(gzip.compress(message() * 9999, 0))
+    body[len(body) // 2 :] = b"\xff" * (len(body) // 2)
+    rig.upstream.script = reply(200, bytes(body), {"content-encoding": "gzip", "content-type": "application/json"})
+    response = rig.request(CLAUDE, "/v1/messages", ask(max_tokens=55))
+    if inbound == "block":
+        assert (response.status, response.json["error"]["type"]) == (403, "answer_unreadable")
+    else:
+        assert response.broken and len(response.body) < len(body)
+    assert last_row(rig, before)[5:] == (55, "estimate", 0)
+    unread(rig, "undecodable")
 
 
 def test_a_client_that_hangs_up_before_the_usage_comes_is_charged_the_text_it_got(rig: Rig) -> None:

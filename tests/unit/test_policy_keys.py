@@ -19,6 +19,7 @@ from agentmon.providers import registry
 ROOT = Path(__file__).parents[2]
 SETTINGS = {  # key: a value that is not its default
     "budget": "{claude: 5}", "ceiling": "{claude: 5}", "weights": "{input: 1}", "shutdown": "kill",
+    "unreadable": "cut",
     "deny": "[x.example]",
     "log": "full", "ledger": "postgresql://h/x", "approvals_timeout": "7", "alert": "/bin/true",
     "approvals": "{hook: [/bin/true], operator: false}", "dlp": "{rules: /x.toml}",
@@ -31,7 +32,7 @@ MANIFEST = {
     "extends": "parent", "provider": "claude", "agents": "{a: {budget: {claude: 5}}}", "allow": "[x.example]",
     "routes": "[{host: x.example, methods: [GET]}]", "budget": "{claude: 5}", "shutdown": "kill", "guard": "off",
     "home": "host", "ro": "[/x]", "rw": "[/x]", "unix": "[/run/x.sock]", "listen": "[8080]", "io_uring": "true",
-    "limits": "{pids: 9}",
+    "limits": "{pids: 9}", "unreadable": "cut",
 }  # fmt: skip
 ROUTE = {
     "host": "y.example", "auth": "{header: x-api-key, credential: k}",

@@ -183,6 +183,19 @@ def test_without_a_host_budget_a_users_budget_stays_where_resume_finds_it():
     assert budgets(shadow)["bottle", "b"] == {"claude": (50, "run")}
 
 
+def test_unreadable_is_the_strictest_that_anybody_says():
+    cut, settle = "unreadable: cut", "unreadable: settle"
+    for trusted in (True, False):
+        for said, of_parent, of_host, expected in (
+            ("", "", "", "settle"), ("", "", cut, "cut"), (cut, "", "", "cut"), ("", cut, settle, "cut"),
+            (settle, cut, "", "cut"), (settle, "", cut, "cut"),
+        ):  # fmt: skip
+            chain = (m(said, "child", trusted=trusted), m(of_parent, "parent"))
+            assert merge(chain, of_host).unreadable == expected
+    with pytest.raises(BadInput, match=r"web.yml:1: unreadable: 'pass'; expected settle \| cut"):
+        m("unreadable: pass")
+
+
 def test_observe_and_milder_shutdown_need_right():
     with pytest.raises(Refused, match="--observe relaxes"):
         merge(observe=True, **USER)

@@ -13,6 +13,7 @@ from agentmon.errors import AgentmonError
 from agentmon.events import Event
 from agentmon.providers.anthropic_usage import parser
 from agentmon.providers.declaration import Estimate
+from agentmon.providers.decoding import unknown
 from agentmon.providers.include_usage import without_usage
 from agentmon.providers.openai_usage import chat_parser
 from agentmon.providers.sockets import Responses
@@ -381,6 +382,30 @@ def test_what_could_not_be_read_is_not_complete_and_is_told() -> None:
     books, events = trial(body)
     assert (books.calls[1][2].output, books.calls[1][2].source) == (100, "estimate")
     assert events[0].kind == "usage" and events[0].reason == "the answer could not be read: " + tap.failed
+
+
+def test_where_the_policy_cuts_nothing_passes_from_the_oversized_event_on() -> None:
+    told: list[str] = []
+    for request, gate in ((parser({}), None), (chat_parser({}), EventGate(without_usage))):
+        tap = Tap(request, Answer("", True), gate, lambda usage: None, told.append)
+        tap(START)
+        assert tap(b'data: {"x": "' + b"x" * (15 << 20)) and not told
+        assert tap.before_event() == b"\n"  # also behind a gate that let part of an event go
+        assert tap(b"x" * (2 << 20)) == tap(b'"}\n\n') == tap(b"") == []
+        assert told.pop() == tap.broken == "an event was too large to be read" and not told
+        usage = tap.close()
+        assert (usage is None or not usage.complete) and tap.failed == tap.broken
+
+
+def test_an_unknown_coding_is_named() -> None:
+    tap = Tap(parser({}), Answer("gzip, compress", True), None, lambda usage: None)
+    assert tap(b"\x00\x9f\x01") == b"\x00\x9f\x01" and tap.close() is None
+    assert tap.failed == tap.unknown_coding == "its content coding 'compress' is unknown"
+    for known in ("", "identity", "GZIP", "x-gzip, br", "deflate,zstd"):
+        assert unknown(known) == ""
+    plain = Tap(parser({}), Answer("compress", True), None, lambda usage: None)  # a header that is not true
+    plain(START)
+    assert plain.close() is not None and not plain.failed
 
 
 def test_an_oversized_event_is_flagged() -> None:
