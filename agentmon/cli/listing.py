@@ -21,7 +21,8 @@ from agentmon.wanted import Wanted
 
 _KINDS = (
     "connect", "send", "dns", "packet", "bypass", "escape", "socket", "request", "websocket", "secret", "injection",
-    "approval", "usage", "threshold", "cutoff", "freeze", "kill", "resume", "policy", "tamper", "lost", "daemon",
+    "approval", "usage", "count", "threshold", "cutoff", "freeze", "kill", "resume", "policy", "tamper", "lost",
+    "daemon",
 )  # fmt: skip
 _LAYERS = ("host-nft", "bottle-nft", "bpf", "resolver", "relay", "proxy", "guard", "launcher", "daemon")
 _SINCE = click.option("--since", metavar="TIME", help="15m, 2h, 7d ago, or 2026-01-31T12:00:00Z.")

@@ -5,12 +5,13 @@ The command-line client's own paths and variables are here too: it runs in a bot
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from agentmon.providers import anthropic_batch, anthropic_usage
-from agentmon.providers.declaration import Client, Convention, Endpoint, Metering, Provider, free, refused
+from agentmon.providers.declaration import Client, Convention, Counting, Endpoint, Metering, Provider, free, refused
 from agentmon.providers.estimate import bound
 from agentmon.providers.match import BODYLESS
 
@@ -33,11 +34,26 @@ _RESULTS = Endpoint(
     convention=Convention.APART,
 )  # fmt: skip
 
+# anthropic-sdk-python, types/message_count_tokens_params.py and message_create_params.py; of the betas what both have.
+_COUNTING = Counting(
+    "/v1/messages/count_tokens",
+    takes=frozenset(
+        ("messages", "model", "system", "tools", "tool_choice", "thinking", "cache_control", "output_config")
+    ),
+    leaves=frozenset(
+        (
+            "max_tokens", "stream", "metadata", "temperature", "top_k", "top_p", "stop_sequences", "service_tier",
+            "inference_geo",
+        )
+    ),
+    headers=frozenset(("anthropic-version", "anthropic-beta")),
+)  # fmt: skip
+
 PROVIDER = Provider(
     name="claude",
     hosts=("api.anthropic.com",),
     endpoints=(
-        messages("/v1/messages"),
+        replace(messages("/v1/messages"), counting=_COUNTING),
         _RESULTS,
         *free("POST", "/v1/messages/count_tokens", "/api/oauth/**"),
         *free("GET", "/v1/models", "/v1/models/**", "/v1/messages/batches", "/v1/messages/batches/*"),

@@ -32,6 +32,24 @@ class Signing(Enum):
     SIGNED = "signed"
 
 
+class Gate(Enum):
+    """What the input part of a hold goes by. Settings opt in to COUNT: `providers: {NAME: {count: true}}`."""
+
+    ESTIMATE = "estimate"  # ours
+    COUNT = "count"  # the provider's, asked for when the estimate has no room; where that fails, ours
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """A provider's own way to count the input of a request before it is sent, free of charge: POST `path`, JSON."""
+
+    path: str
+    takes: frozenset[str]  # members of the request that the question has as well
+    leaves: frozenset[str]  # members that bring no input; with any other member there is no question
+    headers: frozenset[str]  # besides those that carry credentials; lower case
+    member: str = "input_tokens"  # of the answer
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """What a request may cost at most, in tokens: `input` uncached, `output` its own bound or the learned one."""
@@ -109,6 +127,7 @@ class Endpoint:
     output: Callable[[Request], int] | None = None  # request → the most tokens its answer may put out
     rewrite: Callable[[bytes], tuple[bytes, bool]] | None = None  # request body → (body, include_usage added)
     convention: Convention | None = None
+    counting: Counting | None = None  # of a metered one; asked only with Gate.COUNT
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +164,7 @@ class Provider:
     count_tokens: Callable[[Request], int] = count_tokens  # input of a request, at most; before it is sent
     signing: Signing = Signing.UNSIGNED
     sockets: tuple[Socket, ...] = ()
+    gate: Gate = Gate.ESTIMATE
 
 
 def free(method: str, *paths: str) -> tuple[Endpoint, ...]:

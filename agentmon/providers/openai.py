@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from agentmon.providers import openai_usage
-from agentmon.providers.declaration import Client, Convention, Endpoint, Metering, Provider, Socket, free, refused
+from agentmon.providers.declaration import (
+    Client,
+    Convention,
+    Counting,
+    Endpoint,
+    Metering,
+    Provider,
+    Socket,
+    free,
+    refused,
+)
 from agentmon.providers.estimate import bound
 from agentmon.providers.include_usage import include_usage
 from agentmon.providers.match import BODYLESS
@@ -73,6 +84,25 @@ def error_event(error: dict[str, Any]) -> bytes:
     return b"event: error\ndata: " + msgspec.json.encode(document) + b"\n\n"
 
 
+# openai-python, types/responses/input_token_count_params.py and response_create_params.py.
+_COUNTING = Counting(
+    "/v1/responses/input_tokens",
+    takes=frozenset(
+        (
+            "conversation", "input", "instructions", "model", "parallel_tool_calls", "previous_response_id",
+            "reasoning", "text", "tool_choice", "tools", "truncation",
+        )
+    ),
+    leaves=frozenset(
+        (
+            "max_output_tokens", "max_tool_calls", "stream", "stream_options", "store", "metadata", "temperature",
+            "top_p", "top_logprobs", "include", "user", "safety_identifier", "service_tier", "prompt_cache_key",
+            "prompt_cache_retention", "background",
+        )
+    ),
+    headers=frozenset(("openai-organization", "openai-project", "openai-beta")),
+)  # fmt: skip
+
 _ENV = ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_ORGANIZATION", "OPENAI_PROJECT")
 _CLIENT = Client(rw=(".codex",), env=(*_ENV, "CODEX_API_KEY"))
 
@@ -82,7 +112,7 @@ PROVIDER = Provider(
     endpoints=(
         chat("/v1/chat/completions"),
         completions("/v1/completions"),
-        responses("/v1/responses"),
+        replace(responses("/v1/responses"), counting=_COUNTING),
         responses("/v1/responses/compact"),
         embeddings("/v1/embeddings"),
         images("/v1/images/generations"),

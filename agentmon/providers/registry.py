@@ -6,7 +6,7 @@
 
 Keys: `like` (a built-in name; for new names only), `hosts`, `also`, `rw`, `ro`, `env`: lists of text; `endpoints`:
 {"GET /v1/files/**": free, "POST /v2/chat": as /v1/chat/completions, "POST /v1/batches": refused}, asked before the
-built-in ones.
+built-in ones; `count`: true asks the provider itself how much a request brings in, where an estimate has no room.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from agentmon.providers import (
     openrouter,
     vertex,
 )
-from agentmon.providers.declaration import Client, Endpoint, Metering, Provider
+from agentmon.providers.declaration import Client, Endpoint, Gate, Metering, Provider
 from agentmon.providers.overlap import hosts_overlap
 
 BUILT_IN: tuple[Provider, ...] = (
@@ -57,7 +57,7 @@ def load(additions: Mapping[str, Any] | None = None) -> dict[str, Provider]:
             raise BadInput(f"providers: {name}: endpoints: {wrong}", "the first that covers a request decides")
         providers[name] = replace(
             base, name=name, hosts=base.hosts + lists["hosts"], also=base.also + lists["also"], client=client,
-            endpoints=endpoints + base.endpoints,
+            endpoints=endpoints + base.endpoints, gate=_gate(name, base, addition.get("count", False)),
         )  # fmt: skip
     _check_owners(providers)
     return providers
@@ -70,8 +70,8 @@ def _base(providers: Mapping[str, Provider], name: str, addition: Any) -> Provid
             f"{where}: expected a table of {', '.join(_LISTS)}, got {addition!r}", "write {hosts: [llm.example]}"
         )
     for key in addition:
-        if key not in (*_LISTS, "like", "endpoints"):
-            raise BadInput(f"{where}: unknown key {key!r}", f"known keys: like, endpoints, {', '.join(_LISTS)}")
+        if key not in (*_LISTS, "like", "endpoints", "count"):
+            raise BadInput(f"{where}: unknown key {key!r}", f"known keys: like, endpoints, count, {', '.join(_LISTS)}")
     if name in providers:
         if "like" in addition:
             raise BadInput(f"{where}: like: is for new names; {name} is built in", "leave like: out")
@@ -83,6 +83,18 @@ def _base(providers: Mapping[str, Provider], name: str, addition: Any) -> Provid
     if not addition.get("hosts"):
         raise BadInput(f"{where}: hosts: is missing", "name the hosts that speak this protocol")
     return replace(providers[like], hosts=(), also=())
+
+
+def _gate(name: str, base: Provider, value: Any) -> Gate:
+    where = f"providers: {name}: count"
+    if not isinstance(value, bool):
+        raise BadInput(f"{where}: expected true or false, got {value!r}", "leave it out for false")
+    if value and not any(endpoint.counting for endpoint in base.endpoints):
+        can = ", ".join(sorted(p.name for p in BUILT_IN if any(e.counting for e in p.endpoints)))
+        raise BadInput(
+            f"{where}: {name} has no count endpoint that could be asked", f"these and what is like them: {can}"
+        )
+    return Gate.COUNT if value else Gate.ESTIMATE
 
 
 def _texts(name: str, key: str, value: Any) -> tuple[str, ...]:
@@ -124,7 +136,7 @@ def _endpoints(name: str, base: Provider, value: Any) -> tuple[Endpoint, ...]:
         if found is None:
             metered = ", ".join(f"as {e.path}" for e in base.endpoints if e.metering is Metering.METERED)
             raise BadInput(f"{where}: {key}: expected free, refused, {metered}, got {said!r}", "write one of them")
-        out.append(replace(found, method=method, path=path))
+        out.append(replace(found, method=method, path=path, counting=None))  # which is where the original is
     return tuple(out)
 
 

@@ -1,7 +1,8 @@
 """One metered request: hold → forward → settle or release, exactly once, whatever happens on the way.
 
     reserve() ──granted──▶ held ──finish(sent, status)──▶ settled | released
-        ├─held by others──▶ asked again until they are settled, for PATIENCE_S at most
+        ├─held by others──▶ asked again until they are settled, for PATIENCE_S at most; where the provider counts
+        │                   beside it, by its count from then on
         └─denied, ledger away──▶ a refusal to answer with
 
 finish() may come at any time, also while reserve() still waits (the client has gone): the hold that then arrives is
@@ -23,6 +24,7 @@ from agentmon.errors import AgentmonError
 from agentmon.events import Event
 from agentmon.providers.declaration import Estimate
 from agentmon.proxy import bodies
+from agentmon.proxy.counted import Count, Counted
 from agentmon.proxy.settlement import charge, tells_input
 
 PATIENCE_S = 240.0  # below the 300 s after which clients on Node give up on an answer's head
@@ -82,22 +84,28 @@ class Exchange:
     def __init__(self, accounts: Accounts, whose: Whose) -> None:
         self._accounts = accounts
         self._whose = whose
-        self._estimate: Estimate | None = None
+        self._estimate: Estimate | None = None  # ours: what is charged where nothing is known
+        self._held: Estimate | None = None  # what the hold was taken for: ours, or with the provider's count
         self._hold: int | None = None
         self._finished = False
         self._next: wire.Usage | None = None  # progress that waits for the call under way
         self._telling = False
 
     async def reserve(
-        self, estimate: Estimate, wanted: Callable[[], bool], patience_s: float = PATIENCE_S
+        self,
+        estimate: Estimate,
+        wanted: Callable[[], bool],
+        patience_s: float = PATIENCE_S,
+        count: Count | None = None,
     ) -> tuple[int, bodies.Error] | None:
         """Take the hold; None when it is there, else (status, error) to answer with.
 
         :param wanted: whether waiting still makes sense: False once the bottle is cut, or its client gone.
+        :param count: asks the provider; called once at most, when the estimate has no room beside what others hold.
         """
-        w, self._estimate = self._whose, estimate
+        w, self._estimate, self._held = self._whose, estimate, estimate
         try:
-            answer = await self._ask(estimate, wanted, patience_s)
+            answer = await self._ask(wanted, patience_s, Counted(estimate, count))
         except AgentmonError:
             return 503, bodies.ledger_unavailable()
         if isinstance(answer, wire.Denied):
@@ -108,21 +116,24 @@ class Exchange:
             return 403, bodies.egress_denied("The request was given up.", w.host)
         return None
 
-    async def _ask(
-        self, estimate: Estimate, wanted: Callable[[], bool], patience_s: float
-    ) -> wire.Granted | wire.Denied:
+    async def _ask(self, wanted: Callable[[], bool], patience_s: float, counted: Counted) -> wire.Granted | wire.Denied:
         w, loop = self._whose, asyncio.get_running_loop()
         end, pause = loop.time() + patience_s, _ASK_MIN_S
-        while True:
-            answer = await self._accounts.ledger.reserve(
-                w.slot, w.provider, estimate.model, input=estimate.input, output=estimate.output, key=w.key
-            )
-            if isinstance(answer, wire.Granted) or not answer.waits or self._finished or not wanted():
-                return answer
-            if loop.time() + pause > end:
-                return answer
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _ASK_MAX_S)
+        try:
+            while True:
+                self._held = asked = counted.estimate()
+                answer = await self._accounts.ledger.reserve(
+                    w.slot, w.provider, asked.model, input=asked.input, output=asked.output, key=w.key
+                )
+                if isinstance(answer, wire.Granted) or not answer.waits or self._finished or not wanted():
+                    return answer
+                if loop.time() + pause > end:
+                    return answer
+                counted.begin()
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _ASK_MAX_S)
+        finally:
+            counted.end()
 
     def progress(self, usage: wire.Usage) -> None:
         """Tell the ledger the cumulative usage; while a call is under way only the latest is kept.
@@ -131,8 +142,8 @@ class Exchange:
         """
         if self._hold is None or self._finished:
             return
-        if usage.source == "estimate" and self._estimate is not None and not tells_input(usage):
-            usage = msgspec.structs.replace(usage, input=self._estimate.input)
+        if usage.source == "estimate" and self._held is not None and not tells_input(usage):
+            usage = msgspec.structs.replace(usage, input=self._held.input)
         self._next = usage
         if not self._telling:
             self._telling = True

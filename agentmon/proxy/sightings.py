@@ -88,6 +88,14 @@ class Sightings:
         )  # fmt: skip
         return self._note_of(slot, source, event)
 
+    def uncounted(self, bottle: Bottle, verdict: Allow, facts: Facts, why: str) -> None:
+        """A provider did not say what a request brings in, though it was to be asked; `why`: in words of ours."""
+        hint = "the request waits as without `providers: {NAME: {count: true}}` of the settings, which is what asks"
+        event = Event(
+            "count", "observed", reason=why, layer="proxy", proto="tcp", host=verdict.host, port=facts.port, hint=hint
+        )
+        self._note(bottle.view.slot, event)
+
     def distrust(self, slot: int, host: str, port: int, error: str) -> None:
         """The client broke off the handshake with us."""
         hint = "the client may pin certificates, or look for its roots elsewhere than in SSL_CERT_FILE"

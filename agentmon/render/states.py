@@ -67,6 +67,12 @@ def _lost(event: _Event) -> str:
     return f"{text}: {why}" if why else text
 
 
+def _count(event: _Event) -> str:
+    host, count = printable(str(event.get("host") or "the provider")), int(event.get("count") or 0)
+    text = f"{host} did not say what a request brings in ({reason_text(event)}): agentmon's own estimate is held"
+    return f"{text} ({count} times)" if count > 1 else text
+
+
 def _tamper(event: _Event) -> str:
     """`table agentmon deleted by nft (pid 7): put back after 8.1 ms`."""
     detail, text = _detail(event), reason_text(event)
@@ -146,5 +152,5 @@ def _after(event: _Event) -> str:
 
 _SENTENCES: dict[str, Callable[[_Event], str]] = {
     "cutoff": _held, "freeze": _held, "kill": _held, "resume": _resumed, "threshold": _threshold, "policy": _policy,
-    "usage": _usage, "lost": _lost, "daemon": _daemon, "tamper": _tamper, "approval": _approval,
+    "usage": _usage, "lost": _lost, "count": _count, "daemon": _daemon, "tamper": _tamper, "approval": _approval,
 }  # fmt: skip
