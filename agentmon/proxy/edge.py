@@ -33,6 +33,7 @@ from agentmon.proxy.bottles import Bottles
 from agentmon.proxy.decide import Allow, Refuse, Tell, decide, decide_body
 from agentmon.proxy.echo import Echo
 from agentmon.proxy.edge_connection import BODY_BYTES, Connection, kill
+from agentmon.proxy.edge_count import Counts
 from agentmon.proxy.edge_inbound import Inbound
 from agentmon.proxy.edge_layers import Ending, Layer
 from agentmon.proxy.edge_live import Live, Refusal, answer, facts_of, without_length
@@ -75,6 +76,7 @@ class Hooks:
         self._inbound = Inbound(self.sightings, self.accounts)
         self._unreadable = Unreadable(self.sightings, self.accounts)
         self._outbound = Outbound(self.searches, self.bottles, self.sightings, self.ask)
+        self._counts = Counts(self._vetted, self._wanted, self.sightings)
         self._sockets = Sockets(
             self.bottles, self.accounts, self.sightings, self._inbound, self._outbound, lambda: next(self._keys),
             self._against,
@@ -158,17 +160,21 @@ class Hooks:
     async def _route(self, connection: Connection, flow: http.HTTPFlow, host: str) -> Refusal | None:
         """Send the flow to a vetted address of `host`; the refusal where there is none."""
         try:
-            addresses = await self.lookups.lookup(connection.slot, host, connection.port)
+            flow.request.data.host = await self._vetted(connection, host)
         except LookupRefused as e:
             return 502, bodies.upstream_failed(host, f"its name does not resolve ({e.reason})")
+        flow.request.data.port = connection.port
+        return None
+
+    async def _vetted(self, connection: Connection, host: str) -> str:
+        """The address of `host` that this connection dials. :raises LookupRefused: there is none."""
+        addresses = await self.lookups.lookup(connection.slot, host, connection.port)
         now = time.monotonic()
         known = connection.dialled.get(host)
         if known not in addresses:
             good = [a for a in addresses if self._bad.get(a, 0.0) < now]
             known = connection.dialled[host] = (good or addresses)[0]
-        flow.request.data.host = known
-        flow.request.data.port = connection.port
-        return None
+        return known
 
     def _upstream_failure(self, flow: http.HTTPFlow, why: str) -> http.Response:
         live = self.live.get(flow.id)
@@ -280,8 +286,9 @@ class Hooks:
             return 400, bodies.egress_denied("The request's body does not decode.", verdict.host)
         whose = Whose(slot, name, provider.name, verdict.host, next(self._keys))
         live.exchange = Exchange(self.accounts, whose)
-        asked = estimate.of(provider, endpoint, read_request(verdict.path, body))
-        refusal = await live.exchange.reserve(asked, lambda: self._wanted(live))
+        read = read_request(verdict.path, body)
+        asked, count = estimate.of(provider, endpoint, read), self._counts.of(live, verdict, read)
+        refusal = await live.exchange.reserve(asked, lambda: self._wanted(live), count=count)
         if refusal is None:
             refusal = await self._route(live.connection, live.flow, verdict.host)
         now = self.bottles.at(slot)

@@ -17,6 +17,7 @@ PRODUCT = ("agentmon", "netfilter", "ebpf")
 EDGES = {
     "mitmproxy": ("agentmon.proxy.edge",),
     "wsproto": ("agentmon.proxy.edge",),
+    "h11": ("agentmon.proxy.edge",),
     "apsw": (  # events have a database of their own (DESIGN 8)
         *(f"agentmon.ledger.{name}" for name in ("store", "transaction", "migrations", "retention", "reader", "check")),
         "agentmon.ledger.outbox",
