@@ -51,7 +51,8 @@ def test_every_help_ends_with_an_example_that_is_a_command(path: list[str], caps
     _, found, examples = text.rpartition("Example:\n")
     assert found, "no example"
     for line in filter(None, map(str.strip, examples.splitlines())):
-        words = [word for word in shlex.split(line) if word != "sudo"]
+        words = shlex.split(line)
+        words = words[words.index("agentmon") :]  # behind sudo and its options
         assert (words[0] == "agentmon" and words[1 : 1 + len(path)] == path) or not path
         _parses(words[1 : words.index(">")] if ">" in words else words[1:])
 

@@ -14,7 +14,9 @@ from agentmon.ci import watch
 from agentmon.ci.execs import Exec, Execs
 from tests.support.live import COMMAND, ROOT, until
 
-pytestmark = pytest.mark.root
+pytestmark = (
+    pytest.mark.e2e
+)  # the connector is of the first network namespace only: on the host, not in a lane of its own
 
 
 def test_the_kernel_tells_of_programs_that_begin() -> None:
