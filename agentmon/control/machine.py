@@ -72,7 +72,7 @@ def _attach_finished(host: Host, event: e.AttachFinished) -> Step:
         gone = "it ended while it was attached"
         return host, (a.Fail(event.slot, event.request, "AgentmonError", gone, "agentmon events --kind daemon"),)
     phase = Phase.RUNNING if bottle.phase is Phase.STARTING else bottle.phase
-    bottle = bottle.with_phase(phase, attached=event.attached)
+    bottle = bottle.with_phase(phase, attached=event.attached, unbegun=False)
     found = {"bottle": bottle.name, "slot": bottle.slot, "attached": event.attached.what, "ended": event.ended}
     found |= {"layers": list(event.attached.layers), "notes": list(event.attached.notes)}
     return host.put(bottle), (a.Save(bottle.slot, bottle), a.Answer(bottle.slot, event.request, found))
@@ -89,9 +89,10 @@ def _target_gone(host: Host, event: e.TargetGone) -> Step:
 
 def _started(host: Host, event: e.StartFinished) -> Step:
     bottle = host.bottles.get(event.slot)
-    if bottle is None or bottle.phase is not Phase.STARTING:
+    if bottle is None or bottle.phase is Phase.STOPPING:
         return host, ()
-    bottle = bottle.with_phase(Phase.RUNNING, pid=event.pid)
+    phase = Phase.RUNNING if bottle.phase is Phase.STARTING else bottle.phase
+    bottle = bottle.with_phase(phase, pid=event.pid, unbegun=False)
     return host.put(bottle), (a.Save(bottle.slot, bottle),)
 
 
@@ -103,7 +104,7 @@ def _failed(host: Host, event: e.PlanFailed) -> Step:
     told = _told(bottle, "daemon", "refused", event.message, {})
     if event.before is not None:
         return host.put(event.before), (told, *plans.put_back(bottle, event.before))
-    if bottle.phase is not Phase.STARTING:
+    if bottle.phase is not Phase.STARTING and not bottle.unbegun:
         return host, (told,)  # a running bottle keeps what is in force
     bottle = bottle.with_phase(Phase.STOPPING)
     return host.put(bottle), (told, *plans.end(bottle, -1, error))
@@ -161,7 +162,7 @@ def _crossed(host: Host, event: e.BudgetCrossed) -> Step:
 def _cut(host: Host, bottle: Bottle, policy: str, trigger: str, by: str, spent: dict[str, Any], at_ns: int) -> Step:
     phase = Phase.FROZEN if policy == "freeze" else Phase.CUT
     began = bottle.phase is not Phase.STARTING
-    bottle = bottle.with_phase(phase, spent=spent)
+    bottle = bottle.with_phase(phase, spent=spent, unbegun=bottle.unbegun or not began)
     told = _told(bottle, policy, "refused", trigger, {"by": by, **spent})
     plan = plans.cut(bottle, policy=policy, trigger=trigger, by=by, spent=spent, crossed_ns=at_ns)
     if policy == "freeze" and began and bottle.attached is None:
@@ -203,7 +204,7 @@ def _operator(host: Host, event: e.Operator) -> Step:
 
 def _operator_cut(host: Host, bottle: Bottle, event: e.Operator) -> Step:
     policy = "freeze" if event.verb == "freeze" else "cutoff"
-    allowed = {Phase.RUNNING, Phase.CUT} if policy == "freeze" else {Phase.RUNNING}
+    allowed = {Phase.RUNNING, Phase.CUT} if policy == "freeze" else {Phase.STARTING, Phase.RUNNING}
     if bottle.phase not in allowed:
         return host, (_cannot(event, bottle),)
     bottle = replace(bottle, held_by=event.uid)

@@ -67,6 +67,7 @@ class Bottle:
     held_by: int = -1  # uid of the operator who cut or froze it; -1: nobody did
     lacks: str = ""  # what this host cannot hold of its policy, found when it was adopted: it stays cut
     attached: Attached | None = None  # None: agentmon started it
+    unbegun: bool = False  # it was cut before its start was through: a start that fails still ends it
     restored: bool = False  # started again in the state it was saved in
 
     def with_phase(self, phase: Phase, **changes: Any) -> Bottle:

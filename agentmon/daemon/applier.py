@@ -6,6 +6,7 @@ Each reads the bottle's *current* state, so a plan that was queued before a cut 
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -106,12 +107,13 @@ class Applier:
 
     async def _push_views(self, action: a.PushViews) -> None:
         bottle = self._bottle(action.slot)
-        view = self._d.kernel.compiled(bottle, mode_of(bottle)).view
         if bottle.phase is Phase.STARTING or self._d.credentials.lacks(bottle):
             await self._d.credentials.push(bottle)
         if self._d.approvals.lacks(bottle):
             for proxy in self._d.workers.of(bottle):
                 await proxy.call(self._d.approvals.told(bottle, proxy.next_id()))
+        bottle = self._bottle(action.slot)  # as it is now: a cut that came meanwhile is not taken back
+        view = self._d.kernel.compiled(bottle, mode_of(bottle)).view
         await asyncio.gather(*(self._push(service, view) for service in self._viewers(bottle)))
 
     def _viewers(self, bottle: Bottle) -> list[Service]:
@@ -163,7 +165,7 @@ class Applier:
         await self._d.saves.stop(bottle.run)
         if bottle.phase is Phase.FROZEN:
             return  # its budget was spent while it started
-        if bottle.phase is Phase.STARTING:
+        if bottle.phase is Phase.STARTING or bottle.unbegun:
             if bottle.attached is not None and bottle.attached.cgroup:
                 return  # it was not stopped; a container that its engine paused stays so
             if self._d.sightings is not None:
@@ -199,12 +201,21 @@ class Applier:
         if failed and not late:
             await self._d.in_kernel(nft.destroy_flows, slot)
         ended_ns = time.monotonic_ns()  # nothing passes any more; what is left is to end flows that nothing answers
-        others = await self._d.in_kernel(nft.end_refused, slot)
+        others = await self._end_refused(action)
         closed = sum(ack.closed for ack in await acks if isinstance(ack, wire.Ack))
         result = f"{closed} streams closed, {others} other flows ended"
         result += "; flows destroyed in the kernel after the grace" if late or failed else ""
         row = (action.policy, action.trigger, action.by, max(0, ended_ns - began_ns), result)
         await self._enforcements.record(action.bottle, *row)
+
+    async def _end_refused(self, action: a.CloseStreams) -> int:
+        """How many flows were ended; none of a bottle whose start has not come to its network yet."""
+        try:
+            return await self._d.in_kernel(self._d.kernel.nft.end_refused, action.slot)
+        except OSError as error:
+            if not action.bottle.unbegun or error.errno != errno.ENOENT:
+                raise
+            return 0
 
     async def _cut_service(self, service: Service, action: a.CloseStreams) -> wire.Ack:
         answer = await service.call(wire.CutBottle(service.next_id(), action.slot, action.spent, action.crossed_ns))

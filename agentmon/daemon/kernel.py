@@ -251,11 +251,13 @@ class Kernel:
 
     def cut(self, slot: int) -> None:
         """nft first (it holds the flows that are open), then BPF (it refuses new ones with EPERM), also where somebody
-        has just flushed nft: it holds the cut when it is put back."""
+        has just flushed nft: it holds the cut when it is put back. A bottle whose start has not come to BPF yet gets
+        its mode there with its rules."""
         try:
             self.nft.cut(slot)
         finally:
-            self.bpf.set_mode(slot, ebpf.spec.Mode.CUT)
+            if slot in self.bpf.slots():
+                self.bpf.set_mode(slot, ebpf.spec.Mode.CUT)
 
     def forget_bpf(self, slot: int) -> None:
         self.bpf.delete_bottle(slot)

@@ -105,7 +105,7 @@ class Sightings:
 
     def _log(self, one: ebpf.spec.Event, to_real_ns: int) -> None:
         bottle = self._bottles().get(one.slot)
-        testing = bottle is not None and bottle.phase is Phase.STARTING
+        testing = bottle is not None and (bottle.phase is Phase.STARTING or bottle.unbegun)
         if not testing and one.ts_ns >= self._opened.get(one.slot, 0):
             self._emit(describe(one, bottle, to_real_ns, self._names.of(one.slot, one.dst)))
 

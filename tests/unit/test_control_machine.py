@@ -242,6 +242,31 @@ def test_cut_all_takes_every_running_bottle_and_answers_once() -> None:
     assert {b.phase for b in after.bottles.values()} == {Phase.CUT}
 
 
+def test_cut_all_and_kill_all_take_bottles_that_start() -> None:
+    before = host(one=Phase.STARTING, two=Phase.RUNNING, three=Phase.STOPPING)
+    for verb, step_, phase in (("cut", "CutKernel", Phase.CUT), ("kill", "KillAll", Phase.STOPPING)):
+        after, actions = step(before, e.Operator(3, verb, "", 0))
+        answer = actions[-1]
+        assert isinstance(answer, a.Answer) and answer.value["bottles"] == ["one", "two"]
+        assert [r["bottle"] for r in answer.value["refused"]] == ["three"]
+        assert {m.slot for m in actions if type(m).__name__ == step_} == {16, 17}
+        assert after.bottles[16].phase is after.bottles[17].phase is phase
+    _, (fail,) = step(before, e.Operator(3, "freeze", "one", 0))
+    assert isinstance(fail, a.Fail) and "is starting" in fail.message
+
+
+def test_a_bottle_cut_while_it_starts_stays_cut_and_ends_if_the_start_fails() -> None:
+    cut, _ = step(host(one=Phase.STARTING), e.Operator(3, "cut", "one", 0))
+    started, actions = step(cut, e.StartFinished(16, 99))
+    assert (started.bottles[16].phase, started.bottles[16].pid, names(actions)) == (Phase.CUT, 99, ["Save"])
+    _, actions = step(started, e.PlanFailed(16, "HostLacks", "no row", ""))
+    assert names(actions) == ["Emit"]  # it runs: what is in force stays
+    ended, actions = step(cut, e.PlanFailed(16, "HostLacks", "the probe failed", ""))
+    assert ended.bottles[16].phase is Phase.STOPPING and names(actions)[-1] == "Ended"
+    resumed, _ = step(started, e.Operator(3, "resume", "one", 0))
+    assert resumed.bottles[16].phase is Phase.RUNNING
+
+
 def test_all_says_which_ones_were_refused() -> None:
     before = host(one=Phase.CUT, two=Phase.CUT)
     before = before.put(replace(before.bottles[16], spent={"scope": "bottle", "name": "one", "provider": "claude",

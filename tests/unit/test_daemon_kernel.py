@@ -47,6 +47,16 @@ def test_guard_listening_and_sockets_reach_the_programs(tmp_path: Path) -> None:
     assert {s.unvouched for s in found.services if s.port != 53} == {False}
 
 
+def test_a_cut_of_a_bottle_that_the_programs_do_not_know_yet_is_one_of_its_network(tmp_path: Path) -> None:
+    cut: list[int] = []
+    nft = FakeNetfilter()
+    nft.cut = cut.append  # type: ignore[method-assign]
+    bpf = FakeBpf()
+    kernel = Kernel(nft, bpf, Tree(tmp_path), Pool(), lambda _: Places((), ()))
+    kernel.cut(16)
+    assert cut == [16] and not bpf.slots()
+
+
 def test_without_the_unix_hooks_sockets_are_not_limited(tmp_path: Path) -> None:
     found = bpf_policy(tmp_path, Older())
     assert (found.unix, found.unix_closed) == (None, ())
