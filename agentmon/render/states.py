@@ -69,7 +69,8 @@ def _lost(event: _Event) -> str:
 
 def _count(event: _Event) -> str:
     host, count = printable(str(event.get("host") or "the provider")), int(event.get("count") or 0)
-    text = f"{host} did not say what a request brings in ({reason_text(event)}): agentmon's own estimate is held"
+    why = printable(str(event.get("reason") or "no reason told"))
+    text = f"{host} did not say what a request brings in ({why}): agentmon's own estimate is held"
     return f"{text} ({count} times)" if count > 1 else text
 
 

@@ -14,11 +14,12 @@ import pytest
 from agentmon import wire
 from tests.support import proxy_rig
 from tests.support.proxy_rig import SLOT, Rig
-from tests.support.proxy_talk import CLAUDE, ask, begin, closing, fresh, message, opening, read_all, read_until
+from tests.support.proxy_talk import CLAUDE, OPENAI, ask, begin, closing, fresh, message, opening, read_all, read_until
 from tests.support.proxy_upstream import Script, Seen, chunked, reply
 
 pytestmark = pytest.mark.root
 COUNT = "/v1/messages/count_tokens"
+OPENAI_COUNT = "/v1/responses/input_tokens"
 BUDGET = 1000
 LONG = [{"role": "user", "content": "x" * 6000}]  # 2,000 tokens and some by our estimate, more than all of it
 KEY = "sk-ant-of-the-bottle"
@@ -41,13 +42,13 @@ def full(
 ) -> tuple[threading.Event, threading.Event, Any]:
     """A stream that holds some of the budget until the first event; other messages are answered after the second."""
     declare(rig, {"claude": {"count": True} | claude})
-    rig.bottle("api.anthropic.com:443", "llm.corp.example:443", budget=BUDGET, routes=routes)
+    rig.bottle(f"{CLAUDE}:443", f"{OPENAI}:443", "llm.corp.example:443", budget=BUDGET, routes=routes)
     assert rig.ask(wire.SetCredentials(rig.control.next_id(), SLOT, rig.run, {"house": ROUTES_KEY})).error == ""
     end, go = threading.Event(), threading.Event()
     stream = chunked([opening(), end, closing(10)])
 
     async def script(seen: Seen, writer: asyncio.StreamWriter) -> None:
-        if seen.target == COUNT:
+        if seen.target in {COUNT, OPENAI_COUNT}:
             await answer(seen, writer)
         elif b'"stream": true' in seen.body:
             await stream(seen, writer)
@@ -113,6 +114,24 @@ def test_the_count_is_held_and_never_booked(rig: Rig) -> None:
     read_until(first, b"0\r\n\r\n")
     assert rig.nothing_held()
     assert sorted(row[2] for row in rig.rows(before + 2)[before:]) == [20, 55]
+    for sock in (first, second):
+        sock.close()
+
+
+def test_a_response_of_openai_is_counted_too(rig: Rig) -> None:
+    end, go, first = full(rig, reply(200, b'{"object": "response.input_tokens", "input_tokens": 60}'))
+    declare(rig, {"openai": {"count": True}})
+    held, brings = rig.held(), {"model": "gpt-x", "input": "x" * 6000}
+    body = json.dumps(brings | {"max_output_tokens": 40, "store": False}).encode()
+    second = begin(rig, body, "/v1/responses", OPENAI)
+    wait_for(rig, 3)
+    count = rig.upstream.seen[1]
+    assert (count.target, json.loads(count.body)) == (OPENAI_COUNT, brings)
+    assert rig.held() - held == 100
+    go.set()
+    end.set()
+    assert proxy_rig.Response.read(second).status == 200
+    assert rig.nothing_held()
     for sock in (first, second):
         sock.close()
 

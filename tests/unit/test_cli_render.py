@@ -165,6 +165,10 @@ def test_table_aligns_and_counts_terminal_columns() -> None:
             "the bottle was cut: its token budget is spent (1,200 of 1,000 tokens), after 3.1 ms",
         ),
         ({"kind": "lost", "count": 40}, "40 events were lost"),
+        (
+            {"kind": "count", "verdict": "observed", "host": "api.example.com", "reason": "timeout", "count": 3},
+            "api.example.com did not say what a request brings in (timeout): agentmon's own estimate is held (3 times)",
+        ),
         ({"kind": "policy", "verdict": "refused", "reason": "bad file"}, "policy not changed: bad file"),
         (
             {"kind": "connect", "verdict": "refused", "dst": "::1", "reason": ""},
