@@ -49,7 +49,7 @@ class Channel:
 
     def send(self, message: wire.Message) -> None:
         """Queue one message; never blocks. A closed channel drops it (the reader side reports the loss)."""
-        if not self.closed:
+        if not self.closed and not self._writer.transport.is_closing():
             self._writer.write(wire.encode(message))
 
     @property

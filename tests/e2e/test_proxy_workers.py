@@ -33,6 +33,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def jobs(world: World) -> Iterator[dict[str, Job]]:
+    yield from two(world)
+
+
+def two(world: World) -> Iterator[dict[str, Job]]:
     """By worker: two bottles in slots that follow one another."""
     found: dict[str, Job] = {}
     for name in ("one", "two"):
@@ -99,15 +103,3 @@ def test_a_worker_reaches_only_what_policies_name(world: World, jobs: dict[str, 
         capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout) == ["open", "closed", "closed", "closed", "closed"]
-
-
-def test_another_daemon_with_fewer_workers_takes_over(world: World, jobs: dict[str, Job]) -> None:
-    second = world.pid_of("proxy-1")
-    assert world.daemon is not None
-    world.daemon.send_signal(signal.SIGTERM)  # its bottles stay in force
-    world.daemon.wait(timeout=30)
-    world.settings.write_text(world.settings.read_text().replace("proxies: 2", "proxies: 1"))
-    world.start_daemon()
-    until(lambda: not os.path.exists(f"/proc/{second}"), 10)
-    for job in jobs.values():
-        until(lambda job=job: ask(job, FETCH) == "200", 20, "a bottle of the second worker is not served")
