@@ -158,7 +158,7 @@ def test_no_bytes_raise(case: Case, junk: bytes, place: int) -> None:
         for i in range(0, len(body), 13):
             tap(body[i : i + 13])
         tap.close()
-        assert not tap.failed or tap.failed.startswith("undecodable")  # it began like gzip or zstd
+        assert not tap.failed or tap.failed.startswith(("undecodable", "its framing is damaged"))  # it began like gzip or zstd
 
 
 ODD: list[Any] = [None, True, -1, "7", 1.5, 1e400, [], {}, [[]], {"a": None}, 10**30]
@@ -177,7 +177,7 @@ def test_odd_values_do_no_harm(case: Case, value: Any, key: int) -> None:
     tap = tap_of(case)
     tap(case.body.replace(name, name + b" " + odd + b', "was":'))
     usage = tap.close()
-    assert not tap.failed
+    assert tap.failed in {"", "its framing is damaged"}  # binary framing has sums of its own
     assert usage is None or min(row(usage)) >= 0
 
 
