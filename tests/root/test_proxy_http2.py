@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import pytest
 
-from tests.support.proxy_h2 import SNI, VERSION, h2_client
+from tests.support.proxy_h2 import SNI, VERSION, h2_streams
 from tests.support.proxy_rig import Rig
 from tests.support.proxy_talk import DELTA, SPENT, ask, closing, opening
 from tests.support.proxy_upstream import chunked
@@ -17,19 +18,18 @@ pytestmark = pytest.mark.root
 
 def test_http2_streams_are_metered_each(rig: Rig, to_provider: str) -> None:
     before = len(rig.rows(0))
-    with h2_client(rig) as client:
+    rig.upstream.script = streamed
 
-        def one(n: int) -> None:
-            with client.stream("POST", "/v1/messages", content=ask(stream=True), extensions=SNI) as response:
-                assert response.http_version == VERSION
-                assert b"".join(response.iter_bytes()).endswith(closing(7))
+    async def one(client: Any) -> None:
+        async with client.stream("POST", "/v1/messages", content=ask(stream=True), extensions=SNI) as response:
+            assert response.http_version == VERSION
+            assert b"".join([piece async for piece in response.aiter_bytes()]).endswith(closing(7))
 
-        rig.upstream.script = streamed
-        threads = [threading.Thread(target=one, args=(n,)) for n in range(10)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join(20)
+    async def ten() -> None:
+        async with h2_streams(rig) as client:
+            await asyncio.gather(*(one(client) for _ in range(10)))
+
+    asyncio.run(ten())
     rows = rig.rows(before + 10)
     assert len(rows) == before + 10 and {row[5] for row in rows[before:]} == {7}
 
@@ -41,25 +41,25 @@ async def streamed(seen: Any, writer: Any) -> None:
 def test_http2_cut_ends_every_stream_with_the_typed_error(rig: Rig, to_provider: str) -> None:
     never = threading.Event()
     rig.upstream.script = lambda seen, writer: chunked([opening(), never])(seen, writer)
-    ends: list[bytes] = []
-    started = threading.Barrier(3)
 
-    with h2_client(rig) as client:
+    async def one(client: Any, started: asyncio.Barrier) -> bytes:
+        async with client.stream("POST", "/v1/messages", content=ask(stream=True), extensions=SNI) as response:
+            pieces = response.aiter_bytes()
+            assert b"message_start" in await anext(pieces)
+            await started.wait()
+            return b"".join([piece async for piece in pieces])
 
-        def one() -> None:
-            with client.stream("POST", "/v1/messages", content=ask(stream=True), extensions=SNI) as response:
-                pieces = response.iter_bytes()
-                assert b"message_start" in next(pieces)
-                started.wait(10)
-                ends.append(b"".join(pieces))
+    async def cut(started: asyncio.Barrier) -> int:
+        await started.wait()
+        closed: int = (await asyncio.to_thread(rig.cut, SPENT)).closed
+        return closed
 
-        threads = [threading.Thread(target=one) for _ in range(2)]
-        for t in threads:
-            t.start()
-        started.wait(10)
-        assert rig.cut(SPENT).closed == 2
-        for t in threads:
-            t.join(10)
+    async def both() -> tuple[bytes, bytes, int]:
+        started = asyncio.Barrier(3)
+        async with h2_streams(rig) as client:
+            return await asyncio.gather(one(client, started), one(client, started), cut(started))
+
+    *ends, closed = asyncio.run(asyncio.wait_for(both(), 30))
     never.set()
-    assert len(ends) == 2 and all(b"event: error" in end and b"budget_exhausted" in end for end in ends)
+    assert closed == 2 and all(b"event: error" in end and b"budget_exhausted" in end for end in ends)
     assert rig.nothing_held()

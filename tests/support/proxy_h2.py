@@ -24,6 +24,15 @@ def h2_client(rig: Rig) -> httpx2.Client:
     return httpx2.Client(transport=transport, timeout=10, base_url=f"https://{rig.address}", headers={"Host": CLAUDE})
 
 
+def h2_streams(rig: Rig) -> httpx2.AsyncClient:
+    """For several streams on one connection: one TLS connection is not made for two threads (its reads fail with
+    EAGAIN now and then)."""
+    context = ssl.create_default_context(cafile=str(rig.ca))
+    transport = httpx2.AsyncHTTPTransport(verify=context, http2=True, local_address=rig.source)
+    host = {"Host": CLAUDE}
+    return httpx2.AsyncClient(transport=transport, timeout=10, base_url=f"https://{rig.address}", headers=host)
+
+
 def h2_request(rig: Rig, path: str, body: bytes) -> Response:
     """One POST to CLAUDE on a connection of its own, and its whole answer, not decoded."""
     with h2_client(rig) as client, client.stream("POST", path, content=body, extensions=SNI) as answer:
