@@ -150,8 +150,9 @@ class Top(App[None]):
             columns = list(table.columns)
             for key, row in rows.items():
                 for column, was, now in zip(columns, self._drawn[key], row, strict=True):
-                    if was != now:
-                        table.update_cell(key, column, now, update_width=True)
+                    if was != now:  # measuring a column costs far more than drawing a cell
+                        wider = len(now) > table.columns[column].content_width
+                        table.update_cell(key, column, now, update_width=wider)
         self._drawn = rows
 
     def _fill(self, name: str, rows: list[tuple[str, ...]]) -> None:
