@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
 from typing import Any
 
@@ -14,7 +15,7 @@ from agentmon.posture.facts import Facts
 from agentmon.posture.model import Unseen
 
 DEADLINE_S = 2.5
-_THREADS = 6
+LAST_S = 0.5  # for what can only be asked once the daemon has answered
 
 PROBES: dict[str, Callable[[], Any]] = {
     "platform": probe_kernel.platform, "root": probe_kernel.root, "nft": probe_kernel.nft, "bpf": probe_kernel.bpf,
@@ -34,24 +35,25 @@ def gather(ask: probe_daemon.Ask, deadline_s: float = DEADLINE_S) -> Facts:
     :param ask: see probe_daemon.daemon.
     """
     probes = {**PROBES, "daemon": lambda: probe_daemon.daemon(ask)}
-    pool = ThreadPoolExecutor(_THREADS, "posture")
     end = time.monotonic() + deadline_s
-    try:
-        running = {name: pool.submit(probe) for name, probe in probes.items()}
-        found = {name: _result(future, end - time.monotonic()) for name, future in running.items()}
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    running = {name: _started(probe) for name, probe in probes.items()}
+    found = {name: _result(future, end - time.monotonic()) for name, future in running.items()}
     running_daemon = not isinstance(found["daemon"], Unseen) and found["daemon"].pid != 0
-    leftovers = () if running_daemon else _result(_now(probe_network.leftovers), 0)
+    leftovers = () if running_daemon else _result(_started(probe_network.leftovers), LAST_S)
     return Facts(**found, leftovers=leftovers)
 
 
-def _now(probe: Callable[[], Any]) -> Future[Any]:
+def _started(probe: Callable[[], Any]) -> Future[Any]:
+    """In a thread that the process does not wait for at its end: a probe may hang for good (a dead mount)."""
     future: Future[Any] = Future()
-    try:
-        future.set_result(probe())
-    except Exception as error:  # noqa: BLE001 - _result says which are expected
-        future.set_exception(error)
+
+    def run() -> None:
+        try:
+            future.set_result(probe())
+        except Exception as error:  # noqa: BLE001 - handed on: _result knows which are expected, and raises the others
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="posture", daemon=True).start()
     return future
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -278,3 +280,14 @@ def test_without_root_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     for probe in (probe_kernel.nft, probe_kernel.bpf, probe_network.chains):
         assert isinstance(probe(), Unseen)
+
+
+def test_a_probe_that_hangs_does_not_keep_the_report_from_ending() -> None:
+    code = """
+import threading
+from agentmon.posture import gather
+gather.PROBES = {"disk": threading.Event().wait}
+print(gather.gather(lambda op: {}["no daemon"], 0.1).disk.why)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    assert "in time" in done.stdout
